@@ -1,0 +1,52 @@
+"""Classifier-free guidance (arXiv:2207.12598), with scales of its own for audio and for text.
+
+One convention: `u + w (c - u)`, so that w = 1 is the plain conditional network and w = 0 the unconditional one.
+With text first and audio on top of it (after InstructPix2Pix, arXiv:2211.09800, Eq. 3):
+
+    v = v(none) + w_text (v(text) - v(none)) + w_audio (v(text, audio) - v(text))
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from avatar.types import Conditioning, Latents, join
+
+Velocity = Callable[[Latents, Conditioning], Latents]  # both may be batches of several copies
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The scales of guidance; labels (state, emotion, gesture) go with the text."""
+
+    audio: float = 1.0
+    text: float = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """How many times the network is evaluated for one guided velocity."""
+        return len(self._terms())
+
+    def _terms(self) -> list[tuple[float, bool, bool]]:
+        """(coefficient, audio taken away, text taken away) of every evaluation with a coefficient."""
+        terms = [(1 - self.text, True, True), (self.text - self.audio, True, False), (self.audio, False, False)]
+        return [term for term in terms if term[0] != 0.0]
+
+
+def guide(unconditional: Latents, conditional: Latents, scale: float) -> Latents:
+    """u + w (c - u): the convention, in one place."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def guided(velocity: Velocity, x: Latents, cond: Conditioning, guidance: Guidance) -> Latents:
+    """The guided velocity, from one call on a batch that holds all the evaluations it needs."""
+    terms = guidance._terms()
+    batch = len(x)
+
+    def flag(value: bool) -> torch.Tensor:
+        return torch.full((batch,), value, device=x.device)
+
+    conds = [cond.without(audio=flag(audio), text=flag(text), labels=flag(text)) for _, audio, text in terms]
+    parts = velocity(x.repeat(len(terms), 1, 1, 1, 1), join(conds, "b")).chunk(len(terms))
+    return sum((coefficient * v for (coefficient, _, _), v in zip(terms, parts, strict=True)), torch.zeros_like(x))

@@ -1,0 +1,42 @@
+"""The straight path between data and noise, and every conversion along it.
+
+    x_t = (1 - t) x0 + t eps,    v = dx_t/dt = eps - x0,    t = 0: data, t = 1: noise
+
+Rectified flow (arXiv:2209.03003). No other module decides what t means.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from avatar.types import Latents, Times
+
+
+def noised(x0: Latents, eps: Latents, t: Times) -> Latents:
+    """The point x_t between clean latents and noise."""
+    t = per_latent(t)
+    return (1 - t) * x0 + t * eps
+
+
+def velocity(x0: Latents, eps: Latents) -> Latents:
+    """The direction of the path, from data to noise: v = eps - x0."""
+    return eps - x0
+
+
+def clean(x_t: Latents, v: Latents, t: Times) -> Latents:
+    """The clean latents that a velocity points back to: x0 = x_t - t v."""
+    return x_t - per_latent(t) * v
+
+
+def noise(x_t: Latents, v: Latents, t: Times) -> Latents:
+    """The noise that a velocity points on to: eps = x_t + (1 - t) v."""
+    return x_t + (1 - per_latent(t)) * v
+
+
+def step(x_t: Latents, v: Latents, t: Times, r: Times) -> Latents:
+    """One Euler step along a velocity, from time t to time r."""
+    return x_t + per_latent(r - t) * v
+
+
+def per_latent(t: Times) -> Float[Tensor, "b 1 l 1 1"]:
+    """Times, broadcastable against latents."""
+    return t[:, None, :, None, None]

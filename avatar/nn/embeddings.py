@@ -1,0 +1,139 @@
+"""What enters the backbone: times, patches, and the entrances of audio, text and labels.
+
+Every entrance adds one learned *null* token that is always on, so a missing modality leaves something to attend to.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from avatar.nn.attention import silence
+from avatar.types import EMOTIONS, GESTURES, ROLES, STATES, Conditioning
+
+
+def sinusoidal(t: Float[Tensor, "b l"], dim: int) -> Float[Tensor, "b l d"]:
+    """Cosines and sines of 1000 t, as Wan's (and DDPM's) networks take their times."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    phases = t.float()[..., None] * 1000 * frequencies
+    return torch.cat([phases.cos(), phases.sin()], dim=-1)
+
+
+class ScalarEmbedding(nn.Module):
+    """A number in [0, 1] or a small scale, as a vector of the model's width."""
+
+    def __init__(self, dim: int, frequencies: int = 256):
+        super().__init__()
+        self.frequencies = frequencies
+        self.linear_1, self.linear_2 = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
+
+    def forward(self, t: Float[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        wave = sinusoidal(t, self.frequencies).to(self.linear_1.weight.dtype)
+        return self.linear_2(nn.functional.silu(self.linear_1(wave)))
+
+
+class LabelEmbedding(nn.Module):
+    """State, emotion (times its intensity) and gesture of each latent; index 0, "not said", adds nothing."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.state, self.emotion, self.gesture = (
+            nn.Embedding(len(names), dim, padding_idx=0) for names in (STATES, EMOTIONS, GESTURES)
+        )
+        for embedding in (self.state, self.emotion, self.gesture):
+            nn.init.normal_(embedding.weight, std=0.02)
+            with torch.no_grad():
+                embedding.weight[0] = 0
+
+    def forward(self, cond: Conditioning) -> Float[Tensor, "b l d"]:
+        intensity = cond.emotion_intensity[..., None].to(self.emotion.weight.dtype)
+        return self.state(cond.state) + intensity * self.emotion(cond.emotion) + self.gesture(cond.gesture)
+
+
+class AudioEntrance(nn.Module):
+    """Audio features around each latent, by role → the tokens that this latent attends to, a null token first."""
+
+    def __init__(self, features: int, tokens: int, dim: int):
+        super().__init__()
+        self.null = nn.Parameter(torch.randn(dim) * 0.02)
+        self.place = nn.Parameter(torch.randn(len(ROLES), tokens, dim) * 0.02)
+        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+
+    def forward(
+        self, audio: Float[Tensor, "b r l k d"], mask: Bool[Tensor, "b r l"]
+    ) -> tuple[Float[Tensor, "b l m e"], Bool[Tensor, "b l m"]]:
+        b, _, l, k, _ = audio.shape
+        tokens = self.mlp(audio) + self.place[None, :, None]
+        tokens = rearrange(tokens, "b r l k d -> b l (r k) d")
+        on = rearrange(mask[..., None].expand(-1, -1, -1, k), "b r l k -> b l (r k)")
+        null = self.null.expand(b, l, 1, -1)
+        return torch.cat([null, tokens], 2), torch.cat([torch.ones_like(on[..., :1]), on], 2)
+
+
+class ByteTextEntrance(nn.Module):
+    """Byte ids → tokens, by a small transformer trained with the backbone; the null token first."""
+
+    def __init__(self, dim: int, width: int = 64, layers: int = 2, heads: int = 2, max_bytes: int = 128):
+        super().__init__()
+        self.null = nn.Parameter(torch.randn(dim) * 0.02)
+        self.byte = nn.Embedding(259, width)  # 256 bytes after three special ids, ByT5's numbering
+        self.place = nn.Parameter(torch.randn(max_bytes, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.out = nn.Linear(width, dim)
+
+    def forward(
+        self, ids: Int[Tensor, "b e n"], mask: Bool[Tensor, "b e n"]
+    ) -> tuple[Float[Tensor, "b e m d"], Bool[Tensor, "b e m"]]:
+        b, e, n = ids.shape
+        if n > len(self.place):
+            raise ValueError(f"a prompt of {n} bytes; this model reads at most {len(self.place)}: shorten it")
+        x = self.byte(ids.flatten(0, 1)) + self.place[:n]
+        # A prompt that was taken away has no byte to attend to: let it attend to all, its tokens are masked below.
+        hidden = ~mask.flatten(0, 1) & mask.flatten(0, 1).any(1, keepdim=True)
+        x = self.out(self.encoder(x, src_key_padding_mask=hidden)).unflatten(0, (b, e))
+        null = self.null.expand(b, e, 1, -1)
+        return torch.cat([null, x], 2), torch.cat([torch.ones_like(mask[..., :1]), mask], 2)
+
+
+def per_latent_text(
+    tokens: Float[Tensor, "b e m d"], mask: Bool[Tensor, "b e m"], event: Int[Tensor, "b l"]
+) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b l k"]]:
+    """All events' tokens in a row, and for each latent those of its event; event -1 leaves the null tokens alone."""
+    events = torch.arange(tokens.shape[1], device=event.device)
+    spoken = (event[..., None] == events)[..., None] & mask[:, None]
+    null = torch.zeros_like(spoken)
+    null[..., 0] = True
+    none = (event < 0)[..., None, None]
+    return tokens.flatten(1, 2), (spoken | (null & none)).flatten(2)
+
+
+class PatchEmbedding(nn.Module):
+    """Latents in patches of p × p → tokens; the reference, if it enters by channels, is added to every latent."""
+
+    def __init__(self, channels: int, patch: int, dim: int, reference: bool):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear(channels * patch * patch, dim)
+        self.reference = nn.Linear(channels * patch * patch, dim) if reference else None
+        if self.reference is not None:
+            silence(self.reference)
+
+    def forward(self, x: Float[Tensor, "b c l h w"], reference: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b l n d"]:
+        tokens = self.proj(patches(x, self.patch))
+        return tokens if self.reference is None else tokens + self.reference(patches(reference, self.patch))
+
+
+def patches(x: Float[Tensor, "b c l h w"], p: int) -> Float[Tensor, "b l n d"]:
+    """Latents cut into patches of p × p."""
+    if x.shape[-1] % p or x.shape[-2] % p:
+        raise ValueError(f"latents of {x.shape[-2]}×{x.shape[-1]} can't be cut into patches of {p}; choose another size")
+    return rearrange(x, "b c l (h p) (w q) -> b l (h w) (c p q)", p=p, q=p)
+
+
+def unpatched(tokens: Float[Tensor, "b l n d"], p: int, h: int, w: int) -> Float[Tensor, "b c l h w"]:
+    """The inverse of `patches`, for latents of h × w."""
+    return rearrange(tokens, "b l (h w) (c p q) -> b c l (h p) (w q)", p=p, q=p, h=h // p, w=w // p)

@@ -1,0 +1,216 @@
+"""What the parts of the project hand to each other: conditioning, batches, bundles, and the protocols between ranks.
+
+Axes, the same letters in einops and jaxtyping:
+
+    b batch    c channels   f frames (pixels)   l latents (latent frames)   h w space
+    n tokens   d width      r roles of audio    k audio tokens per latent   e text events   s samples
+
+Pixels are `b c f h w` in [-1, 1], latents `b c l h w` with unit variance per channel, tokens `b n d`.
+Time runs from t = 0, data, to t = 1, noise (see `avatar.diffusion.path`).
+
+The clock: 25 frames and 16,000 samples a second. Frame i covers [i/25, (i+1)/25) s = 640 samples.
+
+The timeline: a latent on the timeline covers `temporal_stride` frames. The *reference* is one frame encoded by itself;
+its single latent is the *sink*. It stands before the timeline (position -1), attends only to itself and is never emitted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+FRAME_RATE = 25
+SAMPLE_RATE = 16_000
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
+
+# Index 0 of each vocabulary means "not said": it is what dropout and guidance replace a label by.
+ROLES = ("own", "heard")
+STATES = ("unspecified", "speaking", "listening", "idle")
+EMOTIONS = ("unspecified", "neutral", "happy", "sad", "angry", "surprised")
+GESTURES = ("unspecified", "none", "wave", "point", "nod", "shake", "shrug", "beat")
+
+Pixels = Float[Tensor, "b c f h w"]
+Latents = Float[Tensor, "b c l h w"]
+Times = Float[Tensor, "b l"]
+
+
+@dataclass
+class Conditioning:
+    """All that steers a clip, one entry per latent where it can change in mid-clip.
+
+    A modality is *absent* where its mask is False (audio, text) or its index is 0 (labels).
+    """
+
+    reference: Float[Tensor, "b c 1 h w"]  # the sink: one frame, encoded by itself
+    audio: Float[Tensor, "b r l k d"]  # features by role (see ROLES), k tokens around each latent
+    audio_mask: Bool[Tensor, "b r l"]
+    text: Shaped[Tensor, "b e n ..."]  # byte ids, or features of a frozen encoder: what the model's text entrance takes
+    text_mask: Bool[Tensor, "b e n"]
+    text_event: Int[Tensor, "b l"]  # which of the e events is spoken of at each latent
+    state: Int[Tensor, "b l"]  # index into STATES
+    emotion: Int[Tensor, "b l"]  # index into EMOTIONS
+    emotion_intensity: Float[Tensor, "b l"]  # in [0, 1]
+    gesture: Int[Tensor, "b l"]  # index into GESTURES
+
+    @property
+    def latents(self) -> int:
+        return self.state.shape[1]
+
+    def at(self, latents: slice) -> "Conditioning":
+        """The conditioning of a part of the timeline."""
+        return replace(
+            self,
+            audio=self.audio[:, :, latents],
+            audio_mask=self.audio_mask[:, :, latents],
+            text_event=self.text_event[:, latents],
+            state=self.state[:, latents],
+            emotion=self.emotion[:, latents],
+            emotion_intensity=self.emotion_intensity[:, latents],
+            gesture=self.gesture[:, latents],
+        )
+
+    def without(self, audio: Bool[Tensor, " b"], text: Bool[Tensor, " b"], labels: Bool[Tensor, " b"]) -> "Conditioning":
+        """The same conditioning with modalities taken away from the samples that the flags name."""
+        kept = (~labels)[:, None]
+        return replace(
+            self,
+            audio_mask=self.audio_mask & ~audio[:, None, None],
+            text_mask=self.text_mask & ~text[:, None, None],
+            state=self.state * kept,
+            emotion=self.emotion * kept,
+            gesture=self.gesture * kept,
+        )
+
+    def blank(self, latents: int) -> "Conditioning":
+        """The same reference and text, over latents of which nothing is said: no audio, no event, no labels."""
+        b, r, _, k, d = self.audio.shape
+        labels = self.state.new_zeros(b, latents)
+        return replace(
+            self,
+            audio=self.audio.new_zeros(b, r, latents, k, d),
+            audio_mask=self.audio_mask.new_zeros(b, r, latents),
+            text_event=labels - 1,
+            state=labels,
+            emotion=labels,
+            emotion_intensity=self.emotion_intensity.new_zeros(b, latents),
+            gesture=labels,
+        )
+
+    def map(self, change) -> "Conditioning":
+        """Every tensor replaced by `change(tensor)`."""
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+
+def join(parts: list[Conditioning], dim: str) -> Conditioning:
+    """Conditionings joined along the batch (`"b"`), or along the timeline of one batch (`"l"`).
+
+    Along the timeline the reference and the text are those of the first part: what changes there is `text_event`.
+    """
+    first = parts[0]
+    if dim == "b":
+        return replace(first, **{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(first)})
+    along = {"audio": 2, "audio_mask": 2, "text_event": 1, "state": 1, "emotion": 1, "emotion_intensity": 1, "gesture": 1}
+    return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], axis) for name, axis in along.items()})
+
+
+@dataclass
+class Batch:
+    """What a data module yields for training on latents."""
+
+    latents: Float[Tensor, "b c l h w"]
+    conditioning: Conditioning
+    lips: Float[Tensor, "b l h w"]  # share of each latent pixel that is mouth, in [0, 1]; zeros where unknown
+    keys: list[str]  # one name per sample, for logs
+
+
+@dataclass
+class Frames:
+    """What a data module yields for training an autoencoder."""
+
+    video: Float[Tensor, "b c f h w"]
+    lips: Float[Tensor, "b f h w"]  # as in Batch, per pixel
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a stage hands to the next: weights, the config that builds their network, and what they were made with."""
+
+    kind: str  # "autoencoder", "teacher", "causal_teacher" or "student"
+    weights: Mapping[str, Tensor]
+    config: Mapping[str, Any]  # `_target_` and constructor arguments of the network
+    components: Mapping[str, str] = field(default_factory=dict)  # name of a component → hash of its weights
+    plan: Mapping[str, Any] | None = None  # the rollout plan that a student was trained for
+
+
+@runtime_checkable
+class View(Protocol):
+    """What the latents of one forward pass may attend to; causality and caching live here, never in the network."""
+
+    positions: Int[Tensor, " l"]  # place of each latent on the timeline; the sink's is -1
+    sink_positions: tuple[int, ...]  # every place that the sink is seen at
+    mask: Bool[Tensor, "q k"] | None  # True where a query token may attend to a key token; None: to all
+
+    def update(self, layer: int, k: Tensor, v: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values to attend to, from this pass's un-rotated ones; idempotent within a chunk."""
+        ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A network that predicts the velocity v = eps - x0 of every latent it is given."""
+
+    def __call__(
+        self, x: Latents, t: Times, cond: Conditioning, view: View, r: Times | None = None, guidance: Tensor | None = None
+    ) -> Latents: ...
+
+
+@runtime_checkable
+class DecoderStream(Protocol):
+    """A decode in progress: pieces of latents in, the frames they complete out."""
+
+    def push(self, latents: Latents) -> Pixels: ...
+
+    def snapshot(self) -> Any: ...
+
+    def restore(self, snapshot: Any) -> None: ...
+
+
+@runtime_checkable
+class VideoAutoencoder(Protocol):
+    """Frames ↔ normalised latents. 1 + s·k frames make 1 + k latents; the first one stands for its frame alone."""
+
+    temporal_stride: int
+    spatial_stride: int
+    channels: int
+
+    def encode(self, video: Pixels) -> Latents: ...
+
+    def decode(self, latents: Latents) -> Pixels: ...
+
+    def decoder(self) -> DecoderStream:
+        """A fresh stream, to be primed with the reference's latent, whose one frame is discarded."""
+        ...
+
+
+@runtime_checkable
+class AudioEncoder(Protocol):
+    """Sound → one feature vector per frame, and the window of frames that stands around each latent."""
+
+    dim: int
+    left_context: int  # frames before a latent's own frames
+    right_context: int  # frames after them: what "future" means, and a part of the latency
+
+    def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]: ...
+
+    def window(self, features: Float[Tensor, "f d"], stride: int) -> Float[Tensor, "l k d"]: ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Prompts → what the model's text entrance takes."""
+
+    def encode(self, prompts: list[str]) -> tuple[Shaped[Tensor, "e n ..."], Bool[Tensor, "e n"]]: ...

@@ -1,0 +1,53 @@
+"""Small real networks and conditionings for every test."""
+
+import pytest
+import torch
+
+from avatar.models.video_dit import VideoDiT
+from avatar.nn.embeddings import ByteTextEntrance
+from avatar.types import Conditioning
+
+CHANNELS, FEATURES, AUDIO_TOKENS = 3, 5, 2
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def make_net(**changes) -> VideoDiT:
+    """A tiny backbone whose every weight is random: layers that start at zero would hide mistakes."""
+    arguments = dict(
+        channels=CHANNELS, dim=24, ffn=32, heads=2, layers=2, patch=2, audio_features=FEATURES, audio_tokens=AUDIO_TOKENS
+    )
+    net = VideoDiT(**arguments | changes, text=ByteTextEntrance(24, width=8, layers=1, max_bytes=16))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return net.eval()
+
+
+def make_cond(batch: int = 2, latents: int = 5, events: int = 1, size: int = 4) -> Conditioning:
+    """Random conditioning with every field in use."""
+    return Conditioning(
+        reference=torch.randn(batch, CHANNELS, 1, size, size),
+        audio=torch.randn(batch, 2, latents, AUDIO_TOKENS, FEATURES),
+        audio_mask=torch.rand(batch, 2, latents) > 0.3,
+        text=torch.randint(3, 259, (batch, events, 6)),
+        text_mask=torch.arange(6).expand(batch, events, 6) < 4,
+        text_event=torch.arange(latents).expand(batch, latents) * events // latents,
+        state=torch.randint(0, 4, (batch, latents)),
+        emotion=torch.randint(0, 6, (batch, latents)),
+        emotion_intensity=torch.rand(batch, latents),
+        gesture=torch.randint(0, 8, (batch, latents)),
+    )
+
+
+@pytest.fixture
+def net() -> VideoDiT:
+    return make_net()
+
+
+@pytest.fixture
+def cond() -> Conditioning:
+    return make_cond()

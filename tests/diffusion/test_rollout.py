@@ -1,0 +1,181 @@
+"""The equalities that make training and streaming one thing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from avatar.diffusion import path
+from avatar.diffusion.packing import packed_velocity
+from avatar.diffusion.rollout import Noise, Plan, Rollout, chunk_step, generate, replay
+from avatar.nn.kv_cache import PrefixCache, RingCache
+from tests.conftest import make_cond, make_net
+
+SEEDS = Noise((3, 4))
+
+
+def ring(net, window: int, spare: int = 2) -> RingCache:
+    return RingCache(net.layers, 2, net.heads, net.dim // net.heads, net.tokens(4, 4), window, spare)
+
+
+def stream(net, cond, plan, cache) -> torch.Tensor:
+    rollout = Rollout(net, plan, cache, SEEDS).prime(cond)
+    chunks = []
+    for length in plan.chunks(cond.latents):
+        chunks.append(rollout.chunk(cond.at(slice(rollout.position, rollout.position + length))))
+    return torch.cat(chunks, dim=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("latents, window", [(5, 8), (9, 4)])
+@pytest.mark.parametrize("kind", ["prefix", "ring"])
+def test_packed_mask_equals_cached_rollout(net, kind, latents, window):
+    cond, plan = make_cond(latents=latents, events=2), Plan((1.0,), window=window)
+    clean, x_t = torch.randn(2, 2, 3, latents, 4, 4)
+    t = torch.full((2, latents), 0.7)
+    packed = path.clean(x_t, packed_velocity(net, x_t, t, cond, plan.spec(latents), clean), t)
+
+    cache = PrefixCache(net.tokens(4, 4), window) if kind == "prefix" else ring(net, window)
+    Rollout(net, plan, cache, SEEDS).prime(cond)
+    start = 0
+    for length in plan.chunks(latents):
+        part, positions = slice(start, start + length), range(start, start + length)
+        ends = [positions.stop] * length
+        cached = chunk_step(net, x_t[:, :, part], 0.7, cond.at(part), cache.view(positions, ends))
+        torch.testing.assert_close(cached, packed[:, :, part], rtol=1e-4, atol=1e-5)
+        view = cache.view(positions, ends)
+        chunk_step(net, clean[:, :, part], 0.0, cond.at(part), view)
+        cache.advance(view, length)
+        start += length
+
+
+@torch.no_grad()
+def test_ring_equals_prefix_far_beyond_the_window(net):
+    cond, plan = make_cond(latents=19), Plan((1.0, 0.6), window=4)
+    torch.testing.assert_close(
+        stream(net, cond, plan, ring(net, 4)), generate(net, cond, plan, SEEDS).latents, rtol=1e-4, atol=1e-5
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [4, 20])
+@pytest.mark.parametrize("times", [(1.0,), (1.0, 0.6, 0.3)])
+def test_merged_context_equals_a_pass_of_its_own(net, window, times):
+    cond, plan = make_cond(latents=9, events=3), Plan(times, window=window)
+    merged = replace(plan, context="merged")
+    expected = stream(net, cond, plan, ring(net, window))
+    torch.testing.assert_close(stream(net, cond, merged, ring(net, window)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(generate(net, cond, merged, SEEDS).latents, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_noisy_context_saves_the_pass_and_differs(net):
+    cond, plan = make_cond(latents=6), Plan((1.0, 0.6))
+    noisy = replace(plan, context="noisy")
+    assert noisy.evaluations == plan.evaluations - 1
+    assert not torch.allclose(generate(net, cond, noisy, SEEDS).latents, generate(net, cond, plan, SEEDS).latents)
+
+
+@torch.no_grad()
+def test_noise_is_indexed_by_seed_latent_and_step():
+    like = torch.empty(2, 3, 4, 2, 2)
+    whole = SEEDS(like, 5, 1)
+    torch.testing.assert_close(SEEDS(like[:, :, :2], 7, 1), whole[:, :, 2:])
+    assert not torch.equal(SEEDS(like, 5, 2), whole)
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_inputs_of_later_chunks_get_zero_gradient(net):
+    cond, plan = make_cond(latents=5), Plan((1.0,))
+    clean, x_t = (torch.randn(2, 3, 5, 4, 4, requires_grad=True) for _ in range(2))
+    audio = cond.audio.clone().requires_grad_()
+    v = packed_velocity(
+        net, x_t, torch.full((2, 5), 0.5), replace(cond, audio=audio), plan.spec(5), clean
+    )
+    v[:, :, 1:3].square().sum().backward()  # the second chunk
+    for gradient, first in ((clean.grad, 1), (x_t.grad, 3), (audio.grad.transpose(1, 2), 3)):
+        assert gradient[:, :, :first].abs().sum() > 0
+        assert gradient[:, :, first:].abs().sum() == 0
+    assert x_t.grad[:, :, :1].abs().sum() == 0  # nor does it see the earlier chunk's noisy latents
+
+
+def test_truncated_gradient_is_exactly_zero_in_earlier_chunks(net):
+    cond, plan = make_cond(latents=3), Plan((1.0, 0.5))
+    gradients = {}
+    for policy in ("exit_step", "history"):
+        seen = GradientOfInputs(net)
+        generate(seen, cond, plan, SEEDS, exit_step=0, gradient=policy).latents[:, :, 1:].square().sum().backward()
+        gradients[policy] = seen.gradients
+    # passes: sink, chunk 1 exit, chunk 1 context, chunk 2 exit, chunk 2 context
+    assert [g > 0 for g in gradients["exit_step"]] == [False, False, False, True, False]
+    assert gradients["history"][1] > 0
+
+
+class GradientOfInputs(torch.nn.Module):
+    """Records the size of the gradient that reaches each pass's input."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.tokens, self.gradients = net, net.tokens, []
+
+    def forward(self, x, *args):
+        index = len(self.gradients)
+        self.gradients.append(0.0)
+        x = x if x.requires_grad else x.clone().requires_grad_()
+
+        def record(gradient):
+            self.gradients[index] = gradient.abs().sum().item()
+
+        x.register_hook(record)
+        return self.net(x, *args)
+
+
+def test_replayed_gradient_equals_exit_step_gradient(net):
+    cond, plan = make_cond(latents=5), Plan((1.0, 0.5))
+    weight = torch.randn(2, 3, 5, 4, 4)
+    (generate(net, cond, plan, SEEDS).latents * weight).sum().backward()
+    expected = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    with torch.no_grad():
+        generated = generate(net, cond, plan, SEEDS)
+    replay(net, generated, weight)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(dict(net.named_parameters())[name].grad, gradient, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_padding_the_prompt_changes_nothing(net, cond):
+    padded = replace(
+        cond,
+        text=torch.cat([cond.text, torch.full_like(cond.text, 7)], -1),
+        text_mask=torch.cat([cond.text_mask, torch.zeros_like(cond.text_mask)], -1),
+    )
+    plan = Plan((1.0,))
+    torch.testing.assert_close(
+        generate(net, padded, plan, SEEDS).latents, generate(net, cond, plan, SEEDS).latents, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(times=(0.9, 0.5)), dict(times=(1.0, 1.0)), dict(chunk=0), dict(window=1), dict(context="dirty")]
+)
+def test_a_plan_that_cannot_run_is_refused(wrong):
+    with pytest.raises(ValueError):
+        Plan(**wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_jvp_through_the_backbone_matches_a_central_difference():
+    net, cond = make_net().double(), make_cond().map(lambda x: x.double() if x.is_floating_point() else x)
+    x, dx = torch.randn(2, 2, 3, 5, 4, 4, dtype=torch.float64)
+    t = torch.full((2, 5), 0.5, dtype=torch.float64)
+    spec = Plan((1.0,), chunk=5, first_chunk=5).spec(5)
+
+    def velocity(x, t):
+        return packed_velocity(net, x, t, cond, spec, x * 0)
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
+        _, tangent = torch.func.jvp(velocity, (x, t), (dx, torch.ones_like(t)))
+        e = 1e-4
+        difference = (velocity(x + e * dx, t + e) - velocity(x - e * dx, t - e)) / (2 * e)
+    torch.testing.assert_close(tangent, difference, rtol=1e-2, atol=1e-2)
