@@ -40,7 +40,7 @@ SHIRTS = {
 }  # fmt: skip
 EYES = ((74, 44, 24), (40, 92, 170), (46, 124, 70), (92, 92, 100), (150, 96, 30))
 HAIR_STYLES = ("short", "parted", "long", "bob", "spiky", "curly", "bald")
-PARTS = ("background", "shirt", "skin", "hair", "lips", "muzzle")  # whose colours are compared as the identity's
+PARTS = ("background", "disc", "shirt", "skin", "hair", "muzzle")  # large enough to tell an identity by their colours
 
 
 @dataclass(frozen=True)
