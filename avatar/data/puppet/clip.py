@@ -1,10 +1,11 @@
 """Clips of the puppet world: sound, states and labels, made from a seed.
 
-`make_clip` is a deterministic function of its arguments. The splits share no sentence (see `sentences`) and no identity:
-identity seeds count train, dev, test, train, dev, test, ... Frames are rendered on demand and never stored.
+`make_clip` is a deterministic function of its arguments. The splits share no sentence (see `sentences`) and no
+identity: identity seeds count train, dev, test, train, dev, test, ... Frames are rendered on demand and never
+stored.
 
-The puppet speaks, listens (another voice in `heard`, its own silent) or idles (both silent). A clip is cut out of a longer
-scene, so it may begin and end in mid-sentence.
+The puppet speaks, listens (another voice in `heard`, its own silent) or idles (both silent). A clip is cut out of a
+longer scene, so it may begin and end in mid-sentence.
 """
 
 from dataclasses import dataclass
@@ -23,10 +24,22 @@ from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, SAMPLE_RATE, SAMPLES_PE
 
 SCHEDULES = ("mixed", "speaking")
 MARGIN = 12  # frames of the scene before and after the clip, so that motion is under way at its ends
-VOICES = tuple(f"{accent}+{v}" for accent in ("en-us", "en-gb-x-rp") for v in ("m1", "m3", "m5", "m7", "f1", "f2", "f3", "f4", "f5"))
+VOICES = ("en-us+m1", "en-us+m3", "en-us+m7", "en-us+f2", "en-us+f4", "en-gb-x-rp+m3", "en-gb-x-rp+f2", "en-gb-x-rp+f5")
 # rate, pitch and range of the voice, relative to neutral
-PROSODY = {"neutral": (1.0, 0, 0), "happy": (1.08, 8, 25), "sad": (0.85, -8, -25), "angry": (1.1, -2, 15), "surprised": (1.05, 12, 35)}
-MOODS = {"neutral": "calm", "happy": "happy", "sad": "sad", "angry": "angry", "surprised": "surprised"}  # words of captions
+PROSODY = {
+    "neutral": (1.0, 0, 0),
+    "happy": (1.08, 8, 25),
+    "sad": (0.85, -8, -25),
+    "angry": (1.1, -2, 15),
+    "surprised": (1.05, 12, 35),
+}
+MOODS = {
+    "neutral": "calm",
+    "happy": "happy",
+    "sad": "sad",
+    "angry": "angry",
+    "surprised": "surprised",
+}  # words of captions
 
 
 @dataclass(frozen=True)
@@ -65,9 +78,9 @@ def make_clip(
 ) -> Clip:
     """The clip number `seed` of a split.
 
-    `schedule` is "mixed" (mostly speaking, at times listening or idle) or "speaking" (nothing else, for lip-sync scores);
-    `identities` is how many puppets the split has; `backend` and `cache` are those of `speech.synthesize`. Raises
-    ValueError for an unknown split or schedule and for fewer than one frame or identity.
+    `schedule` is "mixed" (mostly speaking, at times listening or idle) or "speaking" (nothing else, for lip-sync
+    scores); `identities` is how many puppets the split has; `backend` and `cache` are those of `speech.synthesize`.
+    Raises ValueError for an unknown split or schedule and for fewer than one frame or identity.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")

@@ -2,13 +2,13 @@
 
     python -m avatar.data.puppet.espeak_worker
 
-Each line of standard input is a request in JSON: `text`, `voice`, `rate` (words a minute), `pitch` and `range` (0 to 99).
-Each line of standard output is its answer: `rate` (samples a second), `pcm` (16-bit, base64) and `phonemes`, a list of
-[mnemonic, first sample], or `error`.
+Each line of standard input is a request in JSON: `text`, `voice`, `rate` (words a minute), `pitch` and `range` (0
+to 99). Each line of standard output is its answer: `rate` (samples a second), `pcm` (16-bit, base64) and
+`phonemes`, a list of [mnemonic, first sample], or `error`.
 
-eSpeak is never repeatable within one process: the same sentence gives another waveform each time. So the server only
-initialises it, and forks a child for every utterance. It stays apart from the rest also because eSpeak NG is GPL-3;
-nothing else loads the library. This module imports the standard library only, and stays quick to start and to fork.
+eSpeak is never repeatable within one process: the same sentence gives another waveform each time. So the server
+only initialises it, and forks a child for every utterance. It stays apart from the rest also because eSpeak NG is
+GPL-3; nothing else loads the library. This module imports little, to be quick to start and to fork.
 """
 
 import base64

@@ -1,8 +1,8 @@
 """Who is drawn: a person, a cartoon or an animal, with a palette and a geometry of its own, all from one seed.
 
-Lengths are in frame units (1 = the side of the square frame), places are relative to the middle of the head, y down.
-Colours are sRGB, 0 to 255. Neighbouring parts (skin and lips, hair and background, ...) are kept well apart in colour, so
-that they stay readable after a strong downsampling.
+Lengths are in frame units (1 = the side of the square frame), places are relative to the middle of the head, y
+down. Colours are sRGB, 0 to 255. Neighbouring parts (skin and lips, hair and background, ...) are kept well apart
+in colour, so that they stay readable after a strong downsampling.
 """
 
 import colorsys
@@ -17,10 +17,16 @@ KINDS = {
     "cartoon": ("alien", "monster", "imp"),
     "animal": ("cat", "dog", "bear", "rabbit", "fox", "pig"),
 }
-SKINS = {"light": (246, 205, 176), "fair": (255, 219, 190), "tan": (222, 164, 118), "brown": (168, 112, 74), "dark": (122, 76, 50)}
+SKINS = {
+    "light": (246, 205, 176),
+    "fair": (255, 219, 190),
+    "tan": (222, 164, 118),
+    "brown": (168, 112, 74),
+    "dark": (122, 76, 50),
+}
 HAIRS = {
-    "black": (38, 32, 36), "brown": (104, 62, 34), "blond": (236, 196, 92), "red": (190, 70, 32), "grey": (176, 178, 186),
-    "pink": (236, 98, 160), "blue": (58, 96, 206), "green": (48, 140, 90),
+    "black": (38, 32, 36), "brown": (104, 62, 34), "blond": (236, 196, 92), "red": (190, 70, 32),
+    "grey": (176, 178, 186), "pink": (236, 98, 160), "blue": (58, 96, 206), "green": (48, 140, 90),
 }  # fmt: skip
 FURS = {
     "cat": {"orange": (238, 146, 58), "grey": (146, 152, 168), "black": (66, 64, 76), "cream": (240, 214, 168)},
@@ -35,8 +41,8 @@ CARTOON = {
     "turquoise": (60, 196, 188), "pink": (244, 128, 178), "red": (228, 84, 78),
 }  # fmt: skip
 SHIRTS = {
-    "red": (206, 48, 52), "blue": (46, 92, 198), "green": (38, 142, 78), "yellow": (240, 192, 40), "purple": (126, 64, 172),
-    "orange": (238, 122, 36), "white": (240, 240, 236), "black": (48, 50, 60),
+    "red": (206, 48, 52), "blue": (46, 92, 198), "green": (38, 142, 78), "yellow": (240, 192, 40),
+    "purple": (126, 64, 172), "orange": (238, 122, 36), "white": (240, 240, 236), "black": (48, 50, 60),
 }  # fmt: skip
 EYES = ((74, 44, 24), (40, 92, 170), (46, 124, 70), (92, 92, 100), (150, 96, 30))
 HAIR_STYLES = ("short", "parted", "long", "bob", "spiky", "curly", "bald")
@@ -154,7 +160,9 @@ def _palette(rng: np.random.Generator, species: str, kind: str, coat: Colour, sh
         "inner_ear": _blend(skin, (240, 140, 150), 0.55),
         "muzzle": _blend(pale, skin, 0.15) if kind != "pig" else skin,
         "blush": _blend(skin, (240, 90, 100), 0.3),
-        "nose": {"human": _shaded(skin, 0.8)}.get(species, (58, 40, 44) if kind in ("dog", "bear", "fox") else (226, 110, 130)),
+        "nose": {"human": _shaded(skin, 0.8)}.get(
+            species, (58, 40, 44) if kind in ("dog", "bear", "fox") else (226, 110, 130)
+        ),
         "nostril": _shaded(skin, 0.45),
         "brow": _shaded(hair, 0.8) if sum(hair) < 600 else _shaded(hair, 0.6),
         "white": (252, 252, 250),
@@ -176,7 +184,7 @@ def _jittered(rng: np.random.Generator, colour: Colour) -> Colour:
     """A colour close by: no two puppets share a palette."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
     dh, ds, dv = rng.uniform(-1, 1, 3) * (0.012, 0.05, 0.05)
-    return _hsv(hue + dh, min(max(saturation + ds, 0), 1), min(max(value + dv, 0), 1))
+    return _hsv(hue + dh, min(max(saturation + ds, 0.0), 1.0), min(max(value + dv, 0.0), 1.0))
 
 
 def _blend(a: Colour, b: Colour, share: float) -> Colour:

@@ -1,9 +1,9 @@
 """How a puppet moves: the state vector, and its trajectory given speech, states and an emotion.
 
-A state is a row of `CHANNELS`; `RANGES` bounds each. Head places are in frame units, the roll in degrees; gaze, yaw and pitch
-run from -1 to 1 (left to right, up to down, as seen by the viewer). `lid` is 0 open, 1 closed, below 0 wide.
-The motion is calm and smooth: what the sound doesn't settle (where to look, when to blink, how the head sways) is drawn from
-the seed, and low in frequency.
+A state is a row of `CHANNELS`; `RANGES` bounds each. Head places are in frame units, the roll in degrees; gaze, yaw
+and pitch run from -1 to 1 (left to right, up to down, as seen by the viewer). `lid` is 0 open, 1 closed, below 0
+wide. The motion is calm and smooth: what the sound doesn't settle (where to look, when to blink, how the head
+sways) is drawn from the seed, and low in frequency.
 """
 
 import numpy as np
@@ -68,7 +68,9 @@ def animate(
     faces = np.array([FACES[name] for name in EMOTIONS])
     smile, raised, tilt, lid, bowed = _eased(faces[emotions] * intensity[:, None]).T
     nods = _nods(rng, listening)
-    accents = _eased(mouth_open) - _eased(mouth_open, 0.5)  # stressed syllables lift the brows and dip the head a little
+    accents = _eased(mouth_open) - _eased(
+        mouth_open, 0.5
+    )  # stressed syllables lift the brows and dip the head a little
     blinks = _blinks(rng, frames)
     gaze_x, gaze_y = _gaze(rng, listening, idle)
     out = {

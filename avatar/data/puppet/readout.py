@@ -1,13 +1,13 @@
 """Pixels → a puppet's state, by analysis through synthesis: find the state whose render explains the frame.
 
-The identity is known. Frame and render are compared on a coarse, slightly blurred grid of features x. A linear map gives a
-first guess, then each step renders the current guess q and corrects it by what the render doesn't explain:
+The identity is known. Frame and render are compared on a coarse, slightly blurred grid of features x. A linear map
+gives a first guess, then each step renders the current guess q and corrects it by what the render doesn't explain:
 
     q0 = mean + A (x - mean x),    q <- q + B (x - x(render(q)))
 
-A and B are ridge regressions, fitted when the read-out is built, on renders of random states of this identity, half of them
-blurred and tinted. Nothing else is learned, and a fixed point is a render that fits. What remains unexplained is the
-residual, which says when not to believe a reading.
+A and B are ridge regressions, fitted when the read-out is built, on renders of random states of this identity, half
+of them blurred and tinted. Nothing else is learned, and a fixed point is a render that fits. What remains
+unexplained is the residual, which says when not to believe a reading.
 """
 
 import functools
@@ -21,7 +21,19 @@ from avatar.data.puppet.identity import PARTS, Identity
 from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
 from avatar.data.puppet.render import SIZES, mouth_region, render
 
-READABLE = ("mouth_open", "mouth_wide", "smile", "brow_raise", "brow_tilt", "lid", "head_x", "head_y", "head_roll", "head_yaw", "head_pitch")
+READABLE = (
+    "mouth_open",
+    "mouth_wide",
+    "smile",
+    "brow_raise",
+    "brow_tilt",
+    "lid",
+    "head_x",
+    "head_y",
+    "head_roll",
+    "head_yaw",
+    "head_pitch",
+)
 CELLS = 32  # features per side
 BANK = 800  # random states that the maps are fitted on
 STEPS = 2
@@ -38,7 +50,9 @@ class Reading:
     """What was read of f frames."""
 
     states: Float[np.ndarray, "f s"]  # columns as motion.CHANNELS; trust those of READABLE
-    residual: Float[np.ndarray, " f"]  # 1 - correlation of frame and render: of the face or the mouth, whichever is worse
+    residual: Float[
+        np.ndarray, " f"
+    ]  # 1 - correlation of frame and render: of the face or the mouth, whichever is worse
     valid: Bool[np.ndarray, " f"]  # False where the frame doesn't show this puppet, or not its mouth
 
     def column(self, name: str) -> Float[np.ndarray, " f"]:
@@ -51,7 +65,9 @@ class Readout:
 
     def __init__(self, identity: Identity, size: int):
         if not SIZES[0] <= size <= SIZES[1]:
-            raise ValueError(f"frames of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there")
+            raise ValueError(
+                f"frames of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there"
+            )
         self.identity, self.size = identity, size
         rng = np.random.default_rng(0)
         truth = _random_states(rng, BANK)
@@ -102,8 +118,8 @@ def features(frames: Frames) -> Float[np.ndarray, "f n"]:
 
 
 @functools.cache
-def _sampling(size: int) -> tuple[Float[np.ndarray, "cells size"], Float[np.ndarray, "size*3 cells*3"]]:
-    """A Gaussian of a standard deviation of half a cell around the middle of each cell: down the rows, across pixels."""
+def _sampling(size: int) -> tuple[Float[np.ndarray, "cells size"], Float[np.ndarray, "rgb cells_rgb"]]:
+    """A Gaussian of standard deviation half a cell around the middle of each cell: down the rows, across pixels."""
     middles = (np.arange(CELLS) + 0.5) / CELLS
     pixels = (np.arange(size) + 0.5) / size
     weights = np.exp(-0.5 * ((pixels - middles[:, None]) * CELLS / 0.5) ** 2)
@@ -132,7 +148,7 @@ def _spoilt(rng: np.random.Generator, clean: Float[np.ndarray, "f n"]) -> Float[
 
 
 def _ridge(x: Float[np.ndarray, "m n"], y: Float[np.ndarray, "m s"]) -> Float[np.ndarray, "n s"]:
-    """The linear map from x to y that is best under noise of NOISE on x; solved in samples, of which there are fewer."""
+    """The linear map from x to y that is best under noise of NOISE on x; solved in samples, which are fewer."""
     gram = x @ x.T
     gram[np.diag_indices(len(x))] += len(x) * NOISE**2
     return (x.T @ np.linalg.solve(gram, y)).astype(np.float32)
@@ -155,8 +171,8 @@ def _mismatch(seen: Float[np.ndarray, "f n"], rendered: Float[np.ndarray, "f n"]
 def palette_error(identity: Identity, frames: Frames, states: Float[np.ndarray, "f s"]) -> Float[np.ndarray, " f"]:
     """How far the colours of the frames' parts are from the identity's: the mean CIE76 difference over PARTS.
 
-    A part's pixels are those that the render of `states` fills with that part's colour alone, and whose neighbours it does.
-    Their mean colour in the frame is compared with the palette in CIE Lab (D65): 2 is barely visible, 10 another shade, 50
+    A part's pixels are those that the render of `states` fills with its colour, and whose neighbours it does too. Their
+    mean colour in the frame is compared with the palette in CIE Lab (D65): 2 is barely visible, 10 another shade, 50
     another colour.
     """
     rendered = render(identity, states, frames.shape[1])
@@ -168,7 +184,7 @@ def palette_error(identity: Identity, frames: Frames, states: Float[np.ndarray, 
         inside = minimum_filter(inside, (1, reach, reach))
         count = inside.sum((1, 2))
         mean = np.einsum("fhwc,fhw->fc", frames, inside, dtype=np.float64) / np.maximum(count, 1)[:, None]
-        errors[row] = np.where(count >= 4, np.linalg.norm(lab(mean) - lab(colour), axis=-1), np.nan)
+        errors[row] = np.where(count >= 4, np.linalg.norm(lab(mean) - lab(colour.astype(np.float64)), axis=-1), np.nan)
     return np.nanmean(errors, axis=0).astype(np.float32)
 
 
@@ -176,7 +192,9 @@ def lab(colours: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
     """sRGB in 0 to 255 → CIE Lab under D65."""
     c = np.asarray(colours, dtype=np.float64) / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array([(0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.072175), (0.0193339, 0.119192, 0.9503041)])
+    to_xyz = np.array(
+        [(0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.072175), (0.0193339, 0.119192, 0.9503041)]
+    )
     t = linear @ to_xyz.T / (0.95047, 1.0, 1.08883)
     f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)

@@ -1,8 +1,8 @@
 """A puppet's state → pixels.
 
-Everything is a filled polygon. `layers` computes the polygons of all frames at once, back to front, in frame units (1 = the
-side of the square frame, y down); `paint` fills them, anti-aliased and to a fraction of a pixel, so that small motion shows.
-The read-out inverts these functions, so they are the only place that says how a puppet looks.
+Everything is a filled polygon. `layers` computes the polygons of all frames at once, back to front, in frame units
+(1 = the side of the square frame, y down); `paint` fills them, anti-aliased and to a fraction of a pixel, so that
+small motion shows. The read-out inverts these functions, so they are the only place that says how a puppet looks.
 """
 
 import aggdraw
@@ -16,7 +16,8 @@ SIZES = (64, 256)  # the smallest and the largest frame, in pixels
 MIDDLE = (0.5, 0.49)  # of the head at rest
 PIVOT = 0.2  # the head rolls about this point, below its middle
 APERTURE = 0.16  # between the lips of a mouth that is fully open
-Polygons = Float[np.ndarray, "f k 2"]
+Polygons = Float[np.ndarray, "_ _ 2"]  # frames, points, (x, y)
+Parts = list[tuple[str, Float[np.ndarray, "*_ _ 2"]]]  # the colour's name and one polygon, or one per frame
 
 _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 _ROUND = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=-1)
@@ -28,16 +29,22 @@ _ARC = np.sqrt(np.clip(1 - _ACROSS**2, 0, 1))
 def render(identity: Identity, states: Float[np.ndarray, "f s"], size: int) -> UInt8[np.ndarray, "f h w 3"]:
     """The frames of a trajectory (rows of motion.CHANNELS), `size` pixels square, 64 to 256."""
     if not SIZES[0] <= size <= SIZES[1]:
-        raise ValueError(f"a frame of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there")
+        raise ValueError(
+            f"a frame of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there"
+        )
     if states.ndim != 2 or states.shape[1] != len(CHANNELS):
-        raise ValueError(f"states of shape {states.shape}; wanted [frames, {len(CHANNELS)}], the columns of motion.CHANNELS")
+        raise ValueError(
+            f"states of shape {states.shape}; wanted [frames, {len(CHANNELS)}], the columns of motion.CHANNELS"
+        )
     return paint(layers(identity, states), identity.palette, size)
 
 
-def paint(polygons: list[tuple[str, Polygons]], palette: dict, size: int) -> UInt8[np.ndarray, "f h w 3"]:
+def paint(polygons: Parts, palette: dict, size: int) -> UInt8[np.ndarray, "f h w 3"]:
     """Fill (colour name, polygons) back to front; a stack of one polygon holds for every frame."""
     frames = max(len(points) for _, points in polygons)
-    flat = [((points * size).reshape(len(points), -1).tolist(), aggdraw.Brush(palette[name])) for name, points in polygons]
+    flat = [
+        ((points * size).reshape(len(points), -1).tolist(), aggdraw.Brush(palette[name])) for name, points in polygons
+    ]
     flat = [(points * frames if len(points) == 1 else points, brush) for points, brush in flat]
     out = np.empty((frames, size, size, 3), np.uint8)
     for i in range(frames):
@@ -61,7 +68,7 @@ def mouth_region(identity: Identity, states: Float[np.ndarray, "f s"], size: int
     return np.clip((1.3 - np.sqrt(dy[:, :, None] + dx[:, None, :])) / 0.5, 0, 1)
 
 
-def layers(identity: Identity, states: Float[np.ndarray, "f s"]) -> list[tuple[str, Polygons]]:
+def layers(identity: Identity, states: Float[np.ndarray, "f s"]) -> Parts:
     """The polygons of every frame, back to front, each with the name of its colour in the palette."""
     s = _columns(states)
     head = _head_outline(identity, s)
@@ -83,7 +90,7 @@ def _columns(states: Float[np.ndarray, "f s"]) -> dict[str, Float[np.ndarray, "f
     return {name: states[:, i, None].astype(np.float64) for i, name in enumerate(CHANNELS)}
 
 
-def _posed(s: dict, points: Float[np.ndarray, "#f k 2"], depth: float) -> Polygons:
+def _posed(s: dict, points: Polygons, depth: float) -> Polygons:
     """Points of the head → the frame: shifted by yaw and pitch according to their depth, rolled, and moved."""
     x = points[..., 0] + 0.035 * depth * s["head_yaw"]
     y = points[..., 1] + 0.028 * depth * s["head_pitch"] - PIVOT
@@ -93,8 +100,8 @@ def _posed(s: dict, points: Float[np.ndarray, "#f k 2"], depth: float) -> Polygo
     return np.stack([moved_x, sin * x + cos * y + PIVOT + MIDDLE[1] + s["head_y"]], axis=-1)
 
 
-def _posed_all(s: dict, parts: list[tuple[str, np.ndarray]], depth: float) -> list[tuple[str, Polygons]]:
-    return [(name, _posed(s, np.atleast_3d(points) if points.ndim == 3 else points[None], depth)) for name, points in parts]
+def _posed_all(s: dict, parts: Parts, depth: float) -> Parts:
+    return [(name, _posed(s, points if points.ndim == 3 else points[None], depth)) for name, points in parts]
 
 
 def _ellipse(x, y, rx, ry, unit=_ROUND) -> np.ndarray:
@@ -102,7 +109,7 @@ def _ellipse(x, y, rx, ry, unit=_ROUND) -> np.ndarray:
     return np.stack(np.broadcast_arrays(x + rx * unit[:, 0], y + ry * unit[:, 1]), axis=-1)
 
 
-def _shoulders(p: Identity, s: dict) -> list[tuple[str, Polygons]]:
+def _shoulders(p: Identity, s: dict) -> Parts:
     """What follows the head in part: the shoulders, which breathe, the collar and the neck."""
     shoulders = _ellipse(0.5 + 0.3 * s["head_x"], 1.06 - 0.008 * s["breath"], p.shoulders, 0.2)
     collar = _ellipse(0.5 + 0.3 * s["head_x"], 0.89 - 0.008 * s["breath"], 0.17, 0.055, _SMALL)
@@ -120,11 +127,12 @@ def _head_outline(p: Identity, s: dict) -> Polygons:
     low = np.clip(y, 0, 1) ** 2
     square = np.sign(x) * np.abs(x) ** 0.85
     return np.stack(
-        np.broadcast_arrays(p.head_w * square * (1 - p.taper * low), p.head_h * y + 0.022 * low * s["mouth_open"]), axis=-1
+        np.broadcast_arrays(p.head_w * square * (1 - p.taper * low), p.head_h * y + 0.022 * low * s["mouth_open"]),
+        axis=-1,
     )
 
 
-def _hair_behind(p: Identity) -> list[tuple[str, np.ndarray]]:
+def _hair_behind(p: Identity) -> Parts:
     """Hair that falls behind head and shoulders."""
     w, h = p.head_w, p.head_h
     if p.hair_style == "long":
@@ -137,7 +145,7 @@ def _hair_behind(p: Identity) -> list[tuple[str, np.ndarray]]:
     return []
 
 
-def _ears(p: Identity) -> list[tuple[str, np.ndarray]]:
+def _ears(p: Identity) -> Parts:
     w, h, out = p.head_w, p.head_h, []
     for side in (-1, 1):
         if p.ears == "round":
@@ -146,10 +154,12 @@ def _ears(p: Identity) -> list[tuple[str, np.ndarray]]:
             out.append(("skin", _ellipse(side * w * 0.78, -h * 0.82, 0.12, 0.12, _SMALL)))
             out.append(("inner_ear", _ellipse(side * w * 0.78, -h * 0.82, 0.07, 0.07, _SMALL)))
         elif p.ears == "long":
-            out.append(("skin", _tilted(_ellipse(0, 0, 0.08, 0.24, _SMALL), side * 18, side * w * 0.55, -h * 0.95)))
-            out.append(("inner_ear", _tilted(_ellipse(0, 0, 0.045, 0.19, _SMALL), side * 18, side * w * 0.55, -h * 0.95)))
+            out.append(("skin", _tilted(_ellipse(0, 0, 0.08, 0.24, _SMALL), 18.0 * side, side * w * 0.55, -h * 0.95)))
+            out.append(
+                ("inner_ear", _tilted(_ellipse(0, 0, 0.045, 0.19, _SMALL), 18.0 * side, side * w * 0.55, -h * 0.95))
+            )
         elif p.ears == "floppy":
-            out.append(("hair", _tilted(_ellipse(0, 0, 0.085, 0.2, _SMALL), -side * 14, side * w * 1.02, -0.07)))
+            out.append(("hair", _tilted(_ellipse(0, 0, 0.085, 0.2, _SMALL), -14.0 * side, side * w * 1.02, -0.07)))
         elif p.ears == "pointed":
             tip = np.array([(side * w * 0.98, -0.12), (side * w * 0.98, -h * 1.26), (side * w * 0.18, -h * 0.85)])
             out += [("skin", tip), ("inner_ear", 0.25 * tip.mean(0) + 0.75 * tip + np.array([0, 0.03]))]
@@ -162,7 +172,7 @@ def _tilted(points: np.ndarray, degrees: float, x: float, y: float) -> np.ndarra
     return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + (x, y)
 
 
-def _hair(p: Identity) -> list[tuple[str, np.ndarray]]:
+def _hair(p: Identity) -> Parts:
     """What lies over the forehead."""
     w, h = p.head_w, p.head_h
     if p.hair_style in ("none", "bald"):
@@ -175,9 +185,13 @@ def _hair(p: Identity) -> list[tuple[str, np.ndarray]]:
         ball = _ellipse(0.18, -h * 1.18, 0.045, 0.045, _SMALL)
         return [("hair", part * (side, 1)) for side in (-1, 1) for part in (stalk, ball)]
     if p.hair_style == "tuft":
-        return [("hair", _tilted(_ellipse(0, -0.07, 0.04, 0.09, _SMALL), a, 0, -h * 0.88)) for a in (-35, 0, 35)]
+        return [
+            ("hair", _tilted(_ellipse(0, -0.07, 0.04, 0.09, _SMALL), a, 0.0, -h * 0.88)) for a in (-35.0, 0.0, 35.0)
+        ]
     outer = np.linspace(np.pi * 1.02, np.pi * 1.98, 18)
-    crown = np.stack([w * 1.05 * np.sign(np.cos(outer)) * np.abs(np.cos(outer)) ** 0.85, h * 1.07 * np.sin(outer)], axis=-1)
+    crown = np.stack(
+        [w * 1.05 * np.sign(np.cos(outer)) * np.abs(np.cos(outer)) ** 0.85, h * 1.07 * np.sin(outer)], axis=-1
+    )
     across = np.linspace(1, -1, 17)
     line = {
         "short": -h * (0.62 - 0.3 * across**4),
@@ -190,7 +204,7 @@ def _hair(p: Identity) -> list[tuple[str, np.ndarray]]:
     return [("hair", np.concatenate([crown, np.stack([w * 1.0 * across, line], axis=-1)]))]
 
 
-def _cheeks(p: Identity) -> list[tuple[str, np.ndarray]]:
+def _cheeks(p: Identity) -> Parts:
     """Muzzle and blush."""
     out = []
     if p.blush:
@@ -200,7 +214,7 @@ def _cheeks(p: Identity) -> list[tuple[str, np.ndarray]]:
     return out
 
 
-def _eyes(p: Identity, s: dict) -> list[tuple[str, np.ndarray]]:
+def _eyes(p: Identity, s: dict) -> Parts:
     """Both eyes and brows: white, iris kept within it, pupil, glint, lid and lashes."""
     out = []
     lid = np.clip(s["lid"], 0, 1)
@@ -208,20 +222,22 @@ def _eyes(p: Identity, s: dict) -> list[tuple[str, np.ndarray]]:
     cover = -(1 - 2 * lid) * _ARC * tall  # y of the lid's edge
     top = -1.12 * _ARC * tall - 0.006
     for side in (-1, 1):
-        x, y = side * p.eye_x, p.eye_y
+        at = np.array([side * p.eye_x, p.eye_y])
         gx, gy = 0.42 * s["gaze_x"] * p.eye_w, 0.3 * s["gaze_y"] * tall
         iris = _within(gx, gy, 0.74 * p.eye_h, p.eye_w, tall)
         pupil = _within(gx, gy, 0.4 * p.eye_h, p.eye_w, tall)
         columns = np.broadcast_to(p.eye_w * 1.06 * _ACROSS, cover.shape)
         eyelid = np.concatenate([np.stack([columns, top], -1), np.stack([columns, cover], -1)[:, ::-1]], axis=1)
-        lash = np.concatenate([np.stack([columns, cover - 0.012], -1), np.stack([columns, cover + 0.006], -1)[:, ::-1]], axis=1)
+        lash = np.concatenate(
+            [np.stack([columns, cover - 0.012], -1), np.stack([columns, cover + 0.006], -1)[:, ::-1]], axis=1
+        )
         out += [
-            ("white", _ellipse(x, y, p.eye_w, tall)),
-            ("iris", iris + (x, y)),
-            ("pupil", pupil + (x, y)),
-            ("white", _ellipse(x + gx + 0.014, y + gy - 0.02, 0.012, 0.012, _SMALL[::2])),
-            ("lid", eyelid + (x, y)),
-            ("lash", lash + (x, y)),
+            ("white", _ellipse(*at, p.eye_w, tall)),
+            ("iris", iris + at),
+            ("pupil", pupil + at),
+            ("white", _ellipse(at[0] + gx + 0.014, at[1] + gy - 0.02, 0.012, 0.012, _SMALL[::2])),
+            ("lid", eyelid + at),
+            ("lash", lash + at),
             ("brow", _brow(p, s, side)),
         ]
     return out
@@ -245,7 +261,7 @@ def _brow(p: Identity, s: dict, side: int) -> np.ndarray:
     return np.concatenate([np.stack([x, y - half], -1), np.stack([x, y + half], -1)[:, ::-1]], axis=1)
 
 
-def _nose(p: Identity) -> list[tuple[str, np.ndarray]]:
+def _nose(p: Identity) -> Parts:
     if p.nose == "none":
         return []
     if p.nose == "human":
@@ -256,7 +272,7 @@ def _nose(p: Identity) -> list[tuple[str, np.ndarray]]:
     return [("inner_ear", _ellipse(0, p.nose_y, 0.085, 0.055)), *holes]
 
 
-def _mouth(p: Identity, s: dict) -> list[tuple[str, np.ndarray]]:
+def _mouth(p: Identity, s: dict) -> Parts:
     """Lips, the dark between them, upper teeth and tongue, cut to the opening."""
     wide = s["mouth_wide"]
     half = p.mouth_w * (1 + np.where(wide < 0, 0.42, 0.16) * wide + 0.06 * np.clip(s["smile"], 0, 1))

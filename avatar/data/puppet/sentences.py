@@ -1,7 +1,7 @@
 """What puppets say: everyday English from a small grammar, millions of sentences, split for good by their own text.
 
-A sentence belongs to the split that the hash of its text names, so no split can hold a sentence of another, whatever the
-seed: about 80 % of them are train, 10 % dev and 10 % test.
+A sentence belongs to the split that the hash of its text names, so no split can hold a sentence of another,
+whatever the seed: about 80 % of them are train, 10 % dev and 10 % test.
 """
 
 import hashlib
@@ -27,36 +27,47 @@ PATTERNS = (
     "{who} {will} {bring} {number} {people} {where}",
 )
 WORDS = {
-    "who": "I|we|they|my brother|our mother|Peter|Mary|Bob|Anna|Tom|Emma|Paul|my old friend|the baker|the doctor|her father|"
-    "somebody|everybody|Mr. Brown|Aunt Betty|your boss|the whole family|Ruby|Oliver|a young woman|that poor man",
-    "did": "opened|found|washed|painted|carried|dropped|bought|moved|fixed|loved|made|borrowed|brought|broke|sold|hid|built|"
-    "watched|remembered|pushed|packed|wrapped|emptied|burned|chose|took|cooked|pulled|missed|mopped",
-    "went": "walked|ran|moved|drove|waited|sat|worked|played|slept|stopped|sang|travelled|jumped|fell asleep|met|lived|hopped",
+    "who": "I|we|they|my brother|our mother|Peter|Mary|Bob|Anna|Alice|Jack|Susan|Oscar|Lucy|an old friend|the baker|"
+    "the doctor|her father|somebody|everybody|Mr. Brown|Aunt Laura|your boss|the whole family|Ruby|Oliver|"
+    "nurse Helen|her sister|a young woman|that poor man",
+    "did": "opened|found|washed|painted|carried|dropped|bought|moved|fixed|loved|made|borrowed|brought|broke|sold|"
+    "hid|built|watched|remembered|pushed|packed|used|chose|took|cooked|pulled|drew|cleaned|showed us|left|stole|"
+    "forgot|touched|lost",
+    "went": "walked|ran|moved|drove|waited|sat|worked|played|slept|stopped|sang|travelled|jumped|fell asleep|met|"
+    "lived|hopped",
     "will": "will|would|may|might|must|should|can|could|won't|wouldn't",
-    "bring": "bring|find|open|move|buy|fix|hold|paint|carry|make|empty|borrow|wrap|keep|pick up|put away|check|show us|remember",
+    "bring": "bring|find|open|move|buy|fix|hold|paint|carry|make|empty|borrow|wrap|keep|pick up|put away|check|"
+    "show us|remember",
     "want": "want|remember|like|see|need|have|know|believe in|prefer|miss|hear about|worry about",
     "think": "think|hope|believe|guess|know|heard|suppose|remember|imagine|am sure",
-    "the": "the|a|my|your|his|her|our|this|that|the other|every|the same|the best|one more|the last|the new|the old|the big|"
-    "the small|the blue|the empty|the broken|a purple|a warm|a beautiful|the famous|some other",
-    "thing": "boat|map|book|apple|house|bottle|window|picture|piano|bag|car|soup|lamp|coat|puppy|phone|garden|box|umbrella|"
-    "mirror|shoe|movie|paper|bread|table|clock|camera|ball|pumpkin|hammer|bicycle|bamboo chair|newspaper|cup of tea|"
-    "peppermint|computer|carpet|balloon|letter|cake|basket|bell|river boat|wooden spoon|pair of boots|mushroom pie",
-    "person": "teacher|farmer|singer|neighbour|captain|painter|boy|girl|postman|waiter|lawyer|poet|king|queen|plumber|uncle|"
-    "student|pilot|guest|nurse|mayor",
-    "people": "people|boys|girls|birds|monkeys|farmers|bears|students|rabbits|apples|puppies|bees|members|women|men|bottles",
-    "where": "at home|in the park|by the river|near the bridge|at the bank|in the kitchen|on the boat|under the table|at school|"
-    "behind the house|in the mountains|on the beach|across the street|in Paris|by the old mill|at the market|outside|"
-    "upstairs|in my room|on the way home|over the hill|before the storm|above the shop|in the middle of the room",
-    "when": "today|yesterday|last summer|this morning|on Monday|a week ago|before lunch|in May|every evening|at half past five|"
-    "after the movie|at midnight|most of the time|once upon a time|in the beginning|long ago|on my birthday",
-    "when2": "today|tomorrow|tonight|this evening|before supper|at noon|on Friday|next week|again|by Monday|in a moment|"
-    "every morning|after work|at about four|whenever possible|from now on",
+    "the": "the|a|my|your|his|her|our|this|that|the other|every|the same|the best|one more|the last|the new|the old|"
+    "the big|the small|the blue|the empty|the broken|a purple|a warm|a beautiful|the famous|some other",
+    "thing": "boat|map|book|apple|house|bottle|window|picture|piano|bag|car|soup|lamp|coat|puppy|phone|garden|box|"
+    "umbrella|mirror|shoe|movie|paper|bread|table|clock|camera|ball|violin|hammer|bicycle|chair|newspaper|"
+    "cup of tea|ring|guitar|computer|carpet|flower|letter|cake|kettle|bell|river boat|golden key|ladder|wheel|"
+    "orange|suitcase|fish|egg",
+    "person": "teacher|farmer|singer|neighbour|captain|painter|boy|girl|postman|waiter|lawyer|poet|king|queen|"
+    "plumber|uncle|student|pilot|guest|nurse|mayor",
+    "people": "people|boys|girls|birds|monkeys|farmers|bears|students|rabbits|apples|puppies|children|sisters|women|"
+    "men|horses|soldiers|sailors|dancers",
+    "where": "at home|in the park|by the river|near the bridge|at the bank|in the kitchen|on the boat|"
+    "under the table|at school|behind the house|in the mountains|on the beach|across the street|in Paris|"
+    "by the old mill|at the market|outside|upstairs|in my room|on the way home|over the hill|before the storm|"
+    "above the shop|in the city|at the lake|on a ship|to the south|down the street|into the house|on the grass|"
+    "for an hour",
+    "when": "today|yesterday|last summer|this morning|on Monday|a week ago|before lunch|in May|every evening|"
+    "at half past five|after the movie|at midnight|once in a while|in the end|long ago|all day long|for years|"
+    "during the night|on Sunday|later|at last|each year",
+    "when2": "today|tomorrow|tonight|this evening|before supper|at noon|on Friday|next week|again|on Thursday|"
+    "right away|every morning|after work|at about four|at the weekend|from now on",
     "join": "and|but|because|so|while|and then|until|before|although|maybe because",
-    "opening": "well|oh|you know|please|of course|maybe|honestly|my goodness|look|wow|by the way|as far as I know|no|yes|"
-    "for example|between you and me|to be fair|above all|hey|I am afraid|believe me",
-    "number": "two|three|four|five|seven|eight|ten|eleven|twelve|fifty|a hundred|many|a couple of|about forty|all|some|nine",
-    "quality": "warm|cold|heavy|beautiful|empty|broken|expensive|cheap|quiet|loud|new|old|wonderful|awful|too small|very big|"
-    "brown|yellow|perfect|simple|important|funny|impossible|lovely|bumpy|soft|boring|amazing|famous|rather odd",
+    "opening": "well|oh|you know|please|of course|maybe|honestly|my goodness|look|wow|by the way|as far as I know|"
+    "no|yes|for example|between you and me|to be fair|above all|hey|I am afraid|believe me",
+    "number": "two|three|four|five|seven|eight|ten|eleven|twelve|fifty|a hundred|many|a couple of|about forty|all|"
+    "some|nine",
+    "quality": "warm|cold|heavy|beautiful|empty|broken|expensive|cheap|quiet|loud|new|old|wonderful|awful|too small|"
+    "very big|brown|yellow|perfect|simple|important|funny|impossible|lovely|bumpy|soft|boring|amazing|famous|"
+    "rather odd|dirty|shiny|green|fine|clear|short|strange|heavy enough",
 }
 _CHOICES = {name: words.split("|") for name, words in WORDS.items()}
 

@@ -1,10 +1,12 @@
 """Text → sound with exact phoneme times.
 
-Two backends, one answer: `espeak` (eSpeak NG in a process of its own; the optional extra `speech`) and `formant` (our own
-small synthesiser, always there). Both name phonemes by eSpeak's English mnemonics, without stress marks. Between two
-phonemes may lie a gap: silence. Samples are 16-bit values scaled to [-1, 1], so that a cached utterance equals a fresh one.
+Two backends, one answer: `espeak` (eSpeak NG in a process of its own; the optional extra `speech`) and `formant`
+(our own small synthesiser, always there). Both name phonemes by eSpeak's English mnemonics, without stress marks.
+Between two phonemes may lie a gap: silence. Samples are 16-bit values scaled to [-1, 1], so that a cached utterance
+equals a fresh one.
 """
 
+import atexit
 import base64
 import functools
 import hashlib
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int16
-from scipy.signal import resample_poly
+from scipy.signal import firwin, resample_poly
 
 from avatar.data.puppet import formant
 from avatar.types import SAMPLE_RATE
@@ -94,7 +96,7 @@ def synthesize(text: str, voice: Voice, cache: Path | None = None, backend: str 
     if not path.exists():
         _store(path, *_spoken(text, voice, backend))
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             return _utterance(stored["pcm"], stored["symbols"], stored["times"])
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise ValueError(f"{path} is not a cached utterance ({error}); delete it and run again") from error
@@ -133,11 +135,18 @@ def _espeak(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], list[Phon
     samples = np.frombuffer(base64.b64decode(answer["pcm"]), np.int16).astype(np.float32) / 32768
     phonemes = _with_closures(_clean(answer["phonemes"], len(samples), rate), samples, rate)
     factor = gcd(SAMPLE_RATE, rate)
-    return resample_poly(samples, SAMPLE_RATE // factor, rate // factor), phonemes
+    up, down = SAMPLE_RATE // factor, rate // factor
+    return resample_poly(samples, up, down, window=_lowpass(max(up, down))), phonemes
 
 
-def _clean(events: list[tuple[str, int]], length: int, rate: int) -> list[Phoneme]:
-    """Phonemes from events: each ends where the next event begins; pauses and language marks only end the one before."""
+@functools.cache
+def _lowpass(rate: int) -> Float[np.ndarray, " taps"]:
+    """The filter that resample_poly would design anew for every utterance, at `rate` times the rate of the samples."""
+    return firwin(20 * rate + 1, 1 / rate, window=("kaiser", 5.0)).astype(np.float32)
+
+
+def _clean(events: list[list], length: int, rate: int) -> list[Phoneme]:
+    """Phonemes from [mnemonic, first sample], each up to the next event; pauses and language marks are left out."""
     ends = [start for _, start in events[1:]] + [length]
     named = ((symbol.strip("',%=|"), start, end) for (symbol, start), end in zip(events, ends, strict=True))
     return [
@@ -179,7 +188,16 @@ def _worker(pid: int) -> subprocess.Popen:
     """The eSpeak server of this process; a forked process (another `pid`) starts one of its own."""
     root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "avatar.data.puppet.espeak_worker"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
+    atexit.register(_end, worker)
+    return worker
+
+
+def _end(worker: subprocess.Popen) -> None:
+    """Let the server come to its end: no more requests."""
+    worker.stdin.close()
+    worker.wait()
+    worker.stdout.close()
 
 
 def _key(text: str, voice: Voice, backend: str) -> str:

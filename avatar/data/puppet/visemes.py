@@ -3,9 +3,9 @@
     mouth_open in [0, 1]    0: lips closed
     mouth_wide in [-1, 1]   -1: rounded (u, w), 0: at rest, 1: spread (i)
 
-Frame i is the mouth at its centre, (i + 0.5) / 25 s. Lips lead the sound by 20 ms. Each phoneme sets a target; targets are
-blended over time (coarticulation), the opening follows the loudness of the sound in part, and then the lips of p, b and m are
-shut whatever their neighbours ask for. Outside phonemes the mouth is closed and at rest.
+Frame i is the mouth at its centre, (i + 0.5) / 25 s. Lips lead the sound by 20 ms. Each phoneme sets a target;
+targets are blended over time (coarticulation), the opening follows the loudness of the sound in part, and then the
+lips of p, b and m are shut whatever their neighbours ask for. Outside phonemes the mouth is closed and at rest.
 """
 
 from collections.abc import Sequence
@@ -18,28 +18,30 @@ from avatar.data.puppet.speech import Phoneme
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
 LEAD_S = 0.02  # the lips are ahead of the sound by this much
-BLEND_S = 0.028  # standard deviation of the blend between targets
-SHUT_S = 0.06  # lips stay shut at least this long, more than a frame, so that some frame sees it
-RAMP_S = 0.05  # and take this long to shut and to part
+BLEND_S = 0.024  # standard deviation of the blend between targets
+SHUT_S = 0.05  # lips stay shut at least this long, more than a frame, so that some frame sees it
+RAMP_S = 0.03  # and take this long to shut and to part
+GAIN = 1.2  # makes up for what blending and loudness take from the opening
 GRID = 200  # steps a second on which the mouth is simulated
 CLOSED = frozenset("pbm")
 
 # (open, wide), by the longest leading part of an eSpeak mnemonic; diphthongs have two halves
 TARGETS = {
-    "i": ((0.34, 0.9),), "I": ((0.42, 0.55),), "E": ((0.62, 0.45),), "e": ((0.58, 0.5),), "a": ((0.95, 0.25),),
-    "A": ((1.0, -0.05),), "V": ((0.74, 0.05),), "0": ((0.85, -0.35),), "O": ((0.7, -0.65),), "o": ((0.6, -0.75),),
-    "U": ((0.38, -0.7),), "u": ((0.3, -0.95),), "3": ((0.5, -0.3),), "@": ((0.45, 0.0),),
-    "aI": ((0.95, 0.2), (0.45, 0.7)), "aU": ((0.95, 0.1), (0.4, -0.85)), "eI": ((0.6, 0.5), (0.38, 0.8)),
-    "EI": ((0.6, 0.5), (0.38, 0.8)), "OI": ((0.7, -0.7), (0.42, 0.6)), "oU": ((0.62, -0.6), (0.35, -0.9)),
-    "e@": ((0.62, 0.45), (0.5, 0.1)), "i@": ((0.36, 0.8), (0.5, 0.1)), "U@": ((0.38, -0.7), (0.55, -0.3)),
-    "O@": ((0.7, -0.65), (0.5, -0.4)), "o@": ((0.7, -0.65), (0.5, -0.4)), "A@": ((1.0, -0.05), (0.6, -0.1)),
-    "aI@": ((0.95, 0.2), (0.5, 0.3)), "aU@": ((0.95, 0.1), (0.5, -0.4)), "@L": ((0.42, 0.0),), "@U": ((0.6, -0.5), (0.35, -0.9)),
-    "p": ((0.0, 0.0),), "b": ((0.0, 0.0),), "m": ((0.0, 0.0),), "f": ((0.12, 0.1),), "v": ((0.14, 0.1),),
-    "T": ((0.24, 0.15),), "D": ((0.26, 0.15),), "s": ((0.16, 0.45),), "z": ((0.17, 0.45),), "S": ((0.24, -0.6),),
-    "Z": ((0.24, -0.6),), "tS": ((0.2, -0.55),), "dZ": ((0.2, -0.55),), "t": ((0.2, 0.2),), "d": ((0.22, 0.2),),
-    "n": ((0.24, 0.15),), "N": ((0.3, 0.1),), "l": ((0.34, 0.1),), "L": ((0.34, 0.1),), "r": ((0.32, -0.5),),
-    "R": ((0.32, -0.5),), "k": ((0.26, 0.1),), "g": ((0.28, 0.1),), "x": ((0.28, 0.1),), "C": ((0.24, 0.4),),
-    "h": ((0.42, 0.1),), "H": ((0.42, 0.1),), "j": ((0.3, 0.75),), "w": ((0.2, -1.0),), "?": ((0.3, 0.0),), "*": ((0.28, 0.1),),
+    "i": ((0.44, 0.9),), "I": ((0.52, 0.55),), "E": ((0.7, 0.45),), "e": ((0.66, 0.5),), "a": ((0.96, 0.25),),
+    "A": ((1.0, -0.05),), "V": ((0.8, 0.05),), "0": ((0.88, -0.35),), "O": ((0.76, -0.65),), "o": ((0.68, -0.75),),
+    "U": ((0.48, -0.7),), "u": ((0.4, -0.95),), "3": ((0.6, -0.3),), "@": ((0.55, 0.0),), "@L": ((0.5, 0.0),),
+    "aI": ((0.96, 0.2), (0.54, 0.7)), "aU": ((0.96, 0.1), (0.5, -0.85)), "eI": ((0.68, 0.5), (0.48, 0.8)),
+    "EI": ((0.68, 0.5), (0.48, 0.8)), "OI": ((0.76, -0.7), (0.52, 0.6)), "oU": ((0.7, -0.6), (0.45, -0.9)),
+    "@U": ((0.68, -0.5), (0.45, -0.9)), "e@": ((0.7, 0.45), (0.6, 0.1)), "i@": ((0.46, 0.8), (0.6, 0.1)),
+    "U@": ((0.48, -0.7), (0.62, -0.3)), "O@": ((0.76, -0.65), (0.6, -0.4)), "o@": ((0.76, -0.65), (0.6, -0.4)),
+    "A@": ((1.0, -0.05), (0.68, -0.1)), "aI@": ((0.96, 0.2), (0.6, 0.3)), "aU@": ((0.96, 0.1), (0.6, -0.4)),
+    "p": ((0.0, 0.0),), "b": ((0.0, 0.0),), "m": ((0.0, 0.0),), "f": ((0.08, 0.1),), "v": ((0.09, 0.1),),
+    "T": ((0.15, 0.15),), "D": ((0.17, 0.15),), "s": ((0.1, 0.45),), "z": ((0.11, 0.45),), "S": ((0.15, -0.6),),
+    "Z": ((0.15, -0.6),), "tS": ((0.13, -0.55),), "dZ": ((0.13, -0.55),), "t": ((0.13, 0.2),), "d": ((0.15, 0.2),),
+    "n": ((0.16, 0.15),), "N": ((0.2, 0.1),), "l": ((0.24, 0.1),), "L": ((0.24, 0.1),), "r": ((0.24, -0.5),),
+    "R": ((0.24, -0.5),), "k": ((0.17, 0.1),), "g": ((0.18, 0.1),), "x": ((0.18, 0.1),), "C": ((0.15, 0.4),),
+    "h": ((0.3, 0.1),), "H": ((0.3, 0.1),), "j": ((0.22, 0.75),), "w": ((0.16, -1.0),), "?": ((0.2, 0.0),),
+    "*": ((0.18, 0.1),), ";": ((0.25, 0.4),), "a#": ((0.6, 0.05),),
 }  # fmt: skip
 _LONGEST = max(map(len, TARGETS))
 _NEUTRAL = ((0.35, 0.0),)  # for sounds of other languages that the table has no letter of
@@ -74,9 +76,9 @@ def mouth_targets(
             first, last = np.searchsorted(time, (middle - half - RAMP_S, middle + half + RAMP_S))
             ramp = np.clip(1 + (half - np.abs(time[first:last] - middle)) / RAMP_S, 0, 1)
             shut[first:last] = np.maximum(shut[first:last], ramp * ramp * (3 - 2 * ramp))
-    opened *= 0.6 + 0.4 * _loudness(samples, time)
+    opened *= 0.15 + 0.85 * _loudness(samples, time)
     blend = BLEND_S * GRID
-    opened = gaussian_filter1d(opened, blend) * (1 - shut)
+    opened = np.clip(GAIN * gaussian_filter1d(opened, blend), 0, 1) * (1 - shut)
     # the lips' shape is carried across short gaps and consonants that leave it free, hence the wider blend
     wide = gaussian_filter1d(wide, 1.3 * blend) * np.clip(gaussian_filter1d(speaking, blend), 0, 1)
     centres = (np.arange(frames) + 0.5) / FRAME_RATE
@@ -84,12 +86,13 @@ def mouth_targets(
 
 
 def _loudness(samples: Float[np.ndarray, " n"], time: Float[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
-    """How loud the sound is at each time, in [0, 1]: its level in windows of 20 ms, against its own loud passages."""
+    """How loud the sound is at each time, smoothed over 20 ms: 1 at its own loud passages, 0 from 20 dB below on."""
     hop = SAMPLE_RATE // GRID
-    blocks = samples[: len(samples) // hop * hop].reshape(-1, hop)
-    if not len(blocks):
+    power = (samples[: len(samples) // hop * hop].reshape(-1, hop) ** 2).mean(1)
+    if not power.any():
         return np.zeros(len(time))
-    level = np.sqrt(gaussian_filter1d((blocks**2).mean(1), 2))
-    loud = max(np.percentile(level, 95), 1e-4)
+    power = gaussian_filter1d(power, 2)
+    loud = np.percentile(power[power > 1e-3 * power.max()], 80)
     at = np.round((time + LEAD_S) * GRID - 0.5).astype(int)
-    return np.where((at >= 0) & (at < len(level)), np.sqrt(level[at.clip(0, len(level) - 1)] / loud).clip(0, 1), 0)
+    within = (at >= 0) & (at < len(power))
+    return np.where(within, 1 + np.log10(power[at.clip(0, len(power) - 1)] / loud + 1e-9) / 2, 0).clip(0, 1)

@@ -1,0 +1,98 @@
+"""The read-out against known truth: exact on clean frames, robust to what autoencoders do, and honest about what it
+can't read.
+"""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from avatar.data.puppet.clip import make_clip
+from avatar.data.puppet.identity import Identity
+from avatar.data.puppet.motion import HIGH, LOW, channel
+from avatar.data.puppet.readout import Readout, lab, palette_error
+
+SEEDS = (4, 9)  # a person and a cat
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def scene(request):
+    clip = make_clip(request.param, "test", 120, "speaking", backend="formant")
+    return clip, clip.frames(64), Readout(clip.identity, 64)
+
+
+def worn(frames: np.ndarray, blur: float = 1.0, noise: float = 8.0, tint=(1.0, 1.0, 1.0)) -> np.ndarray:
+    """Frames as an autoencoder may return them."""
+    rng = np.random.default_rng(0)
+    out = gaussian_filter(frames.astype(float), (0, blur, blur, 0)) * tint
+    return (out + rng.normal(0, noise, out.shape)).clip(0, 255).astype(np.uint8)
+
+
+def erased(clip, frames: np.ndarray) -> np.ndarray:
+    """Frames whose mouth is painted over."""
+    colour = clip.identity.palette["muzzle" if clip.identity.muzzle else "skin"]
+    return np.where((clip.mouth_region(frames.shape[1]) > 0.35)[..., None], np.uint8(colour), frames)
+
+
+def agreement(clip, reading, name: str) -> float:
+    return np.corrcoef(clip.states[:, channel(name)], reading.column(name))[0, 1]
+
+
+def test_clean_frames_are_read_exactly(scene):
+    clip, frames, readout = scene
+    reading = readout.read(frames)
+    assert reading.valid.all() and reading.residual.max() < 0.05
+    assert agreement(clip, reading, "mouth_open") > 0.995
+    error = np.abs(reading.states - clip.states) / (HIGH - LOW)
+    for name, bound in (("mouth_open", 0.03), ("head_x", 0.01), ("head_y", 0.01), ("head_roll", 0.01), ("lid", 0.04)):
+        assert error[:, channel(name)].mean() < bound, name
+    assert error[:, channel("smile")].mean() < 0.05 and error[:, channel("mouth_wide")].mean() < 0.06
+
+
+def test_blurred_noisy_and_tinted_frames_are_still_read(scene):
+    clip, frames, readout = scene
+    for spoilt in (worn(frames), worn(frames, tint=(1.05, 0.97, 0.95)), worn(frames, blur=1.6, noise=4)):
+        reading = readout.read(spoilt)
+        assert reading.valid.all()
+        assert agreement(clip, reading, "mouth_open") > 0.98
+        assert agreement(clip, reading, "head_x") > 0.95
+
+
+def test_an_erased_mouth_noise_and_another_puppet_are_not_believed(scene):
+    clip, frames, readout = scene
+    assert not readout.read(erased(clip, frames)).valid.any()
+    assert not readout.read(worn(erased(clip, frames))).valid.any()
+    noise = np.random.default_rng(0).integers(0, 256, frames[:20].shape, dtype=np.uint8)
+    assert not readout.read(noise).valid.any()
+    assert not readout.read(make_clip(clip.identity.seed + 77, "test", 20, backend="formant").frames(64)).valid.any()
+
+
+def test_a_reading_follows_the_mouth_and_not_its_own_habits(scene):
+    _, frames, readout = scene
+    order = np.random.default_rng(0).permutation(len(frames))
+    np.testing.assert_allclose(readout.read(frames[order]).states, readout.read(frames).states[order], atol=1e-3)
+
+
+def test_larger_frames_are_read_as_well():
+    clip = make_clip(0, "test", 60, "speaking", backend="formant")
+    reading = Readout(clip.identity, 128).read(clip.frames(128))
+    assert reading.valid.all() and agreement(clip, reading, "mouth_open") > 0.99
+
+
+def test_the_palette_error_is_nought_for_the_puppet_small_when_worn_and_large_for_another(scene):
+    clip, frames, _ = scene
+    states, other = clip.states[:20], Identity.from_seed(clip.identity.seed + 3)
+    own = palette_error(clip.identity, frames[:20], states)
+    spoilt = palette_error(clip.identity, worn(frames[:20]), states)
+    tinted = palette_error(clip.identity, worn(frames[:20], tint=(1.1, 0.95, 0.9)), states)
+    foreign = palette_error(other, frames[:20], states)
+    assert own.max() < 0.5 and spoilt.max() < 2.5 < tinted.min() and tinted.max() < foreign.min()
+    np.testing.assert_allclose(lab(np.array([255.0, 255.0, 255.0])), (100, 0, 0), atol=0.01)
+    np.testing.assert_allclose(lab(np.array([255.0, 0.0, 0.0])), (53.24, 80.09, 67.20), atol=0.02)
+
+
+def test_frames_of_another_size_are_refused():
+    readout = Readout(Identity.from_seed(0), 64)
+    with pytest.raises(ValueError, match="built for uint8"):
+        readout.read(np.zeros((1, 96, 96, 3), np.uint8))
+    with pytest.raises(ValueError, match="64 to 256"):
+        Readout(Identity.from_seed(0), 48)

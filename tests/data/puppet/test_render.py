@@ -1,0 +1,89 @@
+"""The renderer: every channel shows, edges move by fractions of a pixel, the mouth's region follows the head."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avatar.data.puppet.identity import KINDS, Identity
+from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.data.puppet.render import mouth_region, render
+
+
+def pose(**channels: float) -> np.ndarray:
+    """One state, at rest but for the channels named."""
+    state = np.zeros((1, len(CHANNELS)), np.float32)
+    for name, value in channels.items():
+        state[0, channel(name)] = value
+    return state
+
+
+def test_an_identity_is_its_seed_and_no_two_look_alike():
+    assert Identity.from_seed(5) == Identity.from_seed(5)
+    faces = np.concatenate([render(Identity.from_seed(i), pose(), 64) for i in range(40)]).astype(float)
+    apart = [np.abs(a - b).mean() for i, a in enumerate(faces) for b in faces[:i]]
+    assert min(apart) > 5
+    assert {Identity.from_seed(i).species for i in range(40)} == set(KINDS)
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_every_channel_shows(name):
+    index = channel(name)
+    low, high = np.repeat(pose(mouth_open=0.3), 2, axis=0)[:, None]
+    low[0, index], high[0, index] = LOW[index], HIGH[index]
+    for seed in range(6):
+        before, after = (render(Identity.from_seed(seed), state, 64).astype(int) for state in (low, high))
+        assert (np.abs(before - after).max(-1) > 40).sum() >= 8, "at least eight pixels change clearly"
+
+
+def test_the_dark_of_the_mouth_grows_in_proportion_to_its_opening():
+    identity = Identity.from_seed(0)
+    openings = np.linspace(0.1, 1, 19)
+    frames = np.concatenate([render(identity, pose(mouth_open=o, lid=1), 64) for o in openings]).astype(float)
+    inside = frames[:, 38:60, 18:46]
+    skin = np.array(identity.palette["skin"])
+    changed = np.abs(inside - skin).sum(-1).sum((1, 2))
+    assert np.corrcoef(openings, changed)[0, 1] > 0.99
+    assert (np.diff(changed) > 0).all(), "each step of 0.05, half a pixel, shows"
+
+
+def test_a_closed_mouth_shows_no_dark_and_an_open_one_about_ten_pixels():
+    for seed in range(6):
+        identity = Identity.from_seed(seed)
+        shut, opened = (render(identity, pose(mouth_open=o), 64)[0] for o in (0.0, 1.0))
+        column = np.abs(opened.astype(int) - shut).max(-1)[:, 32] > 30
+        assert column.sum() >= 9
+        dark = np.array(identity.palette["mouth"])
+        assert (np.abs(opened.astype(int) - dark).max(-1) < 12).sum() > 20
+        assert (np.abs(shut.astype(int) - dark).max(-1) < 12).sum() == 0
+
+
+@pytest.mark.parametrize("size", [64, 100, 256])
+def test_the_same_picture_at_every_size(size):
+    identity = Identity.from_seed(1)
+    frame = render(identity, pose(mouth_open=0.6), size)
+    assert frame.shape == (1, size, size, 3) and frame.dtype == np.uint8
+    small = Image.fromarray(frame[0]).resize((64, 64), Image.Resampling.BOX)
+    difference = np.abs(np.asarray(small, float) - render(identity, pose(mouth_open=0.6), 64)[0])
+    assert difference.mean() < 2
+
+
+def test_the_region_of_the_mouth_holds_every_pixel_that_the_mouth_changes_and_moves_with_the_head():
+    identity = Identity.from_seed(2)
+    region = mouth_region(identity, pose(), 64)[0]
+    shut, opened = (render(identity, pose(mouth_open=o), 64)[0].astype(int) for o in (0.0, 0.9))
+    changed = np.abs(opened - shut).max(-1)
+    assert (changed * (region > 0)).sum() > 0.9 * changed.sum()
+    assert region.min() == 0 and region.max() == 1 and 0.08 < region.mean() < 0.25
+    moved = mouth_region(identity, pose(head_x=0.03), 64)[0]
+    columns = np.arange(64)
+    shift = ((moved - region).sum(0) * columns).sum() / region.sum()
+    assert abs(shift - 0.03 * 64) < 0.1
+
+
+def test_wrong_sizes_and_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"32 pixels.*64 to 256"):
+        render(Identity.from_seed(0), pose(), 32)
+    with pytest.raises(ValueError, match="wanted"):
+        render(Identity.from_seed(0), pose()[:, :5], 64)
+    with pytest.raises(ValueError, match="seed is -1"):
+        Identity.from_seed(-1)
