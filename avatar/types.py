@@ -131,6 +131,7 @@ class Frames:
     """What a data module yields for training an autoencoder."""
 
     video: Float[Tensor, "b c f h w"]
+    reference: Float[Tensor, "b c 1 h w"]  # another frame of the same puppet
     lips: Float[Tensor, "b f h w"]  # as in Batch, per pixel
     keys: list[str]
 
@@ -191,7 +192,7 @@ class VideoAutoencoder(Protocol):
 
     def decode(self, latents: Latents) -> Pixels: ...
 
-    def decoder(self) -> DecoderStream:
+    def decoder_stream(self) -> DecoderStream:
         """A fresh stream, to be primed with the reference's latent, whose one frame is discarded."""
         ...
 
@@ -203,10 +204,17 @@ class AudioEncoder(Protocol):
     dim: int
     left_context: int  # frames before a latent's own frames
     right_context: int  # frames after them: what "future" means, and a part of the latency
+    silence: Float[Tensor, "1 d"]  # the features of a silent frame
 
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]: ...
 
-    def window(self, features: Float[Tensor, "f d"], stride: int) -> Float[Tensor, "l k d"]: ...
+    def tokens(self, stride: int) -> int:
+        """Frames in a latent's window."""
+        ...
+
+    def window(self, features: Float[Tensor, "f d"], stride: int) -> Float[Tensor, "l k d"]:
+        """The window of each of l latents, from left_context + stride·l + right_context frames."""
+        ...
 
 
 @runtime_checkable

@@ -1,9 +1,15 @@
 """Whole clips through the network in one pass: [sink | clip], or [sink | clean | noisy] for teacher forcing."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
+from avatar.diffusion.rollout import Plan
 from avatar.nn.masks import MaskSpec, mask_view
 from avatar.types import Conditioning, Denoiser, Latents, Times, join
+
+TimestepSampler = Callable[..., Times]  # (*shape, device) -> times
 
 
 def packed_velocity(
@@ -25,3 +31,32 @@ def packed_velocity(
     view = mask_view(spec, tokens, x_t.device)
     v = net(latents, torch.cat([torch.zeros_like(t[:, :1]), *times], dim=1), conds, view)
     return v[:, :, -x_t.shape[2] :]
+
+
+@dataclass(frozen=True)
+class Bidirectional:
+    """A whole clip at one time, every latent seeing every other: how the teacher works."""
+
+    def times(self, sampler: TimestepSampler, latents: Latents) -> Times:
+        b, _, l = latents.shape[:3]
+        return sampler(b, 1, device=latents.device).expand(b, l)
+
+    def velocity(self, net: Denoiser, x_t: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:
+        return packed_velocity(net, x_t, t, cond, MaskSpec((x_t.shape[2],)))
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Every chunk at a time of its own, seeing the *clean* chunks before it: how the causal networks learn."""
+
+    plan: Plan
+
+    def times(self, sampler: TimestepSampler, latents: Latents) -> Times:
+        chunks = torch.tensor(self.plan.chunks(latents.shape[2]), device=latents.device)
+        return sampler(len(latents), len(chunks), device=latents.device).repeat_interleave(chunks, dim=1)
+
+    def velocity(self, net: Denoiser, x_t: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:
+        return packed_velocity(net, x_t, t, cond, self.plan.spec(x_t.shape[2]), clean=x0)
+
+
+Pattern = Bidirectional | TeacherForced

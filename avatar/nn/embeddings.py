@@ -17,8 +17,9 @@ from avatar.types import EMOTIONS, GESTURES, ROLES, STATES, Conditioning
 def sinusoidal(t: Float[Tensor, "b l"], dim: int) -> Float[Tensor, "b l d"]:
     """Cosines and sines of 1000 t, as Wan's (and DDPM's) networks take their times."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
-    phases = t.float()[..., None] * 1000 * frequencies
+    wide = torch.promote_types(t.dtype, torch.float32)
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=wide) / half)
+    phases = t.to(wide)[..., None] * 1000 * frequencies
     return torch.cat([phases.cos(), phases.sin()], dim=-1)
 
 

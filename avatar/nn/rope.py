@@ -44,7 +44,7 @@ class Rope:
             ],
             dim=-1,
         ).flatten(0, 2)
-        return phases.cos().float(), phases.sin().float()
+        return phases.cos(), phases.sin()
 
     def _phases(self, positions: Tensor, dim: int) -> Tensor:
         exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
@@ -53,8 +53,9 @@ class Rope:
 
 def rotate(x: Float[Tensor, "b a n d"], table: Table) -> Float[Tensor, "b a n d"]:
     """Queries or keys turned to their positions."""
-    cos, sin = table
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = (part.to(wide) for part in table)
+    even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 

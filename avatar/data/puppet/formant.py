@@ -72,7 +72,8 @@ RULES = [
     (r"o(?=[bcdfgklmnprstvz]e\b)", "@ U"), (r"u(?=[bcdfgklmnprstvz]e\b)", "u:"), (r"(?<=[a-z][a-z])e\b", ""),
     (r"ed\b", "d"), (r"es\b", "z"), (r"\by", "j"), (r"y\b", "i:"), (r"y", "I"), (r"c(?=[eiy])", "s"),
     (r"g(?=[ey])", "d Z"), (r"([bcdfgklmnprstz])\1", None), (r"a", "a"), (r"e\b", "i:"), (r"e", "E"), (r"i", "I"),
-    (r"o\b", "@ U"), (r"o", "A:"), (r"u", "V"), (r"j", "d Z"), (r"c", "k"), (r"q", "k"), (r"'", ""), (r"([bdfghklmnprstvwz])", None),
+    (r"o\b", "@ U"), (r"o", "A:"), (r"u", "V"), (r"j", "d Z"), (r"c", "k"), (r"q", "k"),
+    (r"'", ""), (r"([bdfghklmnprstvwz])", None),
 ]  # fmt: skip
 _COMPILED = [(re.compile(pattern), sounds) for pattern, sounds in RULES]
 

@@ -39,7 +39,7 @@ BANK = 800  # random states that the maps are fitted on
 STEPS = 2
 NOISE = 3.0  # standard deviation that the maps expect of a feature, in grey levels
 FACE_RESIDUAL, MOUTH_RESIDUAL = 0.2, 0.45  # a reading with more than this is not valid
-WORK = SIZES[0]  # renders are compared at this size, whatever that of the frames
+WORK = 128  # larger frames are compared with renders of this size
 
 _CENTRE, _HALF = (HIGH + LOW) / 2, (HIGH - LOW) / 2
 Frames = UInt8[np.ndarray, "f h w 3"]
@@ -69,6 +69,7 @@ class Readout:
                 f"frames of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there"
             )
         self.identity, self.size = identity, size
+        self._work = min(size, WORK)
         rng = np.random.default_rng(0)
         truth = _random_states(rng, BANK)
         clean = self._rendered(truth)
@@ -79,8 +80,8 @@ class Readout:
         guess = guess.clip(LOW, HIGH).astype(np.float32)
         self._correct = _ridge(seen - self._rendered(guess), (truth - guess) / _HALF)
         rest = np.zeros((1, len(CHANNELS)), np.float32)
-        cells = mouth_region(identity, rest, WORK).reshape(CELLS, WORK // CELLS, CELLS, -1).mean((1, 3))
-        self._mouth = np.repeat(cells.ravel() > 0.95, 3)
+        region = mouth_region(identity, rest, 2 * CELLS).reshape(CELLS, 2, CELLS, 2).mean((1, 3))
+        self._mouth = np.repeat(region.ravel() > 0.95, 3)
 
     def read(self, frames: Frames) -> Reading:
         """The state of every frame; raises ValueError for frames of another size."""
@@ -97,13 +98,13 @@ class Readout:
         seen = features(frames)
         states = self._first_guess(seen).clip(LOW, HIGH).astype(np.float32)
         for _ in range(STEPS):
-            states = states + (_matched(seen, rendered := self._rendered(states)) - rendered) @ self._correct * _HALF
+            rendered = self._rendered(states)
+            states = states + (_matched(seen, rendered) - rendered) @ self._correct * _HALF
             states = states.clip(LOW, HIGH).astype(np.float32)
-        rendered = self._rendered(states)
         return states, _mismatch(seen, rendered), _mismatch(seen[:, self._mouth], rendered[:, self._mouth])
 
     def _rendered(self, states: Float[np.ndarray, "f s"]) -> Float[np.ndarray, "f n"]:
-        return features(render(self.identity, states, WORK))
+        return features(render(self.identity, states, self._work))
 
     def _first_guess(self, seen: Float[np.ndarray, "f n"]) -> Float[np.ndarray, "f s"]:
         return self._mean_state + (seen - self._mean) @ self._guess * _HALF

@@ -32,9 +32,9 @@ def render(identity: Identity, states: Float[np.ndarray, "f s"], size: int) -> U
         raise ValueError(
             f"a frame of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there"
         )
-    if states.ndim != 2 or states.shape[1] != len(CHANNELS):
+    if states.ndim != 2 or states.shape[1] != len(CHANNELS) or not len(states):
         raise ValueError(
-            f"states of shape {states.shape}; wanted [frames, {len(CHANNELS)}], the columns of motion.CHANNELS"
+            f"states of shape {states.shape}; wanted one or more rows of {len(CHANNELS)}, the columns of motion.CHANNELS"
         )
     return paint(layers(identity, states), identity.palette, size)
 

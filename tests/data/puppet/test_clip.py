@@ -118,8 +118,8 @@ def test_emotions_show_on_the_face_and_in_the_caption():
         faces.setdefault(EMOTIONS[clip.emotion[0]], []).append(clip)
     mean = {e: np.mean([c.states.mean(0) for c in some], axis=0) for e, some in faces.items()}
     assert mean["happy"][channel("smile")] > 0.3 > -0.2 > mean["sad"][channel("smile")]
-    assert mean["angry"][channel("brow_tilt")] > 0.4 > -0.3 > mean["sad"][channel("brow_tilt")]
-    assert mean["surprised"][channel("brow_raise")] > 0.4 > -0.2 > mean["angry"][channel("brow_raise")]
+    assert mean["angry"][channel("brow_tilt")] > 0.3 > -0.3 > mean["sad"][channel("brow_tilt")]
+    assert mean["surprised"][channel("brow_raise")] > 0.3 > -0.2 > mean["angry"][channel("brow_raise")]
     for emotion, some in faces.items():
         for clip in some:
             word = "calm" if emotion == "neutral" else emotion

@@ -1,0 +1,34 @@
+"""Writing the bundle that the next stage starts from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from avatar.callbacks.ema import EMA
+from avatar.models import checkpoint
+from avatar.types import Bundle
+
+
+class Export(lightning.Callback):
+    """At the end of a run (or when it is interrupted), `module.net` becomes a bundle; averaged weights are preferred.
+
+    Args:
+        path: of the .safetensors file.
+        kind: of the bundle, see `checkpoint.KINDS`.
+        config: what is needed beside the network itself to use it (`audio`, `text`).
+        plan: the rollout plan that the network was trained for, if any.
+    """
+
+    def __init__(self, path: str, kind: str, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None):
+        self.path, self.kind, self.config, self.plan = Path(path), kind, config, plan
+
+    def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        averages = [callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights]
+        weights = averages[0] if averages else module.net.state_dict()
+        components = {}
+        if self.kind != "autoencoder":
+            components = {"autoencoder": checkpoint.origin_of(trainer.datamodule.autoencoder).fingerprint}
+        config = {**self.config, "network": checkpoint.origin_of(module.net).network}
+        checkpoint.write(Bundle(self.kind, weights, config, components, self.plan), self.path)

@@ -1,0 +1,172 @@
+"""Puppet clips as a model of latents sees them: encoded once, kept on disk, cropped at random for training.
+
+A clip of 1 + s·k frames is encoded from its true start and its first latent, which stands for one frame, is dropped: the
+k latents left are all of one kind, wherever a crop begins. References are single frames of the same clip, encoded by
+themselves; a crop takes one from outside its window where there is one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from avatar.data.puppet.clip import Clip, make_clip
+from avatar.data.worlds import World
+from avatar.types import AudioEncoder, Batch, Conditioning, TextEncoder, VideoAutoencoder
+
+REFERENCES = 4  # frames of a clip that are encoded by themselves
+VERSION = 1  # of what this module stores; part of the cache's key
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Which clips: the `count` first of a split's schedule from `first` on, each of so many latents."""
+
+    split: str
+    schedule: str
+    count: int
+    latents: int
+    first: int = 0
+    identities: int = 10_000
+
+    def make(self, index: int, frames: int, speech_cache: Path | None) -> Clip:
+        return make_clip(self.first + index, self.split, frames, self.schedule, self.identities, cache=speech_cache)
+
+
+@dataclass
+class EncodedClips:
+    """n clips of k latents, with all that conditions them."""
+
+    latents: Float[Tensor, "n c k h w"]
+    references: Float[Tensor, "n r c h w"]
+    reference_at: Int[Tensor, "n r"]  # the latent that each reference's frame lies in
+    features: Float[Tensor, "n roles f d"]  # of the timeline's frames, with the audio encoder's contexts around them
+    heard: Bool[Tensor, " n"]  # whether there is another voice
+    text: Shaped[Tensor, "n m ..."]
+    text_mask: Bool[Tensor, "n m"]
+    labels: Int[Tensor, "n 3 k"]  # state, emotion, gesture
+    intensity: Float[Tensor, "n k"]
+    lips: Float[Tensor, "n k h w"]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def batch(self, which: Int[Tensor, " b"], start: Int[Tensor, " b"], length: int, audio: AudioEncoder) -> Batch:
+        """Crops of `length` latents from clips `which`; each with the reference that lies farthest from it."""
+        context = audio.left_context + audio.right_context
+        stride = (self.features.shape[2] - context) // self.latents.shape[2]
+        parts = [self._crop(int(n), int(s), length, audio, stride) for n, s in zip(which, start, strict=True)]
+        latents, lips, fields = zip(*parts, strict=True)
+        cond = Conditioning(**{name: torch.stack([f[name] for f in fields]) for name in fields[0]})
+        keys = [f"{n}@{s}" for n, s in zip(which.tolist(), start.tolist(), strict=True)]
+        return Batch(torch.stack(latents).float(), cond, torch.stack(lips).float(), keys)
+
+    def _crop(self, n: int, start: int, length: int, audio: AudioEncoder, stride: int) -> tuple[Tensor, Tensor, dict]:
+        part = slice(start, start + length)
+        away = (self.reference_at[n] - (start + (length - 1) / 2)).abs()
+        windows = [audio.window(track.float(), stride)[part] for track in self.features[n]]
+        present = torch.stack([torch.ones(length, dtype=torch.bool), self.heard[n].expand(length)])
+        state, emotion, gesture = self.labels[n][:, part]
+        return (
+            self.latents[n][:, part],
+            self.lips[n][part],
+            dict(
+                reference=self.references[n][int(away.argmax())][:, None].float(),
+                audio=torch.stack(windows),
+                audio_mask=present,
+                text=self.text[n][None],
+                text_mask=self.text_mask[n][None],
+                text_event=torch.zeros(length, dtype=torch.long),
+                state=state,
+                emotion=emotion,
+                emotion_intensity=self.intensity[n][part],
+                gesture=gesture,
+            ),
+        )
+
+
+class _Drawn(Dataset):
+    """Clips on their way to the encoder: rendered in a loader's worker."""
+
+    def __init__(self, clips: ClipSet, world: World, frames: int, extra: int, speech_cache: Path):
+        self.clips, self.world, self.frames, self.extra, self.speech_cache = clips, world, frames, extra, speech_cache
+
+    def __len__(self) -> int:
+        return self.clips.count
+
+    def __getitem__(self, index: int) -> tuple[Clip, Tensor, Tensor]:
+        clip = self.clips.make(index, self.frames + self.extra, self.speech_cache)
+        return clip, self.world.video(clip, 0, self.frames), self.world.lips(clip, 0, self.frames)
+
+
+def encoded_clips(
+    clips: ClipSet,
+    world: World,
+    autoencoder: VideoAutoencoder,
+    autoencoder_hash: str,
+    audio: AudioEncoder,
+    text: TextEncoder,
+    cache: Path,
+    workers: int,
+    progress: Callable,
+) -> EncodedClips:
+    """The encoded clips, from the cache or made now; `progress` wraps the loop over clips."""
+    stored = dict(clips=asdict(clips), world=repr(world), autoencoder=autoencoder_hash, version=VERSION)
+    stored |= dict(audio=repr(vars(audio)), text=repr(vars(text)))
+    key = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache / f"encoded-{clips.split}-{key}.safetensors"
+    if path.exists():
+        return EncodedClips(**load_file(path))
+    stride = autoencoder.temporal_stride
+    frames = 1 + stride * clips.latents
+    # One frame more than the right context, whose features would end in silence that isn't there.
+    drawn = _Drawn(clips, world, frames, audio.right_context + 1, cache / "speech")
+    loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None)
+    rows = [_encode(clip, video, lips, autoencoder, audio, text) for clip, video, lips in progress(loader)]
+    tensors = {name: torch.stack([row[name] for row in rows]).contiguous() for name in rows[0]}
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{np.random.default_rng().integers(2**32)}.tmp")
+    save_file(tensors, temporary)
+    temporary.rename(path)
+    return EncodedClips(**tensors)
+
+
+@torch.no_grad()
+def _encode(
+    clip: Clip, video: Tensor, lips: Tensor, autoencoder: VideoAutoencoder, audio: AudioEncoder, text: TextEncoder
+) -> dict[str, Tensor]:
+    """One clip's row of `EncodedClips`."""
+    stride, frames = autoencoder.temporal_stride, video.shape[1]
+    device = next(autoencoder.parameters(), torch.zeros(())).device
+    video = video[None].to(device)
+    at = torch.linspace(0, frames - 1, REFERENCES).long()
+    ids, mask = text.encode([clip.caption])
+    middle = slice(1 + stride // 2, frames, stride)  # the frame whose labels stand for a latent
+    labels = np.stack([clip.state[middle], clip.emotion[middle], clip.gesture[middle]])
+    edge = autoencoder.spatial_stride
+    return dict(
+        latents=autoencoder.encode(video)[0, :, 1:].half().cpu(),
+        references=torch.stack([autoencoder.encode(video[:, :, i : i + 1])[0, :, 0] for i in at]).half().cpu(),
+        reference_at=(at - 1).clamp(min=0) // stride,
+        features=torch.stack([_features(track, audio) for track in (clip.own, clip.heard)]).half(),
+        heard=torch.tensor(bool(np.abs(clip.heard).max() > 0)),
+        text=ids[0],
+        text_mask=mask[0],
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        intensity=torch.from_numpy(clip.intensity[middle].astype(np.float32)),
+        lips=torch.nn.functional.avg_pool3d(lips[None, 1:], (stride, edge, edge))[0].half(),
+    )
+
+
+def _features(track: Float[np.ndarray, " s"], audio: AudioEncoder) -> Float[Tensor, "f d"]:
+    """Features from `left_context` frames before the timeline, which starts at frame 1, to `right_context` after it."""
+    before = audio.silence.expand(audio.left_context - 1, -1)
+    return torch.cat([before, audio.encode(torch.from_numpy(track))[:-1]])

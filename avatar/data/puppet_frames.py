@@ -1,0 +1,68 @@
+"""Frames of the puppet world for training an autoencoder, rendered in the loader."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from avatar.data.puppet.clip import identity_seed, make_clip
+from avatar.data.puppet.identity import Identity
+from avatar.data.worlds import World
+from avatar.types import Frames
+
+CROPS_PER_CLIP = 4  # speech costs more than rendering: each clip's motion is used for several crops, each another puppet
+
+
+class FrameBatches(Dataset):
+    """Batch i is a function of (seed, i): crops of `frames` frames, each with another frame of its clip."""
+
+    def __init__(self, world: World, split: str, seed: int, steps: int, start: int, batch: int, frames: int, cache: Path):
+        self.world, self.split, self.seed, self.steps, self.start = world, split, seed, steps, start
+        self.batch, self.frames, self.cache = batch, frames, cache
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> Frames:
+        rng = np.random.default_rng([self.seed, index + self.start])
+        videos, references, lips, keys = [], [], [], []
+        for i in range(self.batch):
+            if i % CROPS_PER_CLIP == 0:
+                clip = make_clip(int(rng.integers(2**31)), self.split, 4 * self.frames, cache=self.cache)
+            number = identity_seed(int(rng.integers(2**31)), self.split)
+            clip = replace(clip, identity=Identity.from_seed(number))
+            start, other = (int(rng.integers(len(clip.states) - n)) for n in (self.frames, 1))
+            videos.append(self.world.video(clip, start, start + self.frames))
+            references.append(self.world.video(clip, other, other + 1))
+            lips.append(self.world.lips(clip, start, start + self.frames))
+            keys.append(f"{clip.key}@{start}")
+        return Frames(torch.stack(videos), torch.stack(references), torch.stack(lips), keys)
+
+
+class PuppetFrames(lightning.LightningDataModule):
+    """Training and validation frames of the puppet world.
+
+    Args:
+        frames: per crop, 1 + a multiple of the autoencoder's temporal stride.
+        steps: batches of one run.
+        cache: folder for synthesised speech.
+    """
+
+    def __init__(self, world: World, frames: int, batch: int, steps: int, seed: int, workers: int, cache: str):
+        super().__init__()
+        self.world, self.frames, self.batch, self.steps = world, frames, batch, steps
+        self.seed, self.workers, self.cache = seed, workers, Path(cache)
+        self.start = 0  # where a resumed run goes on
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.seed, self.steps - self.start, self.start)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("dev", 0, 2, 0)
+
+    def _loader(self, split: str, seed: int, steps: int, start: int) -> DataLoader:
+        batches = FrameBatches(self.world, split, seed, steps, start, self.batch, self.frames, self.cache)
+        return DataLoader(batches, batch_size=None, num_workers=self.workers if split == "train" else 0)

@@ -1,0 +1,64 @@
+"""The two faces of the puppet world: what a model sees of a clip, as tensors.
+
+    PixelWorld   the rendered frames, in [-1, 1], with the region of the mouth
+    StateWorld   the puppet's own state vectors, one "pixel" with a channel per number: exact truth, quick to learn
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from avatar.data.puppet.clip import Clip
+from avatar.data.puppet.motion import CHANNELS
+
+
+@runtime_checkable
+class World(Protocol):
+    """How a clip becomes a video tensor."""
+
+    def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]: ...
+
+    def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]: ...
+
+
+@dataclass(frozen=True)
+class PixelWorld:
+    """Square frames of `size` pixels."""
+
+    size: int = 64
+
+    def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
+        return from_uint8(clip.frames(self.size, start, stop))
+
+    def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]:
+        return torch.from_numpy(clip.mouth_region(self.size, start, stop))
+
+
+@dataclass(frozen=True)
+class StateWorld:
+    """States as 1×1 frames with one channel per entry of `motion.CHANNELS`; the mouth's entries count as lips."""
+
+    def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
+        return torch.from_numpy(clip.states[start:stop].T.copy())[:, :, None, None].float()
+
+    def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]:
+        return torch.zeros(stop - start, 1, 1)
+
+
+def state_channel(name: str) -> int:
+    """Where an entry of the state stands among the state world's channels."""
+    return CHANNELS.index(name)
+
+
+def from_uint8(frames: UInt8[np.ndarray, "f h w c"]) -> Float[Tensor, "c f h w"]:
+    """Frames of 0 … 255 as a tensor in [-1, 1]."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w c"]:
+    """The inverse of `from_uint8`; what lies outside [-1, 1] is clipped."""
+    return ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()

@@ -1,0 +1,69 @@
+"""Two ways to make a clip from its conditioning: the whole at once (a teacher), or chunk by chunk (a student)."""
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from avatar.diffusion.guidance import Guidance, guided
+from avatar.diffusion.packing import Bidirectional
+from avatar.diffusion.rollout import Noise, Plan, generate
+from avatar.diffusion.samplers import euler, heun
+from avatar.diffusion.timesteps import schedule
+from avatar.types import Conditioning, Denoiser, Latents, Times
+
+SOLVERS = {"euler": euler, "heun": heun}
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Conditioning in, clean latents out; the same seeds give the same clip."""
+
+    def __call__(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...]) -> Latents: ...
+
+
+@dataclass(frozen=True)
+class WholeClip:
+    """The teacher's way: integrate the guided ODE over the whole clip.
+
+    Clips longer than `window` are made in windows of that length, each with the reference as its sink; that is how a
+    teacher of short clips is scored on longer ones. Consecutive windows share no latents.
+    """
+
+    steps: int = 20
+    shift: float = 1.0
+    guidance: Guidance = field(default_factory=Guidance)
+    solver: str = "euler"
+    window: int = 8
+
+    def __post_init__(self):
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+
+    @torch.no_grad()
+    def __call__(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...]) -> Latents:
+        starts = range(0, cond.latents, self.window)
+        parts = [self._window(net, cond.at(slice(s, s + self.window)), seeds, s) for s in starts]
+        return torch.cat(parts, dim=2)
+
+    def _window(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...], start: int) -> Latents:
+        x = Noise(seeds)(cond.reference.expand(-1, -1, cond.latents, -1, -1), start, 0)
+
+        def velocity(x: Latents, cond: Conditioning, t: Times) -> Latents:
+            return Bidirectional().velocity(net, x, t.repeat(len(x) // len(t), 1), cond, x)
+
+        def field_(x: Latents, t: Times) -> Latents:
+            return guided(lambda y, c: velocity(y, c, t), x, cond, self.guidance)
+
+        return SOLVERS[self.solver](field_, x, schedule(self.steps, self.shift))
+
+
+@dataclass(frozen=True)
+class ChunkByChunk:
+    """The student's way: the rollout of its plan."""
+
+    plan: Plan
+
+    @torch.no_grad()
+    def __call__(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...]) -> Latents:
+        return generate(net, cond, self.plan, Noise(seeds)).latents

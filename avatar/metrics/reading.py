@@ -1,0 +1,156 @@
+"""What is read of a clip's frames, beside what is true of it: all that the metrics look at.
+
+A reader turns frames into a `ReadClip`; there is one per world (`avatar.data.worlds`), and both take what that world's
+`video` returns. A frame that doesn't show the clip's puppet is *not valid*: no metric believes what was read of it, and
+each says how it counts.
+"""
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from avatar.data.puppet.clip import Clip
+from avatar.data.puppet.identity import Identity
+from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.data.puppet.readout import READABLE, Readout, palette_error
+from avatar.data.puppet.visemes import CLOSED, LEAD_S
+from avatar.data.worlds import to_uint8
+from avatar.types import FRAME_RATE
+
+HUSH_S = 0.1  # a frame is silent if no phoneme is this close to it: by then the mouth has come to rest
+SLACK = 0.5  # a state may lie outside its channel's range by this share of it
+
+_READ = [channel(name) for name in READABLE]
+
+
+@dataclass(frozen=True)
+class ReadClip:
+    """f consecutive frames of one clip, as read and as they should be."""
+
+    mouth_open: Float[np.ndarray, " f"]  # aperture that was read, 0: shut, 1: fully open
+    valid: Bool[np.ndarray, " f"]  # False: the frame could not be read, believe nothing else of it
+    delta_e: Float[np.ndarray, " f"]  # colour error, CIE76; NaN in a world without colours
+    motion: Float[np.ndarray, " f"]  # see `motion`
+    truth_mouth: Float[np.ndarray, " f"]  # true aperture
+    truth_motion: Float[np.ndarray, " f"]  # `motion` of the true states
+    silent: Bool[np.ndarray, " f"]  # True where the puppet's own voice is silent
+    closures_s: Float[np.ndarray, " n"]  # when the lips of each p, b and m are shut, seconds after the first frame
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    def between(self, start: int, stop: int) -> "ReadClip":
+        """The frames [start, stop) of it."""
+        parts = {f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "closures_s"}
+        times = self.closures_s - start / FRAME_RATE
+        return ReadClip(**parts, closures_s=times[(times >= 0) & (times < (stop - start) / FRAME_RATE)])
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """How the frames of a world are read; frame 0 of `video` is frame `start` of the clip."""
+
+    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0) -> ReadClip: ...
+
+
+@dataclass(frozen=True)
+class PixelReader:
+    """Reads rendered frames by analysis through synthesis; the first clip of a puppet takes about a second more."""
+
+    size: int = 64
+
+    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0) -> ReadClip:
+        """Frames in [-1, 1], `size` pixels square; one with a NaN is not valid. Raises ValueError for other shapes."""
+        wanted = (3, self.size, self.size)
+        if (video.shape[0], *video.shape[2:]) != wanted:
+            raise ValueError(
+                f"video of shape {tuple(video.shape)}; this reader takes [3, f, {self.size}, {self.size}]: resize it, "
+                "or build the reader for its size"
+            )
+        frames = to_uint8(video.nan_to_num())
+        reading = _readout(clip.identity, self.size).read(frames)
+        valid = reading.valid & _finite(video)
+        return _beside_truth(clip, start, reading.states, valid, palette_error(clip.identity, frames, reading.states))
+
+
+@dataclass(frozen=True)
+class StateReader:
+    """Reads the state world, whose frames are states: nothing is lost, and there is no colour."""
+
+    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0) -> ReadClip:
+        """A frame with a state far outside its range, or a NaN, is not valid. Raises ValueError for other shapes."""
+        if (video.shape[0], *video.shape[2:]) != (len(CHANNELS), 1, 1):
+            raise ValueError(
+                f"video of shape {tuple(video.shape)}; states are [{len(CHANNELS)}, f, 1, 1]: pass the state world's "
+                "frames, or read pixels with PixelReader"
+            )
+        states = video[:, :, 0, 0].T.nan_to_num().cpu().numpy().astype(np.float32)
+        slack = SLACK * (HIGH - LOW)
+        valid = _finite(video) & ((states >= LOW - slack) & (states <= HIGH + slack)).all(1)
+        return _beside_truth(clip, start, states, valid, np.full(len(states), np.nan, np.float32))
+
+
+def motion(states: Float[np.ndarray, "f s"], valid: Bool[np.ndarray, " f"]) -> Float[np.ndarray, " f"]:
+    """How far the puppet moved since the frame before: the mean over its readable channels, in shares of their ranges.
+
+    NaN for the first frame, and where this frame or the one before is not valid.
+    """
+    steps = np.abs(np.diff(states[:, _READ], axis=0)) / (HIGH - LOW)[_READ]
+    moved = np.where(valid[1:] & valid[:-1], steps.mean(1), np.nan)
+    return np.concatenate([[np.nan], moved])[: len(states)].astype(np.float32)
+
+
+def silence(clip: Clip) -> Bool[np.ndarray, " f"]:
+    """Where no phoneme of the puppet's own voice is within HUSH_S of the frame."""
+    starts = np.arange(len(clip.states)) / FRAME_RATE
+    silent = np.ones(len(starts), bool)
+    for phoneme in clip.phonemes:
+        silent &= (starts >= phoneme.end_s + HUSH_S) | (starts + 1 / FRAME_RATE <= phoneme.start_s - HUSH_S)
+    return silent
+
+
+def closures(clip: Clip) -> Float[np.ndarray, " n"]:
+    """The middle of each p, b and m, as the lips have it, in seconds from the clip's start; only those inside it."""
+    shut = [(p.start_s + p.end_s) / 2 - LEAD_S for p in clip.phonemes if p.symbol[0] in CLOSED]
+    return np.array([t for t in shut if 0 <= t < len(clip.states) / FRAME_RATE], dtype=np.float64)
+
+
+def _beside_truth(
+    clip: Clip,
+    start: int,
+    states: Float[np.ndarray, "f s"],
+    valid: Bool[np.ndarray, " f"],
+    delta_e: Float[np.ndarray, " f"],
+) -> ReadClip:
+    """The reading of frames from `start` on, with the truth about them."""
+    frames, mouth = len(clip.states), channel("mouth_open")
+    if not 0 <= start <= start + len(states) <= frames:
+        raise ValueError(
+            f"{len(states)} frames from frame {start} on, but the clip {clip.key} has {frames}; crop them to the clip"
+        )
+    whole = ReadClip(
+        mouth_open=np.zeros(frames, np.float32),
+        valid=np.zeros(frames, bool),
+        delta_e=np.zeros(frames, np.float32),
+        motion=np.zeros(frames, np.float32),
+        truth_mouth=clip.states[:, mouth],
+        truth_motion=motion(clip.states, np.ones(frames, bool)),
+        silent=silence(clip),
+        closures_s=closures(clip),
+    ).between(start, start + len(states))
+    read = {"mouth_open": states[:, mouth], "valid": valid, "delta_e": delta_e, "motion": motion(states, valid)}
+    return ReadClip(**{f.name: read.get(f.name, getattr(whole, f.name)) for f in fields(whole)})
+
+
+def _finite(video: Float[Tensor, "c f h w"]) -> Bool[np.ndarray, " f"]:
+    return torch.isfinite(video).all(dim=3).all(dim=2).all(dim=0).cpu().numpy()
+
+
+@functools.lru_cache(maxsize=256)
+def _readout(identity: Identity, size: int) -> Readout:
+    return Readout(identity, size)

@@ -1,0 +1,71 @@
+"""Log-mel features, a frame at a time, with nothing to learn and nothing to download.
+
+A frame of 640 samples is four hops of 160; a hop's spectrum is taken over 400 samples centred on it, so it reaches 120
+samples past its end. Hence a frame's features are known once 120 samples of the next frame are: that is part of
+`right_context`, which the window around each latent adds in whole frames.
+"""
+
+from functools import cached_property
+
+import librosa
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
+
+HOP, WINDOW = 160, 400
+OVERLAP = (WINDOW - HOP) // 2  # samples that a hop's window reaches to either side
+
+
+class LogMel:
+    """Log-mel energies of the four hops of a frame, scaled to about unit range.
+
+    Args:
+        mels: bands of the filterbank.
+        left_context, right_context: frames that a latent hears before and after its own.
+    """
+
+    def __init__(self, mels: int = 40, left_context: int = 3, right_context: int = 2):
+        if right_context < 1 or left_context < 1:
+            raise ValueError(f"contexts of {left_context} and {right_context} frames; a frame's hops need ≥ 1 of each")
+        self.mels, self.left_context, self.right_context = mels, left_context, right_context
+        self.dim = mels * SAMPLES_PER_FRAME // HOP
+
+    def tokens(self, stride: int) -> int:
+        """Audio tokens per latent of `stride` frames: one per frame, contexts included."""
+        return self.left_context + stride + self.right_context
+
+    def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
+        """Features of all whole frames; before and after the samples there is silence."""
+        frames = samples.shape[-1] // SAMPLES_PER_FRAME
+        padded = torch.nn.functional.pad(samples[: frames * SAMPLES_PER_FRAME], (OVERLAP, OVERLAP))
+        return self.spectra(padded)
+
+    def spectra(self, padded: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
+        """Features of samples that come with `OVERLAP` more on either side."""
+        if padded.shape[-1] < WINDOW:
+            return padded.new_zeros(0, self.dim)
+        hops = padded.unfold(-1, WINDOW, HOP) * self._window.to(padded)
+        power = torch.fft.rfft(hops, n=512).abs().square()
+        energy = torch.log10(torch.clamp(power @ self._filters.to(padded), min=1e-6))
+        per_frame = SAMPLES_PER_FRAME // HOP
+        return rearrange((energy + 2.0) / 2.0, "(f k) m -> f (k m)", k=per_frame)
+
+    def window(self, features: Float[Tensor, "f d"], stride: int) -> Float[Tensor, "l k d"]:
+        """The frames that each latent of `stride` frames hears; `features` bring the contexts at both ends along."""
+        return features.unfold(0, self.tokens(stride), stride).transpose(1, 2)
+
+    @cached_property
+    def silence(self) -> Float[Tensor, "1 d"]:
+        """The features of a silent frame."""
+        return self.spectra(torch.zeros(SAMPLES_PER_FRAME + 2 * OVERLAP))
+
+    @cached_property
+    def _window(self) -> Tensor:
+        return torch.hann_window(WINDOW)
+
+    @cached_property
+    def _filters(self) -> Tensor:
+        return torch.from_numpy(librosa.filters.mel(sr=SAMPLE_RATE, n_fft=512, n_mels=self.mels).T.copy())

@@ -1,0 +1,144 @@
+"""Bundles on disk: one safetensors file holds a stage's weights and, in its header, all that is needed to use them.
+
+A network knows where it comes from: `origin_of(net)` gives the config it was built from, the hash of the weights it was
+loaded with and the components (the autoencoder of its latents) that they belong to.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from avatar.types import Bundle
+
+FORMAT = 1
+KINDS = ("autoencoder", "teacher", "causal_teacher", "student")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network comes from."""
+
+    network: Mapping[str, Any]  # its config
+    kind: str = "new"
+    fingerprint: str = "untrained"
+    components: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Any] | None = None
+
+
+def new(network: Any) -> nn.Module:
+    """A network with fresh weights from its config, `_target_` and constructor arguments."""
+    config = OmegaConf.to_container(network, resolve=True) if OmegaConf.is_config(network) else network
+    return _built(Origin(config))
+
+
+def load(path: str, kinds: tuple[str, ...] = KINDS) -> nn.Module:
+    """The network of a bundle, in fp32; a bundle of another kind than these is refused."""
+    bundle = read(Path(path))
+    if bundle.kind not in kinds:
+        raise ValueError(f"{path} holds a bundle of kind {bundle.kind!r}; wanted {' or '.join(kinds)}: choose another file")
+    origin = Origin(bundle.config["network"], bundle.kind, fingerprint(bundle.weights), bundle.components, bundle.plan)
+    net = _built(origin)
+    expected = net.state_dict()
+    wrong = [f"missing {name}" for name in expected.keys() - bundle.weights.keys()]
+    wrong += [f"unknown {name}" for name in bundle.weights.keys() - expected.keys()]
+    wrong += [
+        f"{name} is {tuple(bundle.weights[name].shape)}, wanted {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in bundle.weights and bundle.weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(f"{path} does not fit its own config: {'; '.join(sorted(wrong)[:8])}; make the bundle anew")
+    net.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in bundle.weights.items()})
+    return net.eval()
+
+
+def origin_of(net: nn.Module) -> Origin:
+    """Where a network that `new` or `load` made comes from."""
+    return net.origin
+
+
+def read(path: Path) -> Bundle:
+    """A bundle as stored. Raises FileNotFoundError or ValueError for what isn't one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no bundle at {path}; give the path of a .safetensors file that a stage wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("avatar", "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); copy or make it again") from error
+    if header is None or header.pop("format") != FORMAT:
+        raise ValueError(f"{path} has no header of this project (format {FORMAT}); give a file that a stage wrote")
+    return Bundle(weights=weights, **header)
+
+
+def write(bundle: Bundle, path: Path) -> None:
+    """Store a bundle, under a temporary name first."""
+    header = {name: getattr(bundle, name) for name in ("kind", "config", "components", "plan")} | {"format": FORMAT}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.weights.items()}
+    save_file(weights, temporary, metadata={"avatar": json.dumps(header, sort_keys=True)})
+    temporary.rename(path)
+
+
+def halved(bundle: Bundle) -> Bundle:
+    """The bundle with its floating-point weights in fp16, for shipping."""
+    return replace(
+        bundle, weights={name: w.half() if w.is_floating_point() else w for name, w in bundle.weights.items()}
+    )
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
+    """Refuse a network that was trained on another autoencoder's latents."""
+    wanted, got = origin_of(net).components.get("autoencoder"), origin_of(autoencoder).fingerprint
+    if wanted is not None and wanted != got:
+        raise ValueError(
+            f"the {origin_of(net).kind} was trained on latents of autoencoder {wanted}, but got autoencoder {got}; "
+            "pass the autoencoder it was trained with"
+        )
+
+
+def _built(origin: Origin) -> nn.Module:
+    for target in _targets(origin.network):
+        # A bundle may come from anywhere: it shall build networks of this project and call nothing else.
+        if not target.startswith("avatar."):
+            raise ValueError(f"a network config with _target_ {target!r}; only classes of this package are built")
+    net = hydra.utils.instantiate(origin.network)
+    # A network without weights of its own is known by its config.
+    net.origin = origin if any(True for _ in net.parameters()) else replace(origin, fingerprint=_digest(origin.network))
+    return net
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _targets(config: Any) -> list[str]:
+    if isinstance(config, Mapping):
+        own = [config["_target_"]] if "_target_" in config else []
+        return own + [target for value in config.values() for target in _targets(value)]
+    if isinstance(config, list | tuple):
+        return [target for value in config for target in _targets(value)]
+    return []

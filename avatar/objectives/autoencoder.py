@@ -1,0 +1,56 @@
+"""Training a video autoencoder.
+
+Half of the clips are decoded behind the latent of *another* frame: a stream's decoder is primed with the reference and
+then meets a clip that doesn't follow from it. Latents are decoded with a little noise upon them, so that the decoder
+forgives what a diffusion model leaves, and neighbouring latents mean neighbouring pictures.
+"""
+
+from collections.abc import Callable, Iterable
+
+import lightning
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from avatar.objectives import losses
+from avatar.objectives.flow_matching import scheduled
+from avatar.types import Frames
+
+
+class AutoencoderTraining(lightning.LightningModule):
+    """Reconstruction, with more weight on the mouth.
+
+    Args:
+        noise: standard deviation of what is added to the normalised latents.
+        lip_weight: added to the loss weight of a pixel that is all mouth.
+        optimizer: parameters → optimiser.
+    """
+
+    kind = "autoencoder"
+
+    def __init__(
+        self, autoencoder: nn.Module, optimizer: Callable[[Iterable], Optimizer], noise: float, lip_weight: float, steps: int
+    ):
+        super().__init__()
+        self.net, self.optimizer = autoencoder, optimizer
+        self.noise, self.lip_weight, self.steps = noise, lip_weight, steps
+
+    def training_step(self, batch: Frames, index: int) -> torch.Tensor:
+        latents = self.net.encode(batch.video)
+        cut = len(latents) // 2
+        reference = self.net.encode(batch.reference[:cut])
+        latents = torch.cat([torch.cat([reference, latents[:cut, :, 1:]], 2), latents[cut:]])
+        target = torch.cat([torch.cat([batch.reference[:cut], batch.video[:cut, :, 1:]], 2), batch.video[cut:]])
+        video = self.net.decode(latents + self.noise * torch.randn_like(latents))
+        loss = losses.reconstruction(video, target, 1 + self.lip_weight * batch.lips[:, None])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Frames, index: int) -> None:
+        error = (self.net.decode(self.net.encode(batch.video)) - batch.video).square()
+        mouth = (error * batch.lips[:, None]).sum() / (3 * batch.lips.sum())
+        self.log("val/psnr", 10 * torch.log10(4 / error.mean()), prog_bar=True, batch_size=1)
+        self.log("val/psnr_lips", 10 * torch.log10(4 / mouth), prog_bar=True, batch_size=1)
+
+    def configure_optimizers(self):
+        return scheduled(self.optimizer(self.net.parameters()), self.steps)

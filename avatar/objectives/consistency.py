@@ -1,0 +1,81 @@
+"""Discrete consistency distillation under teacher forcing (arXiv:2303.01469, Alg. 2; causal as in arXiv:2606.25473).
+
+    k ~ U{1 … N},  t = shift(k / N),  r = shift((k - 1) / N)
+    x_r = x_t + (r - t) guided(teacher(x_t, t))                       one Euler step of the causal teacher
+    L = |f(x_t, t) - sg f(x_r, r)|²,  f(x, t) = x - t v(x, t)
+
+At k = 1 the target's time is r = 0, where f is the identity: the chain is anchored to data and not to its initialisation.
+"""
+
+from collections.abc import Callable, Iterable
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avatar.diffusion import path
+from avatar.diffusion.guidance import Guidance, guided
+from avatar.diffusion.packing import TeacherForced
+from avatar.diffusion.timesteps import shifted
+from avatar.objectives import losses
+from avatar.objectives.flow_matching import lip_weights, scheduled
+from avatar.types import Batch, Conditioning, Latents, Times
+
+
+class Consistency(lightning.LightningModule):
+    """The student learns to jump to the end of the causal teacher's trajectories.
+
+    Args:
+        model: the student, usually started from the teacher's weights.
+        teacher: a frozen causal network of the same pattern.
+        discretisation: N, the number of steps of the teacher's trajectory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        pattern: TeacherForced,
+        guidance: Guidance,
+        discretisation: int,
+        shift: float,
+        optimizer: Callable[[Iterable], Optimizer],
+        lip_weight: float,
+        steps: int,
+    ):
+        super().__init__()
+        self.net, self.teacher = model, teacher.requires_grad_(False).eval()
+        self.pattern, self.guidance, self.discretisation, self.shift = pattern, guidance, discretisation, shift
+        self.optimizer, self.lip_weight, self.steps = optimizer, lip_weight, steps
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        x0, cond = batch.latents, batch.conditioning
+        t, r = self.draw_times(x0)
+        x_t = path.noised(x0, torch.randn_like(x0), t)
+        with torch.no_grad():
+            x_r = path.step(x_t, self._teacher_velocity(x_t, t, cond, x0), t, r)
+            target = self._endpoint(x_r, r, cond, x0)
+        loss = losses.consistency(self._endpoint(x_t, t, cond, x0), target, lip_weights(batch, self.lip_weight))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def draw_times(self, x0: Latents) -> tuple[Times, Times]:
+        """Neighbouring times of the discretised trajectory, one pair per chunk; the earlier may be 0."""
+        n = self.discretisation
+        k = self.pattern.times(lambda *shape, device: torch.randint(1, n + 1, shape, device=device), x0)
+        return shifted(k / n, self.shift), shifted((k - 1) / n, self.shift)
+
+    def _endpoint(self, x: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:
+        return path.clean(x, self.pattern.velocity(self.net, x, t, cond, x0), t)
+
+    def _teacher_velocity(self, x_t: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:
+        def velocity(x: Latents, cond: Conditioning) -> Latents:
+            copies = len(x) // len(x_t)
+            clean = x0.repeat(copies, 1, 1, 1, 1)
+            return self.pattern.velocity(self.teacher, x, t.repeat(copies, 1), cond, clean)
+
+        return guided(velocity, x_t, cond, self.guidance)
+
+    def configure_optimizers(self):
+        return scheduled(self.optimizer(self.net.parameters()), self.steps)

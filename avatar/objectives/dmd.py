@@ -1,0 +1,117 @@
+"""Distribution matching distillation on the student's own rollouts (DMD2, arXiv:2405.14867; Self-Forcing, arXiv:2506.08009).
+
+    every step    roll the student out without gradients; the critic learns to denoise what it makes
+    every n-th    roll out with gradients at a random exit step; follow the critic's score minus the teacher's
+
+The rollout is the one that streams. Teacher and critic are bidirectional and see whole clips.
+"""
+
+from collections.abc import Callable, Iterable
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avatar.diffusion import path
+from avatar.diffusion.guidance import Guidance, guided
+from avatar.diffusion.packing import Bidirectional, TimestepSampler
+from avatar.diffusion.rollout import Noise, Plan, generate
+from avatar.objectives import losses
+from avatar.objectives.flow_matching import lip_weights
+from avatar.types import Batch, Conditioning, Latents, Times
+
+
+class DistributionMatching(lightning.LightningModule):
+    """Student, critic (the fake score) and frozen teacher (the real score), optimised by hand.
+
+    Args:
+        model, critic: trained; the critic usually starts from the teacher's weights.
+        critic_steps: critic updates per student update.
+        accumulate: batches per update of either; `clip` bounds the norm of an update's gradient.
+        gradient: of the rollout, `exit_step` or `history`.
+    """
+
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        critic: nn.Module,
+        teacher: nn.Module,
+        plan: Plan,
+        guidance: Guidance,
+        timesteps: TimestepSampler,
+        critic_steps: int,
+        accumulate: int,
+        clip: float,
+        gradient: str,
+        optimizer: Callable[[Iterable], Optimizer],
+        critic_optimizer: Callable[[Iterable], Optimizer],
+        lip_weight: float,
+    ):
+        super().__init__()
+        if critic_steps < 1 or accumulate < 1:
+            raise ValueError(f"critic_steps {critic_steps}, accumulate {accumulate}: both must be at least 1")
+        self.net, self.critic, self.teacher = model, critic, teacher.requires_grad_(False).eval()
+        self.plan, self.guidance, self.timesteps = plan, guidance, timesteps
+        self.critic_steps, self.accumulate, self.clip, self.gradient = critic_steps, accumulate, clip, gradient
+        self.optimizer, self.critic_optimizer, self.lip_weight = optimizer, critic_optimizer, lip_weight
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        student, critic = self.optimizers()
+        update = index // self.accumulate
+        if update % (self.critic_steps + 1) == self.critic_steps:
+            self._update(student, self.net, self.student_loss(batch), index)
+        else:
+            self._update(critic, self.critic, self.critic_loss(batch), index)
+
+    def student_loss(self, batch: Batch) -> Tensor:
+        """The distribution matching loss of a fresh rollout."""
+        cond = batch.conditioning
+        exit_step = int(torch.randint(len(self.plan.times), ()))
+        x = generate(self.net, cond, self.plan, self._noise(batch), exit_step, self.gradient).latents
+        t = self._times(x)
+        with torch.no_grad():
+            x_t = path.noised(x, torch.randn_like(x), t)
+            real = path.clean(x_t, guided(self._velocity(self.teacher, t), x_t, cond, self.guidance), t)
+            fake = path.clean(x_t, self._velocity(self.critic, t)(x_t, cond), t)
+        loss = losses.distribution_matching(x, real, fake, lip_weights(batch, self.lip_weight))
+        self.log_dict({"train/student_loss": loss, "train/score_gap": (fake - real).abs().mean()}, prog_bar=True)
+        return loss
+
+    def critic_loss(self, batch: Batch) -> Tensor:
+        """Flow matching of the critic on a rollout that it can't influence."""
+        cond = batch.conditioning
+        exit_step = int(torch.randint(len(self.plan.times), ()))
+        with torch.no_grad():
+            x = generate(self.net, cond, self.plan, self._noise(batch), exit_step).latents
+        t, eps = self._times(x), torch.randn_like(x)
+        v = self._velocity(self.critic, t)(path.noised(x, eps, t), cond)
+        loss = losses.flow_matching(v, x, eps, lip_weights(batch, self.lip_weight))
+        self.log("train/critic_loss", loss, prog_bar=True)
+        return loss
+
+    def _update(self, optimizer, net: nn.Module, loss: Tensor, index: int) -> None:
+        self.manual_backward(loss / self.accumulate)
+        if (index + 1) % self.accumulate:
+            return
+        norm = nn.utils.clip_grad_norm_(net.parameters(), self.clip)
+        self.log("train/student_norm" if net is self.net else "train/critic_norm", norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _times(self, x: Latents) -> Times:
+        return Bidirectional().times(self.timesteps, x)
+
+    def _noise(self, batch: Batch) -> Noise:
+        return Noise(tuple(torch.randint(2**62, (len(batch.latents),)).tolist()))
+
+    def _velocity(self, net: nn.Module, t: Times) -> Callable[[Latents, Conditioning], Latents]:
+        def velocity(x: Latents, cond: Conditioning) -> Latents:
+            return Bidirectional().velocity(net, x, t.repeat(len(x) // len(t), 1), cond, x)
+
+        return velocity
+
+    def configure_optimizers(self):
+        return [self.optimizer(self.net.parameters()), self.critic_optimizer(self.critic.parameters())]

@@ -1,0 +1,41 @@
+"""Losses: pure functions, one equation each, no network inside. What counts as a constant is detached here."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from avatar.diffusion import path
+from avatar.types import Latents, Pixels
+
+Scalar = Float[Tensor, ""]
+Weights = Float[Tensor, "b 1 #l #h #w"]
+
+
+def flow_matching(v: Latents, x0: Latents, eps: Latents, weight: Weights) -> Scalar:
+    """E w |v - (eps - x0)|², rectified flow (arXiv:2209.03003, Eq. 1)."""
+    return (weight * (v - path.velocity(x0, eps)).square()).mean()
+
+
+def consistency(x0: Latents, target: Latents, weight: Weights) -> Scalar:
+    """E w |f(x_t) - f(x_r)|², the target a constant (arXiv:2303.01469, Eq. 10, with the l2 metric)."""
+    return (weight * (x0 - target.detach()).square()).mean()
+
+
+def distribution_matching(x: Latents, real: Latents, fake: Latents, weight: Weights) -> Scalar:
+    """A loss whose gradient in `x` points along `fake - real`, divided per sample by the mean of |x - real|.
+
+    `real` and `fake` are the teacher's and the critic's estimates of the clean latents at one noised copy of `x`; both
+    count as constants. DMD, arXiv:2311.18828, Eqs. 7-8; the normalisation as in DMD2, arXiv:2405.14867.
+    """
+    with torch.no_grad():
+        size = (x - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-6)
+        target = x - weight * (fake - real) / size
+    return 0.5 * mse_loss(x, target)
+
+
+def reconstruction(video: Pixels, target: Pixels, weight: Weights) -> Scalar:
+    """E w |x - y| of the frames and of their differences across space: edges count beside colours."""
+    error = video - target
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return (weight * error.abs()).mean() + edges

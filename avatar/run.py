@@ -1,0 +1,81 @@
+"""What train.py, distill.py and infer.py share: one run from a resolved config, and how its mistakes are told.
+
+Exit codes: 0 done, 2 the user's mistake (one line on stderr says what was got, wanted, and how to mend it), 130 Ctrl-C.
+"""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import lightning
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from avatar.models import checkpoint
+
+CONFIGS = str(Path(__file__).parent.parent / "configs")
+
+
+def main(config: str, task: Callable[[DictConfig], None]) -> None:
+    """Run a task under Hydra with the config of this name; mistakes become one line and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed and swallowed
+    try:
+        hydra.main(config_path=CONFIGS, config_name=config, version_base="1.3")(task)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def fit(cfg: DictConfig) -> None:
+    """One training run: data, objective, callbacks and loggers from the config, checkpoints and a bundle in its folder."""
+    keep_memory()
+    lightning.seed_everything(cfg.seed, verbose=False)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    folder = Path(cfg.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    (folder / "revision.txt").write_text(revision() + "\n")
+    data = hydra.utils.instantiate(cfg.data)
+    objective = hydra.utils.instantiate(cfg.objective)
+    for net in objective.children():
+        if hasattr(data, "autoencoder") and hasattr(net, "origin"):
+            checkpoint.check_latents(net, data.autoencoder)
+    trainer = hydra.utils.instantiate(
+        cfg.trainer,
+        callbacks=list(hydra.utils.instantiate(cfg.callbacks).values()),
+        logger=list(hydra.utils.instantiate(cfg.logger).values()),
+    )
+    trainer.fit(objective, data, ckpt_path=cfg.resume)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def revision() -> str:
+    """The git revision of the code, with "-dirty" if it has uncommitted changes; "unknown" outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory: by default it returns large blocks at once, and half the time goes to page faults."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
+        mallopt(trim_threshold, most)
+        mallopt(mmap_threshold, 2**25)  # the most that glibc takes
+
+
+def _one_line(error: BaseException) -> str:
+    """The cause's message: Hydra wraps errors of constructors in its own."""
+    while isinstance(error, HydraException) and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__

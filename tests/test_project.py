@@ -1,0 +1,122 @@
+"""The rules about the repository itself: who may import whom, and what stays equal or empty."""
+
+import ast
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+# A module imports lower ranks and its own package, nothing else of the project.
+RANKS = {
+    0: {"types"},
+    1: {"nn", "data"},
+    2: {"diffusion", "models", "metrics"},
+    3: {"objectives", "streaming"},
+    4: {"callbacks", "prepare", "evaluate", "run"},
+    5: {"demo", "train", "distill", "infer"},
+}
+RANK = {part: rank for rank, parts in RANKS.items() for part in parts}
+STRANGERS = {("objectives", "data")}  # they meet at avatar/types.py
+
+
+def part(module: str) -> str:
+    """What has a rank: the package or module under avatar, or the script."""
+    return module.removeprefix("avatar.").split(".")[0]
+
+
+def imports(module: str, source: str) -> set[str]:
+    """The project's modules that `source` imports, anywhere in it; `module` names it, with .__init__ for a package."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: -node.level] if node.level else []
+            origin = ".".join(base + (node.module.split(".") if node.module else []))
+            found |= {f"{origin}.{alias.name}" for alias in node.names} if origin == "avatar" else {origin}
+    return {name for name in found if name.startswith("avatar.") or name in RANKS[5]}
+
+
+def violations(module: str, source: str) -> list[str]:
+    own = part(module)
+    return [
+        f"{module} (rank {RANK[own]}) imports {name} (rank {RANK[part(name)]})"
+        for name in sorted(imports(module, source))
+        if part(name) != own and (RANK[part(name)] >= RANK[own] or (own, part(name)) in STRANGERS)
+    ]
+
+
+def modules() -> dict[str, Path]:
+    files = [*(ROOT / "avatar").rglob("*.py"), *ROOT.glob("*.py")]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+
+
+def test_imports_go_down_the_ranks():
+    found = []
+    for name, file in modules().items():
+        if name != "avatar.__init__":  # empty, by another test, and above all ranks
+            assert part(name) in RANK, f"{name} has no rank: give {part(name)} one in RANKS"
+            found += violations(name, file.read_text())
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("avatar.nn.rope", "from avatar.objectives.dmd import DistributionMatching"),
+        ("avatar.nn.rope", "from avatar import objectives"),
+        ("avatar.nn.rope", "import avatar.diffusion.path as path"),
+        ("avatar.nn.rope", "def late():\n    from avatar.models import video_dit"),
+        ("avatar.nn.rope", "from ..models.video_dit import VideoDiT"),
+        ("avatar.nn.rope", "from .. import models"),
+        ("avatar.types", "from avatar.nn import rope"),
+        ("avatar.data.shards", "from avatar.nn.rope import rotate"),  # the same rank
+        ("avatar.objectives.dmd", "from avatar.data.decode import read_image"),  # lower, but strangers
+        ("avatar.data.shards", "from avatar.objectives.dmd import losses"),
+        ("avatar.run", "import train"),
+        ("distill", "from train import main"),
+    ],
+)
+def test_a_planted_import_upwards_is_caught(module, source):
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("avatar.nn.rope", "import torch\nfrom avatar.types import Latents\nfrom avatar.nn.masks import dense"),
+        ("avatar.data.puppet.render", "from . import motion\nfrom ..decode import read_image"),
+        ("avatar.metrics.lip_sync", "from avatar.data.puppet import readout"),
+        ("train", "from avatar import run"),
+        ("avatar.models.__init__", "from .video_dit import VideoDiT"),
+    ],
+)
+def test_an_import_downwards_or_inside_is_allowed(module, source):
+    assert not violations(module, source)
+
+
+def test_every_init_is_empty():
+    assert not [name for name, file in modules().items() if file.name == "__init__.py" and file.read_text().strip()]
+
+
+def test_nothing_is_called_utils():
+    vague = {"utils", "util", "helpers", "misc", "common"}
+    assert not [name for name in modules() if vague & set(name.split("."))]
+
+
+def test_every_package_folder_has_an_init():
+    folders = {file.parent for name, file in modules().items() if name.startswith("avatar")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
+def test_conda_environment_lists_what_pyproject_does():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
+    assert sorted(pip) == sorted([*wanted, "--editable ."])
+    assert f"python{project['requires-python']}" in conda

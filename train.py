@@ -1,0 +1,6 @@
+"""Train an autoencoder or a teacher: `python train.py objective=flow_matching seed=1`; sweep with `-m seed=1,2`."""
+
+from avatar import run
+
+if __name__ == "__main__":
+    run.main("train", run.fit)
