@@ -50,9 +50,7 @@ class Reading:
     """What was read of f frames."""
 
     states: Float[np.ndarray, "f s"]  # columns as motion.CHANNELS; trust those of READABLE
-    residual: Float[
-        np.ndarray, " f"
-    ]  # 1 - correlation of frame and render: of the face or the mouth, whichever is worse
+    residual: Float[np.ndarray, " f"]  # 1 - correlation with the last render: of face or mouth, the worse one
     valid: Bool[np.ndarray, " f"]  # False where the frame doesn't show this puppet, or not its mouth
 
     def column(self, name: str) -> Float[np.ndarray, " f"]:

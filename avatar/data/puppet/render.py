@@ -33,9 +33,7 @@ def render(identity: Identity, states: Float[np.ndarray, "f s"], size: int) -> U
             f"a frame of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there"
         )
     if states.ndim != 2 or states.shape[1] != len(CHANNELS) or not len(states):
-        raise ValueError(
-            f"states of shape {states.shape}; wanted one or more rows of {len(CHANNELS)}, the columns of motion.CHANNELS"
-        )
+        raise ValueError(f"states of shape {states.shape}; wanted rows of motion.CHANNELS, {len(CHANNELS)} columns")
     return paint(layers(identity, states), identity.palette, size)
 
 

@@ -12,6 +12,7 @@ from avatar.data.puppet import sentences
 from avatar.data.puppet.clip import identity_seed, make_clip
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.data.puppet.visemes import mouth_targets
 from avatar.types import EMOTIONS, GESTURES, SAMPLES_PER_FRAME, STATES
 
 FRAMES = 150
@@ -85,6 +86,17 @@ def test_a_speaking_clip_speaks_throughout():
         assert clip.states[:, channel("mouth_open")].std() > 0.1
     mixed = np.concatenate([clip.state for clip in clips(24)])
     assert 0.5 < (mixed == STATES.index("speaking")).mean() < 0.98
+
+
+def test_the_mouth_the_sound_and_the_phonemes_share_one_clock():
+    for clip in clips(6, "speaking"):
+        opened = clip.states[:, channel("mouth_open")]
+        inner = slice(5, FRAMES - 5)  # at its ends a clip lacks the sound and the phonemes beyond
+        again, _ = mouth_targets(clip.phonemes, clip.own, FRAMES)
+        assert np.corrcoef(again[inner], opened[inner])[0, 1] > 0.97
+        level = clip.own.reshape(FRAMES, -1).std(1)
+        by_lag = [np.corrcoef(np.roll(level, lag)[inner], opened[inner])[0, 1] for lag in range(-4, 5)]
+        assert 3 <= np.argmax(by_lag) <= 4 and max(by_lag) > 0.5, "together, or the lips a little ahead"
 
 
 def test_mouths_are_closed_unless_speaking():
