@@ -45,6 +45,7 @@ SHIRTS = {
     "purple": (126, 64, 172), "orange": (238, 122, 36), "white": (240, 240, 236), "black": (48, 50, 60),
 }  # fmt: skip
 EYES = ((74, 44, 24), (40, 92, 170), (46, 124, 70), (92, 92, 100), (150, 96, 30))
+LIPS = ((196, 48, 62), (238, 92, 108), (120, 14, 42))
 HAIR_STYLES = ("short", "parted", "long", "bob", "spiky", "curly", "bald")
 PARTS = ("background", "disc", "shirt", "skin", "hair", "muzzle")  # large enough to tell an identity by their colours
 
@@ -147,7 +148,8 @@ def _palette(rng: np.random.Generator, species: str, kind: str, coat: Colour, sh
         if min(_distance(background, c) for c in (skin, hair, shirt)) > 90:
             break
     pale = (252, 240, 224) if sum(skin) < 620 else _shaded(skin, 0.84)
-    red = (196, 48, 62) if sum(skin) > 380 else (238, 92, 108)
+    muzzle = _blend(pale, skin, 0.15) if species == "animal" and kind != "pig" else skin
+    lips = max(LIPS, key=lambda lip: min(_distance(lip, muzzle), 110))  # the first that stands out enough
     return {
         "background": background,
         "disc": _blend(background, (255, 255, 255), 0.35),
@@ -158,7 +160,7 @@ def _palette(rng: np.random.Generator, species: str, kind: str, coat: Colour, sh
         "lid": _shaded(skin, 0.86),
         "hair": hair,
         "inner_ear": _blend(skin, (240, 140, 150), 0.55),
-        "muzzle": _blend(pale, skin, 0.15) if kind != "pig" else skin,
+        "muzzle": muzzle,
         "blush": _blend(skin, (240, 90, 100), 0.3),
         "nose": {"human": _shaded(skin, 0.8)}.get(
             species, (58, 40, 44) if kind in ("dog", "bear", "fox") else (226, 110, 130)
@@ -169,7 +171,7 @@ def _palette(rng: np.random.Generator, species: str, kind: str, coat: Colour, sh
         "iris": _jittered(rng, EYES[rng.integers(len(EYES))]),
         "pupil": (18, 16, 22),
         "lash": (44, 28, 28),
-        "lips": _jittered(rng, red),
+        "lips": _jittered(rng, lips),
         "mouth": (66, 10, 24),
         "teeth": (250, 248, 240),
         "tongue": (224, 96, 108),
