@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr says what was got, 
 
 import ctypes
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avatar.models import checkpoint
+from avatar.provenance import git_revision
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 
@@ -43,7 +43,7 @@ def fit(cfg: DictConfig) -> None:
     folder = Path(cfg.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    (folder / "revision.txt").write_text(revision() + "\n")
+    (folder / "revision.txt").write_text(f"{git_revision() or 'unknown'}\n")
     data = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
     for net in objective.children():
@@ -57,13 +57,6 @@ def fit(cfg: DictConfig) -> None:
     trainer.fit(objective, data, ckpt_path=cfg.resume)
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-def revision() -> str:
-    """The git revision of the code, with "-dirty" if it has uncommitted changes; "unknown" outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return result.stdout.strip() or "unknown"
 
 
 def keep_memory() -> None:

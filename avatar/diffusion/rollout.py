@@ -11,8 +11,10 @@ becomes context, in one of three ways:
 Noise is indexed by (seed, latent, step): how a stream was cut into chunks or calls never changes a draw.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +69,14 @@ class Plan:
     def evaluations(self) -> int:
         """Passes of the network per chunk."""
         return len(self.times) + (self.context == "clean")
+
+
+def plan_of(trained: Mapping[str, Any] | None, changes: Mapping[str, Any]) -> Plan:
+    """The plan that a student was trained for, as its bundle tells it, with some fields changed."""
+    known = [f.name for f in fields(Plan)]
+    if unknown := sorted(set(changes) - set(known)):
+        raise ValueError(f"a plan has no {', '.join(unknown)}; change one of {', '.join(known)}")
+    return Plan(**{**{name: value for name, value in (trained or {}).items() if name in known}, **changes})
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,9 @@ class Rollout:
         self.last: ExitStep | None = None
 
     def prime(self, cond: Conditioning) -> "Rollout":
-        """Read the reference in."""
+        """Read the reference in; in mid-stream, another one, for the chunks to come."""
+        if self.pending is not None:
+            self._remember()  # a chunk made with the old reference becomes context with it
         view = self.cache.prime()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "history"):
             chunk_step(self.net, cond.reference, 0.0, cond.blank(1), view)

@@ -29,17 +29,26 @@ KINDS = ("autoencoder", "teacher", "causal_teacher", "student")
 class Origin:
     """Where a network comes from."""
 
-    network: Mapping[str, Any]  # its config
+    config: Mapping[str, Any]  # `network`; of a trained one also `audio` and `text`, its encoders
     kind: str = "new"
     fingerprint: str = "untrained"
     components: Mapping[str, str] = field(default_factory=dict)
     plan: Mapping[str, Any] | None = None
 
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """`_target_` and constructor arguments."""
+        return self.config["network"]
+
+    def made(self, part: str) -> Any:
+        """Another part of the config, built: "audio" or "text"."""
+        return _instantiated(self.config[part])
+
 
 def new(network: Any) -> nn.Module:
     """A network with fresh weights from its config, `_target_` and constructor arguments."""
     config = OmegaConf.to_container(network, resolve=True) if OmegaConf.is_config(network) else network
-    return _built(Origin(config))
+    return _built(Origin({"network": config}))
 
 
 def load(path: str, kinds: tuple[str, ...] = KINDS) -> nn.Module:
@@ -47,7 +56,7 @@ def load(path: str, kinds: tuple[str, ...] = KINDS) -> nn.Module:
     bundle = read(Path(path))
     if bundle.kind not in kinds:
         raise ValueError(f"{path} holds a bundle of kind {bundle.kind!r}; wanted {' or '.join(kinds)}: choose another file")
-    origin = Origin(bundle.config["network"], bundle.kind, fingerprint(bundle.weights), bundle.components, bundle.plan)
+    origin = Origin(bundle.config, bundle.kind, fingerprint(bundle.weights), bundle.components, bundle.plan)
     net = _built(origin)
     expected = net.state_dict()
     wrong = [f"missing {name}" for name in expected.keys() - bundle.weights.keys()]
@@ -121,14 +130,18 @@ def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
 
 
 def _built(origin: Origin) -> nn.Module:
-    for target in _targets(origin.network):
-        # A bundle may come from anywhere: it shall build networks of this project and call nothing else.
-        if not target.startswith("avatar."):
-            raise ValueError(f"a network config with _target_ {target!r}; only classes of this package are built")
-    net = hydra.utils.instantiate(origin.network)
+    net = _instantiated(origin.network)
     # A network without weights of its own is known by its config.
     net.origin = origin if any(True for _ in net.parameters()) else replace(origin, fingerprint=_digest(origin.network))
     return net
+
+
+def _instantiated(config: Mapping[str, Any]) -> Any:
+    for target in _targets(config):
+        # A bundle may come from anywhere: it shall build what this project defines and call nothing else.
+        if not target.startswith("avatar."):
+            raise ValueError(f"a bundle's config with _target_ {target!r}; only classes of this package are built")
+    return hydra.utils.instantiate(config)
 
 
 def _digest(config: Mapping[str, Any]) -> str:

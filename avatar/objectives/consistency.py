@@ -63,8 +63,8 @@ class Consistency(lightning.LightningModule):
     def draw_times(self, x0: Latents) -> tuple[Times, Times]:
         """Neighbouring times of the discretised trajectory, one pair per chunk; the earlier may be 0."""
         n = self.discretisation
-        k = self.pattern.times(lambda *shape, device: torch.randint(1, n + 1, shape, device=device), x0)
-        return shifted(k / n, self.shift), shifted((k - 1) / n, self.shift)
+        u = self.pattern.times(lambda *shape, device: torch.randint(1, n + 1, shape, device=device) / n, x0)
+        return shifted(u, self.shift), shifted((u * n - 1).round() / n, self.shift)
 
     def _endpoint(self, x: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:
         return path.clean(x, self.pattern.velocity(self.net, x, t, cond, x0), t)

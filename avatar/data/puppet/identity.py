@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]  # red, green, blue
 
 KINDS = {
     "human": ("person",),

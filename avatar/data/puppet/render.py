@@ -230,7 +230,7 @@ def _eyes(p: Identity, s: dict) -> Parts:
             [np.stack([columns, cover - 0.012], -1), np.stack([columns, cover + 0.006], -1)[:, ::-1]], axis=1
         )
         out += [
-            ("white", _ellipse(*at, p.eye_w, tall)),
+            ("white", _ellipse(at[0], at[1], p.eye_w, tall)),
             ("iris", iris + at),
             ("pupil", pupil + at),
             ("white", _ellipse(at[0] + gx + 0.014, at[1] + gy - 0.02, 0.012, 0.012, _SMALL[::2])),

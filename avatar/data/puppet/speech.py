@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int16
-from scipy.signal import firwin, resample_poly
+from scipy.signal import resample_poly
 
 from avatar.data.puppet import formant
 from avatar.types import SAMPLE_RATE
@@ -126,6 +126,7 @@ def _espeak(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], list[Phon
         raise ValueError("backend 'espeak' needs espeakng-loader; install the extra `speech` or pass backend='formant'")
     request = {"text": text, "voice": voice.name, "rate": voice.rate, "pitch": voice.pitch, "range": voice.range}
     worker = _worker(os.getpid())
+    assert worker.stdin and worker.stdout
     worker.stdin.write(json.dumps(request).encode() + b"\n")
     worker.stdin.flush()
     answer = json.loads(worker.stdout.readline() or '{"error": "the eSpeak NG worker has ended; see its error output"}')
@@ -142,7 +143,8 @@ def _espeak(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], list[Phon
 @functools.cache
 def _lowpass(rate: int) -> Float[np.ndarray, " taps"]:
     """The filter that resample_poly would design anew for every utterance, at `rate` times the rate of the samples."""
-    return firwin(20 * rate + 1, 1 / rate, window=("kaiser", 5.0)).astype(np.float32)
+    taps = np.sinc(np.arange(-10 * rate, 10 * rate + 1) / rate) * np.kaiser(20 * rate + 1, 5.0)
+    return (taps / taps.sum()).astype(np.float32)
 
 
 def _clean(events: list[list], length: int, rate: int) -> list[Phoneme]:
@@ -169,9 +171,9 @@ def _with_closures(phonemes: list[Phoneme], samples: Float[np.ndarray, " n"], ra
     for i, phoneme in enumerate(phonemes):
         if phoneme.symbol[0] not in "ptk":
             continue
-        before = phonemes[i - 1] if i else None
-        adjacent = before is not None and before.end_s == phoneme.start_s
-        earliest = max(phoneme.start_s - 0.09, before.start_s + 0.02 if adjacent else before.end_s if before else 0.0)
+        before = phonemes[i - 1] if i else Phoneme("", 0.0, 0.0)
+        adjacent = i > 0 and before.end_s == phoneme.start_s
+        earliest = max(phoneme.start_s - 0.09, before.start_s + 0.02 if adjacent else before.end_s)
         block = round(phoneme.start_s * rate / hop) - 2  # the burst may reach a block or two ahead of its event
         while block >= 0 and block * hop / rate >= earliest and silent[block]:
             block -= 1
@@ -195,6 +197,7 @@ def _worker(pid: int) -> subprocess.Popen:
 
 def _end(worker: subprocess.Popen) -> None:
     """Let the server come to its end: no more requests."""
+    assert worker.stdin and worker.stdout
     worker.stdin.close()
     worker.wait()
     worker.stdout.close()

@@ -82,7 +82,8 @@ def mouth_targets(
     # the lips' shape is carried across short gaps and consonants that leave it free, hence the wider blend
     wide = gaussian_filter1d(wide, 1.3 * blend) * np.clip(gaussian_filter1d(speaking, blend), 0, 1)
     centres = (np.arange(frames) + 0.5) / FRAME_RATE
-    return tuple(np.interp(centres, time, values).astype(np.float32) for values in (opened, wide))
+    opened, wide = (np.interp(centres, time, values).astype(np.float32) for values in (opened, wide))
+    return opened, wide
 
 
 def _loudness(samples: Float[np.ndarray, " n"], time: Float[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:

@@ -27,6 +27,8 @@ class LogMel:
         left_context, right_context: frames that a latent hears before and after its own.
     """
 
+    reach = OVERLAP  # samples to either side of a frame that its features depend on
+
     def __init__(self, mels: int = 40, left_context: int = 3, right_context: int = 2):
         if right_context < 1 or left_context < 1:
             raise ValueError(f"contexts of {left_context} and {right_context} frames; a frame's hops need ≥ 1 of each")

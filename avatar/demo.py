@@ -1,0 +1,81 @@
+"""`make demo`: clips → teacher → causal student → stream → report, at nano scale, each stage as a user would run it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+from omegaconf import DictConfig
+
+from avatar import run
+from avatar.data.puppet.clip import make_clip
+from avatar.streaming.writer import write_png
+
+
+def demo(cfg: DictConfig) -> None:
+    """Run all stages into `cfg.folder`; what an earlier demo left there is kept aside under a number."""
+    folder = Path(cfg.folder)
+    _set_aside(folder)
+    teacher = folder / "teacher" / "teacher.safetensors"
+    causal = folder / "causal_teacher" / "causal_teacher.safetensors"
+    jumps = folder / "consistency" / "student.safetensors"
+    student = folder / "dmd" / "student.safetensors"
+    objectives = {
+        "teacher": ["train.py", "objective=flow_matching"],
+        "causal_teacher": ["distill.py", "objective=teacher_forcing", f"init={teacher}", f"teacher={teacher}"],
+        "consistency": ["distill.py", "objective=consistency", f"teacher={causal}"],
+        "dmd": ["distill.py", "objective=dmd", f"init={jumps}", f"teacher={teacher}"],
+    }
+    seconds = {}
+    for number, (stage, command) in enumerate(objectives.items(), 1):
+        print(f"\n── {number} of 6: {stage} ──", flush=True)
+        steps = [f"steps={cfg.steps[stage]}", f"seed={cfg.seed}", f"folder={folder / stage}"]
+        seconds[stage] = _run([command[0], "experiment=demo", *command[1:], *steps])
+    print("\n── 5 of 6: a stream ──", flush=True)
+    portrait, speech = _held_out(folder, cfg.seed)
+    files = [f"image={portrait}", f"audio={speech}", f"student={student}", f"out={folder / 'avatar.mp4'}"]
+    seconds["infer"] = _run(["infer.py", *files, f"folder={folder / 'infer'}"])
+    print("\n── 6 of 6: scores on held-out puppets ──", flush=True)
+    overrides = [f"{name}={value}" for name, value in cfg.evaluate.items()]
+    stages = "stages={" + ",".join(f"{name}:{value:.1f}" for name, value in seconds.items()) + "}"
+    _run(
+        ["-m", "avatar.evaluate", f"student={student}", f"teacher={teacher}", "split=test", *overrides, stages]
+        + [f"seed={cfg.seed}", f"folder={folder}"]
+    )
+    report = json.loads((folder / "report.json").read_text())
+    print(f"\n{folder / 'report.md'}, contact_sheet.png, avatar.mp4; {sum(report['stages'].values()) / 60:.1f} minutes")
+
+
+def _run(arguments: list[str]) -> float:
+    """Seconds that a command took; its failure ends the demo."""
+    print("python " + " ".join(arguments), flush=True)
+    start = perf_counter()
+    result = subprocess.run([sys.executable, *arguments], check=False)
+    if result.returncode:
+        sys.exit(result.returncode)
+    return perf_counter() - start
+
+
+def _held_out(folder: Path, seed: int) -> tuple[Path, Path]:
+    """A portrait and a sentence of the test split, as files."""
+    from scipy.io import wavfile
+
+    from avatar.types import SAMPLE_RATE
+
+    clip = make_clip(1000 + seed, "test", 150, "speaking")
+    portrait, speech = folder / "portrait.png", folder / "speech.wav"
+    write_png(portrait, clip.frames(256, 0, 1)[0])
+    wavfile.write(speech, SAMPLE_RATE, clip.own)
+    return portrait, speech
+
+
+def _set_aside(folder: Path) -> None:
+    if folder.exists() and (folder / "report.json").exists():
+        number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
+        folder.rename(folder.with_name(f"{folder.name}-{number}"))
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+if __name__ == "__main__":
+    run.main("demo", demo)

@@ -1,0 +1,186 @@
+"""Score a bundle on held-out puppets: `python -m avatar.evaluate student=BUNDLE split=dev seed=1`.
+
+Every system makes the same clips, from the same references and sound, and is read by the same reader; beside the models
+stand the controls that say what their figures are worth: the ground truth, the ground truth through the autoencoder, the
+frozen reference, and the student with another clip's sound.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+from torch import Tensor, nn
+
+from avatar import report, run
+from avatar.data.encoded import ClipSet, encoded_clips
+from avatar.data.worlds import PixelWorld, World, to_uint8
+from avatar.diffusion.generation import ChunkByChunk, Generator
+from avatar.diffusion.rollout import Plan, plan_of
+from avatar.metrics.reading import PixelReader, ReadClip, StateReader
+from avatar.metrics.scores import score
+from avatar.models import checkpoint
+from avatar.streaming.runtime import StreamStats, stream
+from avatar.streaming.session import Session
+from avatar.types import EMOTIONS, Batch, Conditioning, Latents
+
+SHOWN = 3  # clips on the contact sheet
+
+
+class Evaluation:
+    """Held-out clips, and what each system makes of them."""
+
+    def __init__(self, world: World, autoencoder: nn.Module, net: nn.Module, clips: ClipSet, cache: Path, workers: int):
+        self.world, self.autoencoder, self.clips, self.cache = world, autoencoder, clips, cache
+        self.audio, self.text = net.origin.made("audio"), net.origin.made("text")
+        self.stride = autoencoder.temporal_stride
+        encoded = encoded_clips(
+            clips,
+            world,
+            autoencoder,
+            autoencoder.origin.fingerprint,
+            self.audio,
+            self.text,
+            cache,
+            workers,
+            lambda loader: track(loader, f"encoding {clips.count} {clips.split} clips"),
+        )
+        every = torch.arange(clips.count)
+        self.batch: Batch = encoded.batch(every, torch.zeros_like(every), clips.latents, self.audio)
+        frames = 1 + self.stride * clips.latents
+        # Made as the encoder made them, with the audio's right context, for a clip's length is part of its seed.
+        extra = self.audio.right_context + 1
+        self.truth = [clips.make(i, frames + extra, cache / "speech") for i in range(clips.count)]
+        self.reader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
+
+    def ground_truth(self) -> list[Tensor]:
+        frames = 1 + self.stride * self.clips.latents
+        return [self.world.video(clip, 1, frames) for clip in self.truth]
+
+    def frozen(self) -> list[Tensor]:
+        frames = self.stride * self.clips.latents
+        return [self._decoded(i, None).expand(-1, frames, -1, -1) for i in range(self.clips.count)]
+
+    def through_autoencoder(self) -> list[Tensor]:
+        return [self._decoded(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
+
+    def generated(self, net: nn.Module, generator: Generator, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
+        """Each clip as a generator makes it, a few at a time."""
+        device = next(net.parameters()).device
+        made = []
+        for part in track(torch.arange(self.clips.count).split(8), title):
+            picked = cond.map(lambda x, part=part: x[part].to(device))
+            made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
+        latents = torch.cat(made)
+        return [self._decoded(i, latents[i : i + 1]) for i in range(self.clips.count)]
+
+    def shuffled(self) -> Conditioning:
+        """The conditioning, but for the sound, which is the next clip's."""
+        cond = self.batch.conditioning
+        return replace(cond, audio=cond.audio.roll(1, 0), audio_mask=cond.audio_mask.roll(1, 0))
+
+    def read(self, videos: list[Tensor], title: str) -> list[ReadClip]:
+        pairs = list(zip(self.truth, videos, strict=True))
+        return [self.reader.read(clip, video, start=1) for clip, video in track(pairs, f"reading {title}")]
+
+    @torch.no_grad()
+    def _decoded(self, index: int, latents: Latents | None) -> Tensor:
+        """A clip decoded as a stream decodes it, behind its reference; without latents, the reference itself."""
+        decoder = self.autoencoder.decoder_stream()
+        reference = decoder.push(self.batch.conditioning.reference[index : index + 1])
+        return (reference if latents is None else decoder.push(latents))[0]
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Make, read and score all systems; write report.json, report.md and pictures into the folder."""
+    run.keep_memory()
+    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    folder = Path(cfg.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval()
+    student = checkpoint.load(cfg.student, ("student", "causal_teacher")).to(device)
+    teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
+    for net in filter(None, (student, teacher)):
+        checkpoint.check_latents(net, autoencoder)
+    plan = plan_of(student.origin.plan, OmegaConf.to_container(cfg.plan))
+    stages = dict(cfg.stages)
+
+    with timed(stages, "evaluate"):
+        world = hydra.utils.instantiate(cfg.world.view)
+        clips = ClipSet(cfg.split, "speaking", cfg.clips, cfg.latents)
+        evaluation = Evaluation(world, autoencoder, student, clips, Path(cfg.cache), cfg.workers)
+        whole = hydra.utils.instantiate(cfg.teacher_sampler)
+        cond = evaluation.batch.conditioning
+        videos = {
+            "ground_truth": evaluation.ground_truth(),
+            "autoencoder": evaluation.through_autoencoder(),
+            "frozen": evaluation.frozen(),
+            "student": evaluation.generated(student, ChunkByChunk(plan), cond, cfg.seed, "student"),
+            "shuffled_audio": evaluation.generated(
+                student, ChunkByChunk(plan), evaluation.shuffled(), cfg.seed, "student, shuffled audio"
+            ),
+        }
+        if teacher is not None:
+            videos["teacher"] = evaluation.generated(teacher, whole, cond, cfg.seed, f"teacher, {whole.steps} steps")
+        readings = {name: evaluation.read(video, name) for name, video in videos.items()}
+        scores = {name: score(read) for name, read in readings.items()}
+
+    with timed(stages, "stream"):
+        stats, long = streamed(evaluation, student, plan, cfg)
+        scores["student"]["drift"] = score([long])["drift"]
+    result = report.assemble(
+        {name: scores[name] for name in report.CONTROLS},
+        scores.get("teacher"),
+        scores["student"],
+        asdict(stats),
+        stages,
+        cfg.seed,
+    )
+    result["commands"] = {"evaluate": OmegaConf.to_container(cfg, resolve=True)}
+    shown = [name for name in ("ground_truth", "teacher", "student") if name in videos]
+    titles = [clip.caption for clip in evaluation.truth[:SHOWN]]
+    report.save_tracks(folder / "tracks.png", {n: readings[n][:SHOWN] for n in shown[1:]}, titles)
+    report.save_drift(folder / "drift.png", {"student": [long]})
+    pictures = ["tracks.png", "drift.png"]
+    if isinstance(world, PixelWorld):
+        rows = {name.replace("_", " "): [to_uint8(v) for v in videos[name][:SHOWN]] for name in shown}
+        report.save_contact_sheet(folder / "contact_sheet.png", rows, titles)
+        pictures.insert(0, "contact_sheet.png")
+    report.write(folder, result, pictures)
+    print((folder / "report.md").read_text())
+
+
+def streamed(evaluation: Evaluation, student: nn.Module, plan: Plan, cfg: DictConfig) -> tuple[StreamStats, ReadClip]:
+    """One long live stream: its speed, and what is read of it from beginning to end."""
+    split = ClipSet(cfg.split, "speaking", 1, 1, first=cfg.clips)
+    clip = split.make(0, cfg.stream_frames, evaluation.cache / "speech")
+    reference = evaluation.world.video(clip, 0, 1)[None]
+    audio, text = evaluation.audio, evaluation.text
+    session = Session(
+        student, evaluation.autoencoder, audio, text, plan, reference, seed=cfg.seed, prompt=clip.caption
+    )
+    session.set_state("speaking")
+    session.set_emotion(EMOTIONS[clip.emotion[0]], float(clip.intensity[0]))
+    total = cfg.stream_frames // (plan.chunk * evaluation.stride)
+    speech = torch.from_numpy(clip.own)
+    records = list(track(stream(session, speech), f"streaming {cfg.stream_frames} frames", total))
+    video = torch.cat([record.frames for record in records], dim=1)
+    return StreamStats.of(records), evaluation.reader.read(clip, video)
+
+
+@contextmanager
+def timed(stages: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that a block takes to the stages."""
+    start = perf_counter()
+    yield
+    stages[name] = perf_counter() - start
+
+
+if __name__ == "__main__":
+    run.main("evaluate", evaluate)

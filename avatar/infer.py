@@ -1,0 +1,66 @@
+"""From a portrait and a sound file to an mp4, through the same session that serves a live stream."""
+
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import Progress
+
+from avatar import run
+from avatar.data.decode import read_audio, read_image
+from avatar.data.worlds import from_uint8, to_uint8
+from avatar.diffusion.rollout import plan_of
+from avatar.models import checkpoint
+from avatar.streaming.runtime import StreamStats, stream
+from avatar.streaming.session import Session
+from avatar.streaming.writer import Mp4Writer
+from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
+
+
+def infer(cfg: DictConfig) -> None:
+    """Stream `cfg.audio` over `cfg.image`; the mp4 is written as chunks finish and playable at any moment."""
+    run.keep_memory()
+    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    image, note = read_image(cfg.image, cfg.world.view.size)
+    sound = read_audio(cfg.audio)
+    print(f"image: {note}")
+    out = Path(cfg.out or Path(cfg.folder) / "avatar.mp4")
+    session = open_session(cfg, from_uint8(image)[None])
+    records = []
+    with Mp4Writer(out, cfg.world.view.size) as writer, Progress() as progress:
+        bar = progress.add_task(f"streaming {len(sound) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s", total=len(sound))
+        written = 0
+        for emitted in stream(session, torch.from_numpy(sound)):
+            records.append(emitted)
+            frames = to_uint8(emitted.frames)
+            samples = len(frames) * SAMPLES_PER_FRAME
+            heard = torch.nn.functional.pad(torch.from_numpy(sound), (0, samples))[written : written + samples]
+            writer.write(frames, heard.numpy())
+            written += samples
+            progress.update(bar, completed=written)
+    stats = StreamStats.of(records)
+    print(
+        f"{stats.frames} frames, first after {1000 * stats.first_frame_s:.0f} ms, chunk p50 "
+        f"{1000 * stats.chunk_p50_s:.0f} ms, real-time factor {stats.real_time_factor:.2f}: {out}"
+    )
+
+
+def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
+    """A session of the config's student over a reference of pixels `1 c 1 h w`."""
+    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval()
+    student = checkpoint.load(cfg.student, ("student", "causal_teacher"))
+    checkpoint.check_latents(student, autoencoder)
+    session = Session(
+        student,
+        autoencoder,
+        student.origin.made("audio"),
+        student.origin.made("text"),
+        plan_of(student.origin.plan, OmegaConf.to_container(cfg.plan)),
+        reference,
+        seed=cfg.seed,
+        prompt=cfg.prompt,
+    )
+    session.set_state(cfg.state)
+    session.set_emotion(cfg.emotion)
+    return session

@@ -1,0 +1,111 @@
+"""A session against the clock: sound as if it were being spoken, and how quickly frames come of it.
+
+No time is waited for. The clock is simulated: it starts with the first sample spoken, a packet is there when its last
+sample has been spoken, and computing takes as long as it was measured to take. The computer does one thing at a time:
+
+    begin = max(packet is there, computer is free),    ready_at = begin + seconds,    free = ready_at
+
+so a computer that is too slow falls behind here as it would live. A session is opened before the first sample, and the
+reading-in of its reference is not counted.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from avatar.streaming.session import Session
+from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """One chunk that left the session."""
+
+    frames: Float[Tensor, "c f h w"]  # on the CPU
+    samples: Float[Tensor, " s"]  # the speech that sounds during them, 640 each; silence after its end
+    seconds: float  # of computing since the chunk before left
+    ready_at: float  # seconds after the first sample was spoken
+    evaluations: int  # passes of the network that it took
+
+
+def stream(
+    session: Session,
+    speech: Float[Tensor, " s"],
+    packet: int = SAMPLES_PER_FRAME,
+    heard: Float[Tensor, " s"] | None = None,
+) -> Iterator[Emitted]:
+    """Feed a recording to a fresh session in packets of so many samples, and yield its chunks as they come."""
+    if packet < 1:
+        raise ValueError(f"packets of {packet} samples; give at least 1")
+    if not len(speech):
+        raise ValueError("speech of 0 samples; wanted at least one: give longer audio")
+    if session.received:
+        raise ValueError(f"a session that has heard {session.received} samples already; open a fresh one")
+    calls = []
+    counter = session.net.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        free, seconds = 0.0, 0.0
+        for start in range(0, len(speech), packet):
+            part = slice(start, min(start + packet, len(speech)))
+            free = max(free, part.stop / SAMPLE_RATE)
+            begun = time.perf_counter()
+            session.hear(speech[part], None if heard is None else heard[part])
+            if part.stop == len(speech):
+                session.close()
+            while True:
+                first = session.frames
+                frames = session.step()
+                frames = None if frames is None else frames.cpu()  # waits until a GPU is done
+                spent = time.perf_counter() - begun
+                free, seconds = free + spent, seconds + spent
+                if frames is None:
+                    break
+                sound = speech[first * SAMPLES_PER_FRAME : session.frames * SAMPLES_PER_FRAME].cpu()
+                silence = frames.shape[1] * SAMPLES_PER_FRAME - len(sound)
+                yield Emitted(frames, torch.nn.functional.pad(sound, (0, silence)), seconds, free, len(calls))
+                seconds = 0.0
+                calls.clear()
+                begun = time.perf_counter()  # what the receiver did with the chunk is not counted
+    finally:
+        counter.remove()
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """What a stream was like to watch."""
+
+    first_frame_s: float  # from the first sample spoken to the first frame out: sound that must be heard first included
+    stall_free_first_frame_s: float  # the same, to the earliest start from which playback never has to wait
+    chunk_p50_s: float  # median computing time of a chunk
+    chunk_p99_s: float  # and its 99th percentile, interpolated
+    real_time_factor: float  # seconds of computing per second of video
+    frames: int
+    evaluations_per_chunk: float  # passes of the network, counted, on average
+
+    @classmethod
+    def of(cls, records: list[Emitted]) -> "StreamStats":
+        """The figures of a stream, from all its chunks in order.
+
+        Playback that starts at T shows frame i at T + i/25. It never stalls if every chunk is ready before its first
+        frame i is due: T = max over chunks of (ready_at - i/25).
+        """
+        if not records:
+            raise ValueError("no chunk to take figures from; stream something first")
+        lengths = torch.tensor([record.frames.shape[1] for record in records])
+        firsts = (lengths.cumsum(0) - lengths).double()
+        ready = torch.tensor([record.ready_at for record in records], dtype=torch.float64)
+        seconds = torch.tensor([record.seconds for record in records], dtype=torch.float64)
+        frames = int(lengths.sum())
+        return cls(
+            first_frame_s=records[0].ready_at,
+            stall_free_first_frame_s=float((ready - firsts / FRAME_RATE).max()),
+            chunk_p50_s=float(seconds.quantile(0.5)),
+            chunk_p99_s=float(seconds.quantile(0.99)),
+            real_time_factor=float(seconds.sum()) * FRAME_RATE / frames,
+            frames=frames,
+            evaluations_per_chunk=sum(record.evaluations for record in records) / len(records),
+        )

@@ -1,0 +1,352 @@
+"""A conversation with one avatar: sound and wishes in, frames out. Pure and clockless; time is the runtime's business.
+
+Sound makes a timeline of frames, 640 samples each; frame i is out once the chunk that holds it is complete, which takes
+the sound of the chunk and, beyond it, the audio encoder's right context. What the frames of a chunk are depends on the
+sound, on what was wished for before the chunk was made, and on the seed; never on how the sound was cut into packets.
+
+At the end of each chunk the session remembers where it stood, so that `interrupt` can go back to there.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from avatar.diffusion.rollout import Noise, Plan, Rollout
+from avatar.models.video_dit import VideoDiT
+from avatar.nn.kv_cache import KeysValues, RingCache
+from avatar.streaming.audio_window import AudioWindow, LocalAudioEncoder
+from avatar.types import (
+    EMOTIONS,
+    FRAME_RATE,
+    GESTURES,
+    ROLES,
+    SAMPLES_PER_FRAME,
+    STATES,
+    Conditioning,
+    Latents,
+    Pixels,
+    TextEncoder,
+    VideoAutoencoder,
+)
+
+Sound = Float[Tensor, " s"]
+Film = Float[Tensor, "c f h w"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a session stood before the chunk at `position`; the sound is not here, for its windows rewind themselves."""
+
+    position: int
+    pending: tuple[Latents, Conditioning] | None
+    sink: dict[int, KeysValues]
+    seen: Latents  # the reference that the sink was made of
+    decoder: Any
+
+
+class Session:
+    """One avatar, streaming.
+
+    Each wish (`set_prompt`, `set_state`, `set_emotion`, `gesture`, `set_reference`) holds from the next chunk on, and
+    an interrupt doesn't take it back.
+
+    Args:
+        net, autoencoder: on one device, in eval mode; the network's precision is that of the cache.
+        audio, text: the encoders that the network was trained with.
+        plan: the schedule that it was distilled for.
+        reference: the picture of the avatar, `1 c 1 h w` in [-1, 1]; or give `latent`.
+        latent: the picture, encoded by itself already.
+        max_rollback: chunks that an interrupt can take back; each costs memory for a chunk's keys and values.
+    """
+
+    def __init__(
+        self,
+        net: VideoDiT,
+        autoencoder: VideoAutoencoder,
+        audio: LocalAudioEncoder,
+        text: TextEncoder,
+        plan: Plan,
+        reference: Pixels | None = None,
+        latent: Latents | None = None,
+        seed: int = 0,
+        prompt: str = "",
+        max_rollback: int = 4,
+    ):
+        self.net, self.autoencoder, self.text, self.plan = net, autoencoder, text, plan
+        self.stride = autoencoder.temporal_stride
+        _check_fit(net, autoencoder, audio, self.stride)
+        self.weight = next(net.parameters())  # has the device and precision of all that the network takes
+        self.reference = self._encoded(reference, latent)
+        self.set_prompt(prompt)
+        self.state, self.emotion, self.intensity = 0, 0, 0.0
+        self.gestures = (0, 0)  # the gesture, and the latent that it ends before
+
+        spare = max_rollback * max(plan.chunk, plan.first_chunk)
+        self.windows = [AudioWindow(audio, self.stride, spare) for _ in ROLES]
+        self.waiting = torch.zeros(len(ROLES), 0)  # sound that has come and that no chunk was made of yet
+        self.received = 0  # samples on the timeline
+        self.listening: set[int] = set()  # latents from `position` on during which a voice was heard
+        self.end: int | None = None  # the frame that the stream ends before, once that is known
+
+        height, width = self.reference.shape[-2:]
+        cache = RingCache(
+            net.layers,
+            1,
+            net.heads,
+            net.dim // net.heads,
+            net.tokens(height, width),
+            plan.window,
+            spare,
+            self.weight.device,
+            self.weight.dtype,
+        )
+        self.cache, self.rollout = cache, Rollout(net, plan, cache, Noise((seed,)))
+        self._see()
+        self.decoder = autoencoder.decoder_stream()
+        with torch.no_grad():
+            self.empty = self.decoder.push(self.reference)[0, :, :0]  # the reference's own frame is not on the timeline
+        self.checkpoints = deque([self._checkpoint()], maxlen=max_rollback + 1)
+
+    @property
+    def frames(self) -> int:
+        """Frames that are out, taken-back ones not counted."""
+        made = self.rollout.position * self.stride
+        return made if self.end is None else min(made, self.end)
+
+    # Wishes
+
+    def set_prompt(self, prompt: str) -> None:
+        """What the text says of the frames to come; "" says nothing."""
+        self.prompt = self.text.encode([prompt])
+
+    def set_state(self, name: str | None) -> None:
+        """Speaking, listening or idle (see STATES); None leaves it to the network."""
+        self.state = _index("state", name, STATES)
+
+    def set_emotion(self, name: str | None, intensity: float = 1.0) -> None:
+        """One of EMOTIONS, at an intensity in [0, 1]."""
+        if not 0 <= intensity <= 1:
+            raise ValueError(f"an intensity of {intensity}; it lies between 0 and 1")
+        self.emotion, self.intensity = _index("emotion", name, EMOTIONS), float(intensity)
+
+    def gesture(self, name: str | None, seconds: float = 1.0) -> None:
+        """One of GESTURES, begun with the next chunk and asked for during so many seconds."""
+        if not 0 < seconds < float("inf"):
+            raise ValueError(f"a gesture of {seconds} seconds; give it a finite length above 0")
+        latents = -int(-seconds * FRAME_RATE // self.stride)
+        self.gestures = (_index("gesture", name, GESTURES), self.rollout.position + latents)
+
+    def set_reference(self, pixels: Pixels | None = None, latent: Latents | None = None) -> None:
+        """Another picture of the avatar, of the same size; the frames before it stay in view and blend into it."""
+        reference = self._encoded(pixels, latent)
+        if reference.shape != self.reference.shape:
+            raise ValueError(
+                f"a reference with a latent of {_shape(reference)} in a session of {_shape(self.reference)}; "
+                "crop it to the first one's size or open another session"
+            )
+        self.reference = reference
+
+    # Sound in, frames out
+
+    def push(self, speech: Sound, heard: Sound | None = None) -> Film:
+        """Take in what the avatar says, and the voice it listens to meanwhile; the frames that are complete now."""
+        self.hear(speech, heard)
+        return self._film(self.chunks())
+
+    def finish(self) -> Film:
+        """The frames that are left, with silence after the last sound: one for each 640 samples, or part, in all."""
+        self.close()
+        return self._film(self.chunks())
+
+    def hear(self, speech: Sound, heard: Sound | None = None) -> None:
+        """Take in sound without making frames of it yet."""
+        if self.end is not None:
+            raise ValueError("sound after the stream's end; open another session, or interrupt this one first")
+        _check_sound("speech", speech)
+        if heard is not None:
+            _check_sound("heard", heard)
+            if len(heard) != len(speech):
+                raise ValueError(
+                    f"{len(speech)} samples of speech with {len(heard)} of the heard voice; both are on one clock: "
+                    "pad the shorter with silence"
+                )
+        self._take(speech, heard)
+
+    def close(self) -> None:
+        """End the timeline with the sound that has come; silence fills the last chunk."""
+        if self.end is not None:
+            return
+        self.end = -(-self.received // SAMPLES_PER_FRAME)
+        latents = self.rollout.position
+        while latents * self.stride < self.end:
+            latents += self.plan.chunk if latents else self.plan.first_chunk
+        if latents > self.rollout.position:
+            silence = torch.zeros(self.windows[0].needed(latents) - self.received)
+            last = (self.received - 1) // (self.stride * SAMPLES_PER_FRAME)
+            self._take(silence, silence if last in self.listening else None)
+
+    def chunks(self) -> Iterator[Film]:
+        """Make the chunks that are complete, one by one; a later wish changes those that weren't asked for yet."""
+        while (frames := self.step()) is not None:
+            yield frames
+
+    @torch.no_grad()
+    def step(self) -> Film | None:
+        """Make the next chunk, if all its sound has come."""
+        position = self.rollout.position
+        length = self.plan.chunk if position else self.plan.first_chunk
+        missing = self.windows[0].needed(position + length) - self.windows[0].received
+        if self.waiting.shape[1] < missing or (self.end is not None and position * self.stride >= self.end):
+            return None
+        if self.reference is not self.seen:
+            self._see()
+        sound, self.waiting = self.waiting[:, :missing], self.waiting[:, missing:].clone()
+        audio = torch.stack([window.push(track) for window, track in zip(self.windows, sound, strict=True)])
+        latents = self.rollout.chunk(self._conditioning(audio, position))
+        self.listening = {latent for latent in self.listening if latent >= position + length}
+        before = position * self.stride
+        frames = self.decoder.push(latents.to(self.reference.dtype))[0]
+        self.checkpoints.append(self._checkpoint())
+        return frames if self.end is None else frames[:, : self.end - before]
+
+    def interrupt(self, shown_frames: int | None = None) -> int:
+        """Go back to the end of the last chunk that was shown to its last frame; the frame that now comes next.
+
+        Without `shown_frames`, everything that is out counts as shown. The timeline is cut there: the next sample to be
+        pushed belongs to the frame returned, and the rest of the old sound, waiting or made into frames or heard ahead
+        as right context, has never come. (Frames that stay were made with that right context, and keep it.) Frames of a
+        chunk that was shown in part are taken back and come again, otherwise.
+        """
+        shown = self.frames if shown_frames is None else shown_frames
+        if not 0 <= shown <= self.frames:
+            raise ValueError(f"{shown} frames shown of {self.frames} that are out; give a number between")
+        whole = [c for c in self.checkpoints if c.position * self.stride <= shown]
+        if not whole:
+            raise ValueError(
+                f"{shown} frames shown, but the session goes back no further than to frame "
+                f"{self.checkpoints[0].position * self.stride}; raise max_rollback, {(self.checkpoints.maxlen or 1) - 1}"
+            )
+        to = whole[-1]
+        self.checkpoints = deque(whole, maxlen=self.checkpoints.maxlen)
+        self.rollout.position, self.rollout.pending = to.position, to.pending
+        self.cache.sink, self.seen = to.sink, to.seen
+        self.decoder.restore(to.decoder)
+        for window in self.windows:
+            window.rewind(to.position)
+        self.waiting, self.end = self.waiting[:, :0], None
+        self.received = self.windows[0].received
+        self.listening = set()
+        return to.position * self.stride
+
+    # Inside
+
+    def _take(self, speech: Sound, heard: Sound | None) -> None:
+        tracks = torch.stack([speech, torch.zeros_like(speech) if heard is None else heard])
+        self.waiting = torch.cat([self.waiting, tracks.detach().cpu().float()], dim=1)
+        if heard is not None and len(heard):
+            latent = self.stride * SAMPLES_PER_FRAME
+            self.listening.update(range(self.received // latent, (self.received + len(heard) - 1) // latent + 1))
+        self.received += len(speech)
+
+    def _film(self, chunks: Iterator[Film]) -> Film:
+        return torch.cat([self.empty, *chunks], dim=1)
+
+    def _conditioning(self, audio: Float[Tensor, "r l k d"], position: int) -> Conditioning:
+        latents = range(position, position + audio.shape[1])
+        device = self.weight.device
+        ids, mask = self.prompt
+        gesture, until = self.gestures
+
+        def each(values: list) -> Tensor:
+            return torch.tensor([values], device=device)
+
+        return Conditioning(
+            reference=self.seen.to(self.weight),
+            audio=audio[None].to(self.weight),
+            audio_mask=each([[True for _ in latents], [latent in self.listening for latent in latents]]),
+            text=ids[None].to(self.weight if ids.is_floating_point() else device),
+            text_mask=mask[None].to(device),
+            text_event=each([0 for _ in latents]),
+            state=each([self.state for _ in latents]),
+            emotion=each([self.emotion for _ in latents]),
+            emotion_intensity=each([self.intensity for _ in latents]).to(self.weight),
+            gesture=each([gesture if latent < until else 0 for latent in latents]),
+        )
+
+    @torch.no_grad()
+    def _see(self) -> None:
+        """Make the reference the sink."""
+        self.seen = self.reference
+        tokens = self.windows[0].encoder.tokens(self.stride)
+        silence = torch.zeros(len(ROLES), 1, tokens, self.windows[0].encoder.dim)
+        self.rollout.prime(self._conditioning(silence, self.rollout.position))
+
+    @torch.no_grad()
+    def _encoded(self, pixels: Pixels | None, latent: Latents | None) -> Latents:
+        """The latent of a reference that was given as either."""
+        given = pixels if latent is None else latent
+        if given is None or (pixels is not None and latent is not None):
+            raise ValueError("a reference wants either its pixels or its latent; give one of them")
+        if given.ndim != 5 or given.shape[0] != 1 or given.shape[2] != 1:
+            raise ValueError(f"a reference of shape {_shape(given)}; wanted one frame, 1 c 1 h w: reshape it")
+        if not given.isfinite().all():
+            raise ValueError("a reference with values that are not finite; mend the picture")
+        if latent is None:
+            try:
+                latent = self.autoencoder.encode(given.to(self.weight.device))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"a reference of shape {_shape(given)} that the autoencoder can't encode ({error}); "
+                    "give it the channels and size that the autoencoder was made for"
+                ) from error
+        if latent.shape[1] != self.autoencoder.channels:
+            raise ValueError(
+                f"a reference's latent of {latent.shape[1]} channels, but the autoencoder's have "
+                f"{self.autoencoder.channels}; encode the picture with this autoencoder"
+            )
+        return latent.to(self.weight.device)
+
+    def _checkpoint(self) -> Checkpoint:
+        rollout = self.rollout
+        return Checkpoint(rollout.position, rollout.pending, self.cache.sink, self.seen, self.decoder.snapshot())
+
+
+def _index(kind: str, name: str | None, names: tuple[str, ...]) -> int:
+    if name is not None and name not in names:
+        raise ValueError(f"{kind} {name!r}; choose one of {', '.join(names)}")
+    return 0 if name is None else names.index(name)
+
+
+def _shape(x: Tensor) -> str:
+    return "×".join(map(str, x.shape))
+
+
+def _check_sound(role: str, samples: Sound) -> None:
+    if samples.ndim != 1 or not samples.is_floating_point():
+        raise ValueError(
+            f"{role} of shape {_shape(samples)} in {samples.dtype}; wanted one row of floats in [-1, 1] at 16 kHz: "
+            "mix to mono and convert it"
+        )
+    if not samples.isfinite().all():
+        bad = int((~samples.isfinite()).nonzero()[0])
+        raise ValueError(f"{role} that is not finite, first at sample {bad}; mend the recording or cut that part out")
+
+
+def _check_fit(net: VideoDiT, autoencoder: VideoAutoencoder, audio: LocalAudioEncoder, stride: int) -> None:
+    if net.channels != autoencoder.channels:
+        raise ValueError(
+            f"a network for latents of {net.channels} channels with an autoencoder of {autoencoder.channels}; "
+            "take the autoencoder that it was trained with"
+        )
+    wanted = (net.audio.place.shape[1], net.audio.mlp[0].in_features)
+    given = (audio.tokens(stride), audio.dim)
+    if wanted != given:
+        raise ValueError(
+            f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
+            "take the audio encoder that it was trained with"
+        )

@@ -1,0 +1,78 @@
+"""Conversions along the path invert each other; samplers and guidance keep their conventions."""
+
+import pytest
+import torch
+
+from avatar.diffusion import path
+from avatar.diffusion.guidance import Guidance, guide, guided
+from avatar.diffusion.samplers import euler, heun
+from avatar.diffusion.timesteps import LogitNormal, ShiftedUniform, schedule, shifted
+from tests.conftest import make_cond
+
+
+def test_clean_and_noise_invert_noised_with_a_time_of_its_own_per_latent():
+    x0, eps, t = torch.randn(2, 4, 3, 5, 5), torch.randn(2, 4, 3, 5, 5), torch.rand(2, 3)
+    x_t, v = path.noised(x0, eps, t), path.velocity(x0, eps)
+    torch.testing.assert_close(path.clean(x_t, v, t), x0, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(path.noise(x_t, v, t), eps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(path.step(x_t, v, t, torch.zeros_like(t)), x0, rtol=1e-4, atol=1e-5)
+
+
+def test_time_one_is_noise():
+    x0, eps = torch.randn(2, 1, 4, 3, 5, 5).unbind(0)
+    torch.testing.assert_close(path.noised(x0, eps, torch.ones(1, 3)), eps)
+
+
+def test_guidance_of_one_is_the_conditional_and_of_zero_the_unconditional():
+    u, c = torch.randn(2, 1, 3, 2, 4, 4).unbind(0)
+    torch.testing.assert_close(guide(u, c, 1.0), c)
+    torch.testing.assert_close(guide(u, c, 0.0), u)
+    torch.testing.assert_close(guide(u, c, 3.0), u + 3 * (c - u))
+
+
+@pytest.mark.parametrize("scales, evaluations", [((1.0, 1.0), 1), ((2.0, 1.0), 2), ((3.0, 3.0), 2), ((2.0, 4.0), 3)])
+def test_guidance_with_two_scales_is_text_first_and_audio_on_top(scales, evaluations):
+    cond, x = make_cond(latents=5), torch.randn(2, 3, 5, 4, 4)
+    calls = []
+
+    def velocity(y, c):
+        calls.append(len(y) // len(x))
+        heard = c.audio_mask.any(dim=(1, 2)).float()
+        read = c.text_mask.any(dim=(1, 2)).float()
+        return (1 + 10 * heard + 100 * read)[:, None, None, None, None].expand_as(y)
+
+    guidance = Guidance(audio=scales[0], text=scales[1])
+    v = guided(velocity, x, cond, guidance)
+    none, text, both = 1.0, 101.0, 111.0
+    expected = none + scales[1] * (text - none) + scales[0] * (both - text)
+    torch.testing.assert_close(v, torch.full_like(x, expected))
+    assert calls == [evaluations] and guidance.evaluations == evaluations
+
+
+@pytest.mark.parametrize("sampler", [euler, heun])
+def test_samplers_follow_the_exact_flow_of_a_gaussian(sampler):
+    # data N(0, s²): v = d/dt of x_t given x_t, linear in x, so the exact map from noise is x0 = s · eps
+    s = 0.5
+
+    def field(x, t):
+        t = path.per_latent(t)
+        return x * (t - (1 - t) * s**2) / (t**2 + (1 - t) ** 2 * s**2)
+
+    eps = torch.randn(1, 2, 3, 4, 4)
+    errors = [(sampler(field, eps, schedule(n, 1.0)) - s * eps).abs().max().item() for n in (16, 64)]
+    assert errors[1] < 0.05 and errors[1] < errors[0] / (2.5 if sampler is euler else 6)
+
+
+def test_samplers_refuse_times_that_do_not_fall():
+    with pytest.raises(ValueError, match="do not fall"):
+        euler(lambda x, t: x, torch.zeros(1, 1, 1, 2, 2), torch.tensor([0.0, 1.0]))
+
+
+def test_time_distributions_stay_inside_and_shift_towards_noise():
+    for sampler in (LogitNormal(), ShiftedUniform()):
+        assert 0.45 < sampler(4000, 1).mean() < 0.55
+    assert LogitNormal(shift=3.0)(4000, 1).mean() > 0.6
+    t = ShiftedUniform(shift=5.0, low=0.02, high=0.98)(4000, 1)
+    assert t.min() >= 0.02 and t.max() <= 0.98 and t.mean() > 0.65
+    assert shifted(torch.tensor([0.0, 1.0]), 7.0).tolist() == [0.0, 1.0]
+    assert schedule(4, 3.0)[0] == 1 and schedule(4, 3.0)[-1] == 0

@@ -1,0 +1,180 @@
+"""Which networks learn in which step, where the consistency target ends, and that one batch can be learnt by heart."""
+
+import functools
+
+import pytest
+import torch
+
+from avatar.diffusion import path
+from avatar.diffusion.guidance import Guidance
+from avatar.diffusion.packing import Bidirectional, TeacherForced
+from avatar.diffusion.rollout import Plan
+from avatar.diffusion.timesteps import LogitNormal, ShiftedUniform
+from avatar.objectives.consistency import Consistency
+from avatar.objectives.dmd import DistributionMatching
+from avatar.objectives.flow_matching import Dropout, FlowMatching
+from avatar.types import Batch
+from tests.conftest import make_cond, make_net
+
+PLAN = Plan((1.0, 0.5), window=6)
+ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+def make_batch(latents: int = 5) -> Batch:
+    x0 = torch.randn(2, 3, latents, 4, 4)
+    return Batch(x0, make_cond(latents=latents), torch.rand(2, latents, 4, 4), ["a", "b"])
+
+
+def silent(module):
+    """A module whose `log` says nothing: there is no trainer in these tests."""
+    module.log = module.log_dict = lambda *_, **__: None
+    return module
+
+
+def make_dmd(**changes) -> DistributionMatching:
+    arguments = dict(
+        plan=PLAN,
+        guidance=Guidance(audio=2.0),
+        timesteps=ShiftedUniform(low=0.02, high=0.98),
+        critic_steps=5,
+        accumulate=1,
+        clip=1.0,
+        gradient="exit_step",
+        optimizer=ADAM,
+        critic_optimizer=ADAM,
+        lip_weight=1.0,
+    )
+    return silent(DistributionMatching(make_net(), make_net(), make_net(), **arguments | changes))
+
+
+def touched(net) -> bool:
+    return any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_the_students_step_of_dmd_moves_the_student_alone():
+    dmd = make_dmd()
+    dmd.student_loss(make_batch()).backward()
+    assert [touched(net) for net in (dmd.net, dmd.critic, dmd.teacher)] == [True, False, False]
+
+
+def test_the_critics_step_of_dmd_moves_the_critic_alone():
+    dmd = make_dmd()
+    dmd.critic_loss(make_batch()).backward()
+    assert [touched(net) for net in (dmd.net, dmd.critic, dmd.teacher)] == [False, True, False]
+
+
+def test_dmd_updates_the_critic_five_times_per_student_update():
+    dmd, order = make_dmd(), []
+    dmd.optimizers = lambda: ("student", "critic")
+    dmd.student_loss = dmd.critic_loss = lambda batch: None
+    dmd._update = lambda optimizer, *_: order.append(optimizer)
+    for index in range(12):
+        dmd.training_step(make_batch(), index)
+    assert order == (["critic"] * 5 + ["student"]) * 2
+
+
+def test_dmd_accumulates_before_it_steps():
+    dmd, steps = make_dmd(accumulate=2), []
+
+    class Optimizer:
+        def step(self):
+            steps.append(1)
+
+        def zero_grad(self):
+            dmd.critic.zero_grad()
+
+    dmd.manual_backward = lambda loss: loss.backward()
+    for index in range(4):
+        dmd._update(Optimizer(), dmd.critic, dmd.critic_loss(make_batch()), index)
+    assert len(steps) == 2
+
+
+def make_consistency(n: int = 4) -> Consistency:
+    return silent(
+        Consistency(
+            make_net(), make_net(), TeacherForced(PLAN), Guidance(audio=2.0), n, 3.0, ADAM, lip_weight=1.0, steps=10
+        )
+    )
+
+
+def test_the_consistency_target_reaches_data_at_time_zero():
+    module, batch = make_consistency(), make_batch(latents=64)
+    t, r = module.draw_times(batch.latents)
+    assert r.min() == 0 and t.max() == 1 and bool((t > r).all())
+    # every chunk has a time of its own, and at r = 0 the target is the point itself
+    assert len(t[0].unique()) > 1
+    x = batch.latents
+    torch.testing.assert_close(module._endpoint(x, torch.zeros_like(t), batch.conditioning, x), x)
+
+
+def test_consistency_moves_the_student_alone():
+    module = make_consistency()
+    module.training_step(make_batch(), 0).backward()
+    assert touched(module.net) and not touched(module.teacher)
+
+
+def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
+    module, batch = make_consistency(), make_batch()
+    x0 = batch.latents
+    t = torch.full((2, 5), 0.5)
+    v = module._teacher_velocity(x0, t, batch.conditioning, x0)
+    c = TeacherForced(PLAN).velocity(module.teacher, x0, t, batch.conditioning, x0)
+    flags = torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)
+    muted = batch.conditioning.without(audio=flags[0], text=flags[1], labels=flags[1])
+    u = TeacherForced(PLAN).velocity(module.teacher, x0, t, muted, x0)
+    torch.testing.assert_close(v, u + 2.0 * (c - u), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", [Bidirectional(), TeacherForced(PLAN)])
+def test_one_batch_overfits(pattern):
+    torch.manual_seed(0)
+    net = make_net()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.3)
+    module = silent(
+        FlowMatching(
+            net, pattern, LogitNormal(), Dropout(), functools.partial(torch.optim.Adam, lr=1e-2), lip_weight=0.0, steps=10**6
+        )
+    )
+    batch, optimizer = make_batch(), torch.optim.Adam(net.parameters(), lr=1e-2)
+
+    def loss():
+        torch.manual_seed(1)
+        return module._loss(batch, batch.conditioning)
+
+    before = loss().item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+    assert value.item() < 0.5 * before
+
+
+def test_dropout_takes_modalities_away_one_by_one():
+    cond = make_cond()
+    gone = Dropout(audio=1.0, text=0.0, labels=0.0)(cond)
+    assert not gone.audio_mask.any() and torch.equal(gone.text_mask, cond.text_mask) and torch.equal(gone.state, cond.state)
+    gone = Dropout(audio=0.0, text=1.0, labels=1.0)(cond)
+    assert not gone.text_mask.any() and not gone.emotion.any() and torch.equal(gone.audio_mask, cond.audio_mask)
+
+
+def test_what_is_taken_away_can_not_be_heard():
+    """A dropped modality's content must not leak: dropping is masking, whatever the values are."""
+    net, batch = make_net(), make_batch()
+    flags = torch.ones(2, dtype=torch.bool)
+    gone = batch.conditioning.without(audio=flags, text=flags, labels=flags)
+    t = torch.full((2, 5), 0.5)
+    x = batch.latents
+    first = Bidirectional().velocity(net, x, t, gone, x)
+    gone.audio = torch.randn_like(gone.audio)
+    gone.text = torch.randint_like(gone.text, 3, 259)
+    torch.testing.assert_close(Bidirectional().velocity(net, x, t, gone, x), first)
+    assert torch.isfinite(first).all()
+
+
+def test_noised_batches_keep_their_times_per_chunk():
+    t = TeacherForced(PLAN).times(LogitNormal(), torch.randn(2, 3, 5, 4, 4))
+    assert torch.equal(t[:, 1], t[:, 2]) and not torch.equal(t[:, 0], t[:, 1])
+    assert path.per_latent(t).shape == (2, 1, 5, 1, 1)

@@ -1,0 +1,103 @@
+"""The sound around each latent is the same, however it came."""
+
+import pytest
+import torch
+
+from avatar.models.audio_encoders.log_mel import LogMel
+from avatar.streaming.audio_window import AudioWindow
+
+STRIDE, LATENT = 4, 4 * 640
+
+
+def sound(samples: int) -> torch.Tensor:
+    return torch.randn(samples) * 0.2
+
+
+def offline(encoder: LogMel, samples: torch.Tensor, latents: int) -> torch.Tensor:
+    """As training's clips do it: the whole track encoded at once, the encoder's silence before."""
+    frames = latents * STRIDE + encoder.right_context
+    padded = torch.nn.functional.pad(samples, (0, 640 * (frames + 1) - len(samples)))
+    features = torch.cat([encoder.silence.expand(encoder.left_context, -1), encoder.encode(padded)[:frames]])
+    return encoder.window(features, STRIDE)
+
+
+def pushed(window: AudioWindow, samples: torch.Tensor, packet: int) -> torch.Tensor:
+    return torch.cat([window.push(part) for part in samples.split(packet)])
+
+
+@pytest.mark.parametrize("contexts", [(3, 2), (1, 1), (9, 5)])
+@pytest.mark.parametrize("packet", [1, 7, 639, 640, 5000, 1 << 20])
+def test_every_cut_gives_the_same_bits_and_what_training_saw(packet, contexts):
+    samples, encoder = sound(3 * LATENT + 900), LogMel(8, *contexts)
+    window, reference = AudioWindow(encoder, STRIDE), AudioWindow(encoder, STRIDE)
+    windows = torch.cat([pushed(window, samples, packet), window.finish()])
+    assert torch.equal(windows, torch.cat([reference.push(samples), reference.finish()]))
+    torch.testing.assert_close(windows, offline(encoder, samples, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_a_latent_comes_with_the_very_sample_that_completes_it():
+    encoder = LogMel(8)
+    window = AudioWindow(encoder, STRIDE)
+    needed = window.needed(1)
+    assert needed == (4 + 2) * 640 + 120
+    samples = sound(needed)
+    assert len(window.push(samples[:-1])) == 0
+    assert len(window.push(samples[-1:])) == 1
+
+
+def test_the_sample_that_completes_a_latent_matters_and_later_ones_do_not():
+    encoder, samples = LogMel(8), sound(2 * LATENT)
+    needed = AudioWindow(encoder, STRIDE).needed(1)
+
+    def first(change: slice) -> torch.Tensor:
+        changed = samples.clone()
+        changed[change] += 1.0
+        return AudioWindow(encoder, STRIDE).push(changed)[0]
+
+    plain = first(slice(0, 0))
+    assert not torch.equal(first(slice(needed - 20, needed)), plain)
+    assert torch.equal(first(slice(needed, None)), plain)
+
+
+@pytest.mark.parametrize("samples, latents", [(0, 0), (1, 1), (LATENT, 1), (LATENT + 1, 2)])
+def test_finish_emits_a_latent_for_every_part_of_one(samples, latents):
+    window = AudioWindow(LogMel(8), STRIDE)
+    emitted = len(window.push(sound(samples)))
+    assert emitted + len(window.finish()) == latents
+    assert len(window.finish()) == 0 or samples == 0
+
+
+@pytest.mark.parametrize("back", [0, 1, 3])
+def test_what_is_rewound_has_never_come(back):
+    encoder, first, second = LogMel(8), sound(5 * LATENT + 300), sound(4 * LATENT)
+    window = AudioWindow(encoder, STRIDE, history=3)
+    latents = len(pushed(window, first, 500))
+    window.rewind(latents - back)
+    spliced = torch.cat([first[: (latents - back) * LATENT], second])
+    fresh = AudioWindow(encoder, STRIDE)
+    assert torch.equal(pushed(window, second, 333), fresh.push(spliced)[latents - back :])
+
+
+def test_rewinding_to_the_start_brings_the_silence_back():
+    encoder, samples = LogMel(8), sound(3 * LATENT)
+    window = AudioWindow(encoder, STRIDE, history=3)
+    window.push(sound(2 * LATENT))
+    window.rewind(0)
+    assert torch.equal(window.push(samples), AudioWindow(encoder, STRIDE).push(samples))
+
+
+def test_a_rewind_beyond_the_history_is_refused():
+    window = AudioWindow(LogMel(8), STRIDE, history=1)
+    window.push(sound(5 * LATENT))
+    with pytest.raises(ValueError, match="history of 1"):
+        window.rewind(2)
+
+
+def test_memory_stays_bounded():
+    window = AudioWindow(LogMel(8), STRIDE, history=2)
+    for _ in range(50):
+        window.push(sound(4000))
+        held = window.samples.untyped_storage().nbytes() + window.features.untyped_storage().nbytes()
+        assert held < 200_000
+    window.push(sound(100 * LATENT))
+    assert window.samples.untyped_storage().nbytes() < 200_000  # not a view that keeps all of it alive
