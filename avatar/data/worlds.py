@@ -13,7 +13,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from avatar.data.puppet.clip import Clip
-from avatar.data.puppet.motion import CHANNELS
+from avatar.data.puppet.identity import Identity
+from avatar.data.puppet.motion import CHANNELS, HIGH, LOW
+from avatar.data.puppet.render import render
+
+
+BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be drawn
 
 
 @runtime_checkable
@@ -23,6 +28,10 @@ class World(Protocol):
     def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]: ...
 
     def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]: ...
+
+    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+        """A video tensor of this world as frames to look at."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,9 @@ class PixelWorld:
     def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]:
         return torch.from_numpy(clip.mouth_region(self.size, start, stop))
 
+    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+        return to_uint8(video)
+
 
 @dataclass(frozen=True)
 class StateWorld:
@@ -47,6 +59,10 @@ class StateWorld:
 
     def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]:
         return torch.zeros(stop - start, 1, 1)
+
+    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+        """The states worn by one and the same puppet."""
+        return render(Identity.from_seed(0), video[:, :, 0, 0].T.clamp(*BOUNDS).cpu().numpy(), 64)
 
 
 def state_channel(name: str) -> int:

@@ -22,7 +22,7 @@ from avatar.types import SAMPLES_PER_FRAME, AudioEncoder
 
 @runtime_checkable
 class LocalAudioEncoder(AudioEncoder, Protocol):
-    """An encoder that hears little beyond a frame in making its features, so that they can be made while sound comes."""
+    """An encoder that needs little sound beyond a frame for its features, so that they can be made while it comes."""
 
     reach: int  # samples before and after a frame that its features depend on
 

@@ -40,7 +40,7 @@ Film = Float[Tensor, "c f h w"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a session stood before the chunk at `position`; the sound is not here, for its windows rewind themselves."""
+    """Where a session stood before the chunk at `position`; the sound isn't here, for its windows rewind themselves."""
 
     position: int
     pending: tuple[Latents, Conditioning] | None
@@ -228,8 +228,8 @@ class Session:
         whole = [c for c in self.checkpoints if c.position * self.stride <= shown]
         if not whole:
             raise ValueError(
-                f"{shown} frames shown, but the session goes back no further than to frame "
-                f"{self.checkpoints[0].position * self.stride}; raise max_rollback, {(self.checkpoints.maxlen or 1) - 1}"
+                f"{shown} frames shown, but the session goes back to frame "
+                f"{self.checkpoints[0].position * self.stride} at most; interrupt it sooner or raise max_rollback"
             )
         to = whole[-1]
         self.checkpoints = deque(whole, maxlen=self.checkpoints.maxlen)

@@ -64,7 +64,6 @@ def test_finish_emits_a_latent_for_every_part_of_one(samples, latents):
     window = AudioWindow(LogMel(8), STRIDE)
     emitted = len(window.push(sound(samples)))
     assert emitted + len(window.finish()) == latents
-    assert len(window.finish()) == 0 or samples == 0
 
 
 @pytest.mark.parametrize("back", [0, 1, 3])

@@ -1,0 +1,397 @@
+"""What is streamed is what was trained; and what an interrupt takes back has never been."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from avatar.diffusion.rollout import Noise, Plan, generate
+from avatar.models.audio_encoders.log_mel import LogMel
+from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
+from avatar.models.autoencoders.state import StateAutoencoder
+from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.streaming.runtime import Emitted, StreamStats, stream
+from avatar.streaming.session import Session
+from avatar.types import EMOTIONS, GESTURES, STATES, Conditioning
+from tests.conftest import make_net
+
+AUDIO, TEXT = LogMel(2, left_context=2, right_context=1), ByteEncoder(16)
+STRIDE, FRAME = 4, 640
+LATENT = STRIDE * FRAME
+PLAN = Plan((1.0, 0.6), chunk=2, first_chunk=1, window=4)
+PLANS = [PLAN, replace(PLAN, context="merged"), replace(PLAN, context="noisy")]
+SEED = 7
+
+
+def randomised(module):
+    """Without a layer that starts at zero, which would hide mistakes."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return module.eval()
+
+
+@pytest.fixture
+def autoencoder():
+    return randomised(CausalConvAutoencoder(channels=4, widths=(12, 24, 24)))
+
+
+@pytest.fixture
+def net():
+    return make_net(channels=4, patch=1, audio_features=AUDIO.dim, audio_tokens=AUDIO.tokens(STRIDE))
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(1, 3, 1, 16, 16) * 2 - 1
+
+
+@pytest.fixture
+def opened(net, autoencoder, picture):
+    """Opens sessions that are alike but for what is asked for."""
+
+    def make(plan: Plan = PLAN, prompt: str = "calm", **changes) -> Session:
+        return Session(net, autoencoder, AUDIO, TEXT, plan, picture, seed=SEED, prompt=prompt, **changes)
+
+    return make
+
+
+def sound(latents: float) -> torch.Tensor:
+    return torch.randn(int(latents * LATENT)) * 0.2
+
+
+def windows(samples: torch.Tensor, latents: int) -> torch.Tensor:
+    """The sound around each latent, by the way that training takes."""
+    frames = latents * STRIDE + AUDIO.right_context
+    padded = torch.nn.functional.pad(samples, (0, (frames + 1) * FRAME))[: (frames + 1) * FRAME]
+    features = torch.cat([AUDIO.silence.expand(AUDIO.left_context, -1), AUDIO.encode(padded)[:frames]])
+    return AUDIO.window(features, STRIDE)
+
+
+def conditioning(reference, own, heard=None, prompt="calm", state=None, emotion=None, intensity=0.0) -> Conditioning:
+    """That of a clip of which all is known beforehand."""
+    latents = len(own)
+    ids, mask = TEXT.encode([prompt])
+
+    def index(name, names):
+        return torch.full((1, latents), names.index(name or "unspecified"))
+
+    return Conditioning(
+        reference=reference,
+        audio=torch.stack([own, own * 0 if heard is None else heard])[None],
+        audio_mask=torch.tensor([[True], [heard is not None]]).expand(2, latents)[None],
+        text=ids[None],
+        text_mask=mask[None],
+        text_event=torch.zeros(1, latents, dtype=torch.long),
+        state=index(state, STATES),
+        emotion=index(emotion, EMOTIONS),
+        emotion_intensity=torch.full((1, latents), intensity),
+        gesture=index(None, GESTURES),
+    )
+
+
+@torch.no_grad()
+def offline(session: Session, cond: Conditioning) -> torch.Tensor:
+    """The whole clip at once: every latent, then every frame."""
+    latents = generate(session.net, cond, session.plan, Noise((SEED,))).latents
+    return session.autoencoder.decode(torch.cat([cond.reference, latents], dim=2))[0, :, 1:]
+
+
+def streamed(session: Session, speech: torch.Tensor, packet: int, heard: torch.Tensor | None = None) -> torch.Tensor:
+    parts = zip(speech.split(packet), [None] * len(speech) if heard is None else heard.split(packet), strict=False)
+    return torch.cat([*(session.push(own, other) for own, other in parts), session.finish()], dim=1)
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("packet", [97, 640, 3001, 1 << 20])
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)
+def test_streamed_equals_offline_for_every_cut(opened, picture, plan, packet):
+    session, speech = opened(plan), sound(8.3)  # chunks of 1 + 4 × 2 latents, the last of them filled up with silence
+    expected = offline(session, conditioning(session.autoencoder.encode(picture), windows(speech, 9)))
+    frames = streamed(session, speech, packet)
+    assert frames.shape[1] == -(-len(speech) // FRAME)
+    close(frames, expected[:, : frames.shape[1]])
+
+
+def test_a_sample_at_a_time_gives_the_same_bits(opened):
+    speech = sound(1.5)
+    assert torch.equal(streamed(opened(), speech, 1), streamed(opened(), speech, len(speech)))
+
+
+def test_heard_voice_and_wishes_reach_the_network(opened, picture):
+    speech, heard = sound(5), sound(5)
+    session = opened()
+    session.set_prompt("cheerful")
+    session.set_state("listening")
+    session.set_emotion("happy", 0.5)
+    reference = session.autoencoder.encode(picture)
+    cond = conditioning(
+        reference, windows(speech, 5), windows(heard, 5), "cheerful", "listening", "happy", intensity=0.5
+    )
+    close(streamed(session, speech, 1000, heard), offline(session, cond))
+
+
+def test_the_state_world_streams_too(picture):
+    autoencoder = StateAutoencoder(mean=[0.1, -0.2, 0.3], std=[0.5, 1.0, 2.0])
+    net = make_net(channels=12, patch=1, audio_features=AUDIO.dim, audio_tokens=AUDIO.tokens(STRIDE))
+    face, speech = torch.randn(1, 3, 1, 1, 1), sound(5)
+    session = Session(net, autoencoder, AUDIO, TEXT, PLAN, face, seed=SEED, prompt="calm")
+    cond = conditioning(autoencoder.encode(face), windows(speech, 5))
+    close(streamed(session, speech, 1111), offline(session, cond))
+
+
+def test_a_reference_may_come_encoded(opened, net, autoencoder, picture):
+    speech, latent = sound(3), autoencoder.encode(picture).detach()
+    session = Session(net, autoencoder, AUDIO, TEXT, PLAN, latent=latent, seed=SEED, prompt="calm")
+    assert torch.equal(streamed(session, speech, 999), streamed(opened(), speech, 999))
+
+
+def test_the_first_chunk_comes_with_its_very_last_sample(opened):
+    session, speech = opened(), sound(2)
+    needed = (PLAN.first_chunk * STRIDE + AUDIO.right_context) * FRAME + AUDIO.reach
+    assert session.push(speech[: needed - 1]).shape == (3, 0, 16, 16)
+    assert session.push(speech[needed - 1 : needed]).shape == (3, STRIDE, 16, 16)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 640, 641, LATENT, LATENT + 1, 3 * LATENT])
+def test_finish_gives_a_frame_for_every_640_samples_or_part(opened, samples):
+    session = opened()
+    frames = session.push(torch.randn(samples) * 0.2).shape[1] + session.finish().shape[1]
+    assert frames == session.frames == -(-samples // FRAME)
+    assert session.finish().shape[1] == 0
+    with pytest.raises(ValueError, match="after the stream's end"):
+        session.push(sound(1))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)
+def test_an_interrupt_that_hears_the_same_again_changes_nothing(opened, plan):
+    """Cache, decoder, sound and noise all go back: were one of them left ahead, these bits would differ."""
+    speech = sound(14)
+    whole = streamed(opened(plan), speech, 700)
+    session = opened(plan)
+    session.push(speech[: int(10.7 * LATENT)])
+    assert session.frames == 9 * STRIDE
+    assert session.interrupt(7 * STRIDE - 1) == 5 * STRIDE  # a chunk short of its last frame is taken back
+    assert torch.equal(session.push(speech[5 * LATENT : 7 * LATENT + FRAME + AUDIO.reach]), whole[:, 20:28])
+    assert session.interrupt() == 7 * STRIDE
+    assert torch.equal(streamed(session, speech[7 * LATENT :], 900), whole[:, 28:])
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)
+def test_after_an_interrupt_the_old_sound_has_never_come(opened, picture, plan):
+    old, new, session = sound(12), sound(6), opened(plan)
+    first = session.push(old)[:, : 5 * STRIDE]
+    assert session.interrupt(5 * STRIDE) == 5 * STRIDE
+    frames = torch.cat([first, streamed(session, new, 1234)], dim=1)
+    # Frames that stay heard the old right context; those that follow hear the new sound right after them.
+    spliced = windows(torch.cat([old[: 5 * LATENT], new]), 11)
+    audio = torch.cat([windows(old, 11)[:5], spliced[5:]])
+    close(frames, offline(session, conditioning(session.autoencoder.encode(picture), audio)))
+
+
+def test_an_interrupt_equals_a_session_that_heard_no_more_than_it_had_to(opened):
+    old, new = sound(12), sound(4)
+    eager, frugal = opened(), opened()
+    eager.push(old)
+    eager.interrupt(5 * STRIDE)
+    frugal.push(old[: 5 * LATENT + FRAME + AUDIO.reach])
+    frugal.interrupt()
+    assert torch.equal(streamed(eager, new, 500), streamed(frugal, new, 5000))
+
+
+def test_an_interrupt_during_the_last_chunk_opens_the_stream_again(opened):
+    session, speech = opened(), sound(5)
+    frames = torch.cat([session.push(speech[: 4 * LATENT]), session.finish()], dim=1)
+    assert frames.shape[1] == 4 * STRIDE
+    assert session.interrupt() == 3 * STRIDE  # the chunk that was cut short is not all shown
+    assert torch.equal(session.push(speech[3 * LATENT :])[:, :0], frames[:, :0])
+    assert session.finish().shape[1] == 2 * STRIDE
+
+
+@pytest.mark.parametrize("shown, message", [(-1, "that are out"), (10_000, "that are out"), (4, "max_rollback")])
+def test_an_interrupt_to_where_it_cannot_go_is_refused(opened, shown, message):
+    session = opened(max_rollback=2)
+    session.push(sound(12))
+    with pytest.raises(ValueError, match=message):
+        session.interrupt(shown)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)
+@pytest.mark.parametrize("wish", ["prompt", "state", "emotion", "gesture", "reference"])
+def test_a_wish_changes_later_frames_only(opened, picture, plan, wish):
+    speech = sound(9)
+    whole = streamed(opened(plan), speech, len(speech))
+    session = opened(plan)
+    before = session.push(speech[: int(5.5 * LATENT)])
+    change = {
+        "prompt": lambda: session.set_prompt("furious"),
+        "state": lambda: session.set_state("idle"),
+        "emotion": lambda: session.set_emotion("angry"),
+        "gesture": lambda: session.gesture("wave"),
+        "reference": lambda: session.set_reference(-picture),
+    }[wish]
+    change()
+    after = torch.cat([session.push(speech[int(5.5 * LATENT) :]), session.finish()], dim=1)
+    n = before.shape[1]
+    assert n == 5 * STRIDE
+    assert torch.equal(before, whole[:, :n])
+    assert (after - whole[:, n:]).abs().amax(dim=(0, 2, 3)).min() > 1e-4
+
+
+def test_a_new_reference_is_what_the_merged_stream_sees_as_well(opened, picture):
+    """A merged context pass waits; it belongs to the old reference, the next chunk to the new one."""
+    speech, frames = sound(9), []
+    for plan in PLANS[:2]:
+        session = opened(plan)
+        first = session.push(speech[: 4 * LATENT])
+        session.set_reference(-picture)
+        frames.append(torch.cat([first, session.push(speech[4 * LATENT :])], dim=1))
+    close(*frames)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)
+def test_wishes_outlive_an_interrupt(opened, picture, plan):
+    """Even one made after the moment that the interrupt goes back to."""
+    speech = sound(11)
+    late, early = opened(plan), opened(plan)
+    early.push(speech[: 3 * LATENT + FRAME + AUDIO.reach])
+    early.set_reference(-picture)
+    late.push(speech[: 5 * LATENT + FRAME + AUDIO.reach])
+    late.set_reference(-picture)
+    late.push(speech[5 * LATENT + FRAME + AUDIO.reach : 9 * LATENT])
+    late.interrupt(3 * STRIDE)
+    early.interrupt()
+    assert torch.equal(late.push(speech[3 * LATENT :]), early.push(speech[3 * LATENT :]))
+
+
+def test_a_gesture_ends_by_itself(opened):
+    session = opened()
+    session.gesture("wave", seconds=0.2)  # five frames: two latents
+    audio = torch.zeros(2, 4, AUDIO.tokens(STRIDE), AUDIO.dim)
+    wave = GESTURES.index("wave")
+    assert session._conditioning(audio, 0).gesture.tolist() == [[wave, wave, 0, 0]]
+
+
+def test_the_heard_voice_is_marked_for_the_latents_that_it_sounds_in(opened):
+    session, seen = opened(), []
+    chunk = session.rollout.chunk
+    session.rollout.chunk = lambda cond: (seen.extend(cond.audio_mask[0].T.tolist()), chunk(cond))[1]
+    session.push(sound(1.5))
+    session.push(sound(1), sound(1))
+    session.push(sound(3))
+    assert seen == [[True, False], [True, True], [True, True], [True, False], [True, False]]
+
+
+def test_cost_stays_flat(opened):
+    session, sizes = opened(), []
+    for packet in sound(200).split(3 * LATENT):
+        session.push(packet)
+        held = [session.waiting, *(part for w in session.windows for part in (w.samples, w.features))]
+        held += [*session.cache.keys, *session.cache.values, *session.decoder.memory.values()]
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in held))
+        assert len(session.checkpoints) <= 5 and len(session.listening) <= 8
+    assert session.rollout.position > 190
+    assert max(sizes[20:]) <= max(sizes[5:20])
+
+
+@pytest.mark.parametrize(
+    "wish, message",
+    [
+        (lambda s: s.set_state("dancing"), "state 'dancing'; choose one of unspecified, speaking"),
+        (lambda s: s.set_emotion("hungry"), "emotion 'hungry'"),
+        (lambda s: s.set_emotion("happy", 1.5), "intensity of 1.5"),
+        (lambda s: s.gesture("bow"), "gesture 'bow'"),
+        (lambda s: s.gesture("wave", 0), "gesture of 0 seconds"),
+        (lambda s: s.set_prompt("x" * 40), "room is for 15"),
+        (lambda s: s.set_reference(torch.zeros(1, 3, 1, 32, 32)), "crop it"),
+        (lambda s: s.set_reference(torch.zeros(1, 3, 2, 16, 16)), "wanted one frame"),
+        (lambda s: s.set_reference(torch.zeros(1, 3, 1, 15, 16)), "multiples of 8"),
+        (lambda s: s.set_reference(torch.zeros(1, 2, 1, 16, 16)), "can't encode"),
+        (lambda s: s.set_reference(torch.full((1, 3, 1, 16, 16), torch.nan)), "not finite"),
+        (lambda s: s.set_reference(), "give one of them"),
+        (lambda s: s.push(torch.zeros(100), torch.zeros(99)), "100 samples of speech with 99"),
+        (lambda s: s.push(torch.tensor([0.0, torch.nan])), "first at sample 1"),
+        (lambda s: s.push(torch.zeros(2), torch.tensor([torch.inf, 0.0])), "heard that is not finite"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_no_trace(opened, wish, message):
+    speech, session = sound(3), opened()
+    with pytest.raises(ValueError, match=message):
+        wish(session)
+    assert torch.equal(streamed(session, speech, 700), streamed(opened(), speech, 700))
+
+
+def test_none_leaves_a_label_to_the_network(opened):
+    session, speech = opened(), sound(3)
+    session.set_state("idle")
+    session.set_state(None)
+    session.set_emotion("unspecified")
+    assert torch.equal(streamed(session, speech, 700), streamed(opened(), speech, 700))
+
+
+def test_parts_that_do_not_fit_are_refused(net, autoencoder, picture):
+    with pytest.raises(ValueError, match="audio of 8 tokens"):
+        Session(net, autoencoder, LogMel(2), TEXT, PLAN, picture).push(sound(1))
+    with pytest.raises(ValueError, match="4 channels with an autoencoder of 8"):
+        Session(net, CausalConvAutoencoder(8, (12, 24, 24)), AUDIO, TEXT, PLAN, picture)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)
+def test_a_live_stream_is_the_session_with_a_clock(opened, plan):
+    speech = sound(7.4)
+    records = list(stream(opened(plan), speech, packet=320))
+    frames = torch.cat([record.frames for record in records], dim=1)
+    assert torch.equal(frames, streamed(opened(plan), speech, 320))
+    heard = torch.cat([record.samples for record in records])
+    assert len(heard) == frames.shape[1] * FRAME
+    assert torch.equal(heard[: len(speech)], speech) and not heard[len(speech) :].any()
+    assert [record.evaluations for record in records] == [plan.evaluations] * len(records)
+    for record, end in zip(records, [1, 3, 5], strict=False):
+        spoken = ((end * STRIDE + AUDIO.right_context) * FRAME + AUDIO.reach) / 16_000
+        assert spoken + record.seconds < record.ready_at + 1e-9
+    assert all(a.ready_at < b.ready_at for a, b in zip(records, records[1:], strict=False))
+
+
+def test_a_stream_of_nothing_is_refused(opened):
+    with pytest.raises(ValueError, match="0 samples"):
+        next(stream(opened(), torch.zeros(0)))
+    used = opened()
+    used.push(sound(1))
+    with pytest.raises(ValueError, match="fresh one"):
+        next(stream(used, sound(1)))
+
+
+def record(frames: int, seconds: float, ready_at: float, evaluations: int = 3) -> Emitted:
+    return Emitted(torch.zeros(1, frames, 1, 1), torch.zeros(frames * FRAME), seconds, ready_at, evaluations)
+
+
+def test_figures_of_a_stream():
+    # Frame 4 is due 0.16 s after the start and there at 0.70 s; frame 12 is due after 0.48 s and there at 0.90 s.
+    records = [record(4, 0.1, 0.3, 2), record(8, 0.3, 0.7), record(8, 0.2, 0.9)]
+    stats = StreamStats.of(records)
+    assert stats.first_frame_s == pytest.approx(0.3)
+    assert stats.stall_free_first_frame_s == pytest.approx(0.7 - 4 / 25)
+    assert stats.chunk_p50_s == pytest.approx(0.2)
+    assert stats.chunk_p99_s == pytest.approx(0.298)
+    assert stats.real_time_factor == pytest.approx(0.6 / (20 / 25))
+    assert stats.frames == 20
+    assert stats.evaluations_per_chunk == pytest.approx(8 / 3)
+
+
+def test_playback_from_the_stall_free_start_never_stalls_and_from_any_earlier_one_does():
+    records = [record(4, 0.1, 0.3 + 0.4 * i + 0.2 * (i % 3)) for i in range(9)]
+    start = StreamStats.of(records).stall_free_first_frame_s
+
+    def stalls(start: float) -> bool:
+        return any(r.ready_at > start + 4 * i / 25 + 1e-9 for i, r in enumerate(records))
+
+    assert not stalls(start)
+    assert stalls(start - 1e-3)
+
+
+def test_figures_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no chunk"):
+        StreamStats.of([])
