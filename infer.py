@@ -1,6 +1,6 @@
 """Stream a portrait and a voice through a student: `python infer.py image=me.png audio=hello.wav out=me.mp4`."""
 
-from avatar import infer, run
+from avatar import film, run
 
 if __name__ == "__main__":
-    run.main("infer", infer.infer)
+    run.main("infer", film.film)

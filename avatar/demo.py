@@ -40,8 +40,17 @@ def demo(cfg: DictConfig) -> None:
     overrides = [f"{name}={value}" for name, value in cfg.evaluate.items()]
     stages = "stages={" + ",".join(f"{name}:{value:.1f}" for name, value in seconds.items()) + "}"
     _run(
-        ["-m", "avatar.evaluate", f"student={student}", f"teacher={teacher}", "split=test", *overrides, stages]
-        + [f"seed={cfg.seed}", f"folder={folder}"]
+        [
+            "-m",
+            "avatar.evaluate",
+            f"student={student}",
+            f"teacher={teacher}",
+            "split=test",
+            *overrides,
+            stages,
+            f"seed={cfg.seed}",
+            f"folder={folder}",
+        ]
     )
     report = json.loads((folder / "report.json").read_text())
     print(f"\n{folder / 'report.md'}, contact_sheet.png, avatar.mp4; {sum(report['stages'].values()) / 60:.1f} minutes")

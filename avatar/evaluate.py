@@ -1,8 +1,8 @@
 """Score a bundle on held-out puppets: `python -m avatar.evaluate student=BUNDLE split=dev seed=1`.
 
 Every system makes the same clips, from the same references and sound, and is read by the same reader; beside the models
-stand the controls that say what their figures are worth: the ground truth, the ground truth through the autoencoder, the
-frozen reference, and the student with another clip's sound.
+stand the controls that say what their figures are worth: the ground truth, the ground truth through the autoencoder,
+the frozen reference, and the student with another clip's sound.
 """
 
 from collections.abc import Iterator
@@ -69,7 +69,9 @@ class Evaluation:
     def through_autoencoder(self) -> list[Tensor]:
         return [self._decoded(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
 
-    def generated(self, net: nn.Module, generator: Generator, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
+    def generated(
+        self, net: nn.Module, generator: Generator, cond: Conditioning, seed: int, title: str
+    ) -> list[Tensor]:
         """Each clip as a generator makes it, a few at a time."""
         device = next(net.parameters()).device
         made = []
@@ -162,9 +164,7 @@ def streamed(evaluation: Evaluation, student: nn.Module, plan: Plan, cfg: DictCo
     clip = split.make(0, cfg.stream_frames, evaluation.cache / "speech")
     reference = evaluation.world.video(clip, 0, 1)[None]
     audio, text = evaluation.audio, evaluation.text
-    session = Session(
-        student, evaluation.autoencoder, audio, text, plan, reference, seed=cfg.seed, prompt=clip.caption
-    )
+    session = Session(student, evaluation.autoencoder, audio, text, plan, reference, seed=cfg.seed, prompt=clip.caption)
     session.set_state("speaking")
     session.set_emotion(EMOTIONS[clip.emotion[0]], float(clip.intensity[0]))
     total = cfg.stream_frames // (plan.chunk * evaluation.stride)

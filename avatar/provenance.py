@@ -1,50 +1,72 @@
 """Where a result was made: the machine, the versions of what ran, the revision of the code."""
 
+import functools
+import importlib.metadata
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "lightning", "hydra-core", "numpy", "scipy", "diffusers", "transformers", "av", "aggdraw")
+PACKAGES = (
+    "avatar",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "numpy",
+    "scipy",
+    "diffusers",
+    "transformers",
+    "av",
+    "aggdraw",
+)
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, torch's threads, GPU and operating system; no names of hosts or people."""
+    """What it ran on, without a name: processor, cores that this process may use, torch's threads, GPU."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": _processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _processor(),
+        "cores": allowed,
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}",
     }
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on, as far as they are installed."""
+    """Of Python and of the packages that results depend on, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for name in PACKAGES:
         try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             continue
     return found
 
 
 def git_revision() -> str | None:
-    """The revision of the code, with "-dirty" if it has uncommitted changes; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this source tree, with "-dirty" if tracked files differ from it; None outside a repository of its
+    own."""
+    root = Path(__file__).resolve().parents[1]
+    ask = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
     try:
-        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    except FileNotFoundError:
+        if Path(ask(["git", "rev-parse", "--show-toplevel"]).stdout.strip()).resolve() != root:
+            return None
+        revision = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changes = ask(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
         return None
-    return result.stdout.strip() or None
+    return f"{revision}-dirty" if changes else revision
 
 
 def _processor() -> str | None:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    """The processor's model name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or None

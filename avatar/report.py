@@ -1,21 +1,16 @@
 """What a run leaves for its reader: `report.json`, `report.md`, a contact sheet and plots.
 
-Every file is written under a temporary name and then renamed, so none is ever half-written. In the JSON, what couldn't be
-measured is null.
+Every file is written under a temporary name and then renamed, so none is ever half-written. In the JSON, what
+couldn't be measured is null.
 """
 
-import functools
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -24,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from avatar.metrics import drift
 from avatar.metrics.reading import ReadClip
 from avatar.metrics.scores import measured
+from avatar.provenance import git_revision, machine, versions
 from avatar.types import FRAME_RATE
 
 CONTROLS = ("ground_truth", "autoencoder", "frozen", "shuffled_audio")
@@ -41,18 +37,6 @@ ROWS = {
     "undecodable_rate": ("undecodable frames", ".3f"),
     "clips": ("clips", "d"),
 }
-PACKAGES = (
-    "avatar",
-    "torch",
-    "lightning",
-    "hydra-core",
-    "numpy",
-    "scipy",
-    "diffusers",
-    "transformers",
-    "av",
-    "aggdraw",
-)
 SIZE, LABEL, GAP = 13, 96, 10  # of the contact sheet, in pixels: text, the column of labels, and between clips
 COLOURS = ("#d1495b", "#2e6f95", "#6a994e", "#8d6a9f", "#edae49")
 Frames = UInt8[np.ndarray, "f h w 3"]
@@ -160,7 +144,8 @@ def save_contact_sheet(path: Path, rows: Mapping[str, Sequence[Frames]], titles:
 
 
 def save_tracks(path: Path, readings: Mapping[str, Sequence[ReadClip]], titles: Sequence[str]) -> None:
-    """A PNG with a panel per title: the true aperture of that clip, and what was read of each system (lip-sync at a glance).
+    """A PNG with a panel per title: the true aperture of that clip, and what was read of each system (lip-sync at a
+    glance).
 
     Frames that couldn't be read are gaps. A clip shows its first 10 s.
     """
@@ -195,43 +180,6 @@ def save_drift(path: Path, streams: Mapping[str, Sequence[ReadClip]]) -> None:
     panels[-1].set_xlabel("seconds into the stream")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=6, frameon=False, fontsize=9)
     _save(path, figure)
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on, without a name: processor, cores that this process may use, torch's threads, GPU."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _processor(),
-        "cores": allowed,
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that results depend on, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_revision() -> str | None:
-    """The commit of this source tree, with "-dirty" if tracked files differ from it; None outside a repository of its own."""
-    root = Path(__file__).resolve().parents[1]
-    ask = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
-    try:
-        if Path(ask(["git", "rev-parse", "--show-toplevel"]).stdout.strip()).resolve() != root:
-            return None
-        revision = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changes = ask(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{revision}-dirty" if changes else revision
 
 
 _DRIFT = {"slope_per_1000": "+.4f", "first_tenth": ".4f", "last_tenth": ".4f", "change": "+.1%"}
@@ -281,13 +229,3 @@ def _write(path: Path, save: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _processor() -> str | None:
-    """The processor's model name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or None

@@ -35,7 +35,8 @@ def main(config: str, task: Callable[[DictConfig], None]) -> None:
 
 
 def fit(cfg: DictConfig) -> None:
-    """One training run: data, objective, callbacks and loggers from the config, checkpoints and a bundle in its folder."""
+    """One training run: data, objective, callbacks and loggers from the config, checkpoints and a bundle in its
+    folder."""
     keep_memory()
     lightning.seed_everything(cfg.seed, verbose=False)
     if cfg.threads is not None:
@@ -60,7 +61,8 @@ def fit(cfg: DictConfig) -> None:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: by default it returns large blocks at once, and half the time goes to page faults."""
+    """Let glibc keep freed memory: by default it returns large blocks at once, and half the time goes to page
+    faults."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
         mallopt(trim_threshold, most)

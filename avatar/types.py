@@ -11,7 +11,8 @@ Time runs from t = 0, data, to t = 1, noise (see `avatar.diffusion.path`).
 The clock: 25 frames and 16,000 samples a second. Frame i covers [i/25, (i+1)/25) s = 640 samples.
 
 The timeline: a latent on the timeline covers `temporal_stride` frames. The *reference* is one frame encoded by itself;
-its single latent is the *sink*. It stands before the timeline (position -1), attends only to itself and is never emitted.
+its single latent is the *sink*. It stands before the timeline (position -1), attends only to itself and is never
+emitted.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ STATES = ("unspecified", "speaking", "listening", "idle")
 EMOTIONS = ("unspecified", "neutral", "happy", "sad", "angry", "surprised")
 GESTURES = ("unspecified", "none", "wave", "point", "nod", "shake", "shrug", "beat")
 
-Pixels = Float[Tensor, "b c f h w"]
+# Capitals, because a signature that takes pixels and gives latents means other lengths by the same letters.
+Pixels = Float[Tensor, "b C f H W"]
 Latents = Float[Tensor, "b c l h w"]
 Times = Float[Tensor, "b l"]
 
@@ -72,7 +74,9 @@ class Conditioning:
             gesture=self.gesture[:, latents],
         )
 
-    def without(self, audio: Bool[Tensor, " b"], text: Bool[Tensor, " b"], labels: Bool[Tensor, " b"]) -> "Conditioning":
+    def without(
+        self, audio: Bool[Tensor, " b"], text: Bool[Tensor, " b"], labels: Bool[Tensor, " b"]
+    ) -> "Conditioning":
         """The same conditioning with modalities taken away from the samples that the flags name."""
         kept = (~labels)[:, None]
         return replace(
@@ -112,7 +116,15 @@ def join(parts: list[Conditioning], dim: str) -> Conditioning:
     first = parts[0]
     if dim == "b":
         return replace(first, **{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(first)})
-    along = {"audio": 2, "audio_mask": 2, "text_event": 1, "state": 1, "emotion": 1, "emotion_intensity": 1, "gesture": 1}
+    along = {
+        "audio": 2,
+        "audio_mask": 2,
+        "text_event": 1,
+        "state": 1,
+        "emotion": 1,
+        "emotion_intensity": 1,
+        "gesture": 1,
+    }
     return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], axis) for name, axis in along.items()})
 
 
@@ -165,7 +177,13 @@ class Denoiser(Protocol):
     """A network that predicts the velocity v = eps - x0 of every latent it is given."""
 
     def __call__(
-        self, x: Latents, t: Times, cond: Conditioning, view: View, r: Times | None = None, guidance: Tensor | None = None
+        self,
+        x: Latents,
+        t: Times,
+        cond: Conditioning,
+        view: View,
+        r: Times | None = None,
+        guidance: Tensor | None = None,
     ) -> Latents: ...
 
 

@@ -17,9 +17,16 @@ def _seeded():
 
 def make_net(**changes) -> VideoDiT:
     """A tiny backbone whose every weight is random: layers that start at zero would hide mistakes."""
-    arguments = dict(
-        channels=CHANNELS, dim=24, ffn=32, heads=2, layers=2, patch=2, audio_features=FEATURES, audio_tokens=AUDIO_TOKENS
-    )
+    arguments = {
+        "channels": CHANNELS,
+        "dim": 24,
+        "ffn": 32,
+        "heads": 2,
+        "layers": 2,
+        "patch": 2,
+        "audio_features": FEATURES,
+        "audio_tokens": AUDIO_TOKENS,
+    }
     net = VideoDiT(**arguments | changes, text=ByteTextEntrance(24, width=8, layers=1, max_bytes=16))
     with torch.no_grad():
         for parameter in net.parameters():

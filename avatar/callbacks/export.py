@@ -25,7 +25,9 @@ class Export(lightning.Callback):
         self.path, self.kind, self.config, self.plan = Path(path), kind, config, plan
 
     def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        averages = [callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights]
+        averages = [
+            callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights
+        ]
         weights = averages[0] if averages else module.net.state_dict()
         components = {}
         if self.kind != "autoencoder":

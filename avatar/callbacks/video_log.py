@@ -1,4 +1,5 @@
-"""Sample videos while training: what the network makes of held-out clips, as mp4 files and in the loggers that take them."""
+"""Sample videos while training: what the network makes of held-out clips, as mp4 files and in the loggers that take
+them."""
 
 from pathlib import Path
 from typing import Any

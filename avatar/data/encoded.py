@@ -1,8 +1,8 @@
 """Puppet clips as a model of latents sees them: encoded once, kept on disk, cropped at random for training.
 
-A clip of 1 + s·k frames is encoded from its true start and its first latent, which stands for one frame, is dropped: the
-k latents left are all of one kind, wherever a crop begins. References are single frames of the same clip, encoded by
-themselves; a crop takes one from outside its window where there is one.
+A clip of 1 + s·k frames is encoded from its true start and its first latent, which stands for one frame, is dropped:
+the k latents left are all of one kind, wherever a crop begins. References are single frames of the same clip, encoded
+by themselves; a crop takes one from outside its window where there is one.
 """
 
 import hashlib
@@ -78,18 +78,18 @@ class EncodedClips:
         return (
             self.latents[n][:, part],
             self.lips[n][part],
-            dict(
-                reference=self.references[n][int(away.argmax())][:, None].float(),
-                audio=torch.stack(windows),
-                audio_mask=present,
-                text=self.text[n][None],
-                text_mask=self.text_mask[n][None],
-                text_event=torch.zeros(length, dtype=torch.long),
-                state=state,
-                emotion=emotion,
-                emotion_intensity=self.intensity[n][part],
-                gesture=gesture,
-            ),
+            {
+                "reference": self.references[n][int(away.argmax())][:, None].float(),
+                "audio": torch.stack(windows),
+                "audio_mask": present,
+                "text": self.text[n][None],
+                "text_mask": self.text_mask[n][None],
+                "text_event": torch.zeros(length, dtype=torch.long),
+                "state": state,
+                "emotion": emotion,
+                "emotion_intensity": self.intensity[n][part],
+                "gesture": gesture,
+            },
         )
 
 
@@ -119,8 +119,8 @@ def encoded_clips(
     progress: Callable,
 ) -> EncodedClips:
     """The encoded clips, from the cache or made now; `progress` wraps the loop over clips."""
-    stored = dict(clips=asdict(clips), world=repr(world), autoencoder=autoencoder_hash, version=VERSION)
-    stored |= dict(audio=repr(vars(audio)), text=repr(vars(text)))
+    stored = {"clips": asdict(clips), "world": repr(world), "autoencoder": autoencoder_hash, "version": VERSION}
+    stored |= {"audio": repr(vars(audio)), "text": repr(vars(text))}
     key = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"encoded-{clips.split}-{key}.safetensors"
     if path.exists():
@@ -152,18 +152,18 @@ def _encode(
     middle = slice(1 + stride // 2, frames, stride)  # the frame whose labels stand for a latent
     labels = np.stack([clip.state[middle], clip.emotion[middle], clip.gesture[middle]])
     edge = autoencoder.spatial_stride
-    return dict(
-        latents=autoencoder.encode(video)[0, :, 1:].half().cpu(),
-        references=torch.stack([autoencoder.encode(video[:, :, i : i + 1])[0, :, 0] for i in at]).half().cpu(),
-        reference_at=(at - 1).clamp(min=0) // stride,
-        features=torch.stack([_features(track, audio) for track in (clip.own, clip.heard)]).half(),
-        heard=torch.tensor(bool(np.abs(clip.heard).max() > 0)),
-        text=ids[0],
-        text_mask=mask[0],
-        labels=torch.from_numpy(labels.astype(np.int64)),
-        intensity=torch.from_numpy(clip.intensity[middle].astype(np.float32)),
-        lips=torch.nn.functional.avg_pool3d(lips[None, 1:], (stride, edge, edge))[0].half(),
-    )
+    return {
+        "latents": autoencoder.encode(video)[0, :, 1:].half().cpu(),
+        "references": torch.stack([autoencoder.encode(video[:, :, i : i + 1])[0, :, 0] for i in at]).half().cpu(),
+        "reference_at": (at - 1).clamp(min=0) // stride,
+        "features": torch.stack([_features(track, audio) for track in (clip.own, clip.heard)]).half(),
+        "heard": torch.tensor(bool(np.abs(clip.heard).max() > 0)),
+        "text": ids[0],
+        "text_mask": mask[0],
+        "labels": torch.from_numpy(labels.astype(np.int64)),
+        "intensity": torch.from_numpy(clip.intensity[middle].astype(np.float32)),
+        "lips": torch.nn.functional.avg_pool3d(lips[None, 1:], (stride, edge, edge))[0].half(),
+    }
 
 
 def _features(track: Float[np.ndarray, " s"], audio: AudioEncoder) -> Float[Tensor, "f d"]:

@@ -13,13 +13,17 @@ from avatar.data.puppet.identity import Identity
 from avatar.data.worlds import World
 from avatar.types import Frames
 
-CROPS_PER_CLIP = 4  # speech costs more than rendering: each clip's motion is used for several crops, each another puppet
+CROPS_PER_CLIP = (
+    4  # speech costs more than rendering: each clip's motion is used for several crops, each another puppet
+)
 
 
 class FrameBatches(Dataset):
     """Batch i is a function of (seed, i): crops of `frames` frames, each with another frame of its clip."""
 
-    def __init__(self, world: World, split: str, seed: int, steps: int, start: int, batch: int, frames: int, cache: Path):
+    def __init__(
+        self, world: World, split: str, seed: int, steps: int, start: int, batch: int, frames: int, cache: Path
+    ):
         self.world, self.split, self.seed, self.steps, self.start = world, split, seed, steps, start
         self.batch, self.frames, self.cache = batch, frames, cache
 

@@ -18,7 +18,9 @@ from avatar.types import AudioEncoder, Batch, TextEncoder
 class LatentBatches(Dataset):
     """Batch i is a function of (seed, i) alone: its length, its clips, and where they are cropped."""
 
-    def __init__(self, clips: EncodedClips, buckets: LengthBuckets, audio: AudioEncoder, seed: int, start: int, stop: int):
+    def __init__(
+        self, clips: EncodedClips, buckets: LengthBuckets, audio: AudioEncoder, seed: int, start: int, stop: int
+    ):
         self.clips, self.buckets, self.audio = clips, buckets, audio
         self.seed, self.start, self.stop = seed, start, stop
 

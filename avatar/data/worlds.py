@@ -1,7 +1,7 @@
 """The two faces of the puppet world: what a model sees of a clip, as tensors.
 
-    PixelWorld   the rendered frames, in [-1, 1], with the region of the mouth
-    StateWorld   the puppet's own state vectors, one "pixel" with a channel per number: exact truth, quick to learn
+PixelWorld   the rendered frames, in [-1, 1], with the region of the mouth
+StateWorld   the puppet's own state vectors, one "pixel" with a channel per number: exact truth, quick to learn
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from avatar.data.puppet.clip import Clip
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import CHANNELS, HIGH, LOW
 from avatar.data.puppet.render import render
-
 
 BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be drawn
 

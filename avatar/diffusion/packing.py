@@ -20,7 +20,9 @@ def packed_velocity(
     The sink and the clean latents stand at t = 0. The sink hears and reads nothing, so that it never goes stale.
     """
     if (clean is not None) != (spec.packing == "clean_noisy"):
-        raise ValueError(f"packing {spec.packing!r} with{'out' if clean is None else ''} clean latents; give both or none")
+        raise ValueError(
+            f"packing {spec.packing!r} with{'out' if clean is None else ''} clean latents; give both or none"
+        )
     if spec.latents != x_t.shape[2]:
         raise ValueError(f"a mask for {spec.latents} latents over a clip of {x_t.shape[2]}; build it for the clip")
     clips = [x_t] if clean is None else [clean, x_t]

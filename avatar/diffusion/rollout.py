@@ -1,8 +1,8 @@
 """The rollout: a causal student generates chunk after chunk. Distillation and streaming run this same code.
 
-A chunk starts as noise at t = 1. At each time of the plan the network predicts the clean latents, which are noised again
-to the next time with *fresh* noise (multistep consistency sampling, arXiv:2303.01469, Alg. 1). The clean chunk then
-becomes context, in one of three ways:
+A chunk starts as noise at t = 1. At each time of the plan the network predicts the clean latents, which are noised
+again to the next time with *fresh* noise (multistep consistency sampling, arXiv:2303.01469, Alg. 1). The clean chunk
+then becomes context, in one of three ways:
 
     clean    one more pass over it, at t = 0, writes the keys and values that later chunks see
     merged   the same pass, done together with the next chunk's first one
@@ -25,7 +25,6 @@ from avatar.nn.masks import MaskSpec
 from avatar.types import Conditioning, Denoiser, Latents, View, join
 
 
-
 @dataclass(frozen=True)
 class Plan:
     """The chunk × step schedule.
@@ -44,7 +43,11 @@ class Plan:
 
     def __post_init__(self):
         object.__setattr__(self, "times", tuple(self.times))
-        if not self.times or self.times[0] != 1.0 or any(b >= a or b <= 0 for a, b in zip(self.times, self.times[1:])):
+        if (
+            not self.times
+            or self.times[0] != 1.0
+            or any(b >= a or b <= 0 for a, b in zip(self.times, self.times[1:], strict=False))
+        ):
             raise ValueError(f"times {self.times}; a plan's times start at 1 and fall, staying above 0")
         if min(self.chunk, self.first_chunk) < 1 or self.window < max(self.chunk, self.first_chunk):
             raise ValueError(
@@ -113,7 +116,8 @@ class ExitStep:
     positions: range
 
     def again(self, net: Denoiser, cache: Cache) -> Latents:
-        """The same prediction, from a read-only prefix; with gradients, it is one chunk's part of a replayed rollout."""
+        """The same prediction, from a read-only prefix; with gradients, it is one chunk's part of a replayed
+        rollout."""
         view = cache.view(self.positions, [self.positions.stop] * len(self.positions))
         return chunk_step(net, self.x_t, self.t, self.cond, view)
 
@@ -174,7 +178,8 @@ class Rollout:
         return chunk_step(self.net, x, t, cond, view), view
 
     def _merged(self, x: Latents, t: float, cond: Conditioning, positions: range) -> tuple[Latents, View]:
-        """The chunk's first pass together with the last chunk's context pass; each half keeps its time and conditions."""
+        """The chunk's first pass together with the last chunk's context pass; each half keeps its time and
+        conditions."""
         before, before_cond = self.pending
         n = before.shape[2]
         start = positions.start

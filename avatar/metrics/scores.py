@@ -11,10 +11,10 @@ from avatar.metrics.reading import ReadClip
 def score(readings: Sequence[ReadClip]) -> dict[str, Any]:
     """The scores of clips, pooled.
 
-    lip_sync_r: correlation of apertures at lag 0, `lip_sync_r_ci` its 95 % interval; lip_sync_lag_ms: positive if the lips
-    are late, `lip_sync_r_at_lag` the correlation there; closure_recall: of p, b and m; silence_motion: aperture per frame;
-    identity_delta_e: CIE76; undecodable_rate: share of frames; motion: per frame, in shares of the channels' ranges; drift:
-    see `avatar.metrics.drift`, None for short clips; clips: how many.
+    lip_sync_r: correlation of apertures at lag 0, `lip_sync_r_ci` its 95 % interval; lip_sync_lag_ms: positive if the
+    lips are late, `lip_sync_r_at_lag` the correlation there; closure_recall: of p, b and m; silence_motion: aperture
+    per frame; identity_delta_e: CIE76; undecodable_rate: share of frames; motion: per frame, in shares of the
+    channels' ranges; drift: see `avatar.metrics.drift`, None for short clips; clips: how many.
     """
     lag, at_lag = lip_sync.best_lag(readings)
     return measured(

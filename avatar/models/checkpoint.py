@@ -55,7 +55,9 @@ def load(path: str, kinds: tuple[str, ...] = KINDS) -> nn.Module:
     """The network of a bundle, in fp32; a bundle of another kind than these is refused."""
     bundle = read(Path(path))
     if bundle.kind not in kinds:
-        raise ValueError(f"{path} holds a bundle of kind {bundle.kind!r}; wanted {' or '.join(kinds)}: choose another file")
+        raise ValueError(
+            f"{path} holds a bundle of kind {bundle.kind!r}; wanted {' or '.join(kinds)}: choose another file"
+        )
     origin = Origin(bundle.config, bundle.kind, fingerprint(bundle.weights), bundle.components, bundle.plan)
     net = _built(origin)
     expected = net.state_dict()

@@ -131,7 +131,9 @@ class PatchEmbedding(nn.Module):
 def patches(x: Float[Tensor, "b c l h w"], p: int) -> Float[Tensor, "b l n d"]:
     """Latents cut into patches of p × p."""
     if x.shape[-1] % p or x.shape[-2] % p:
-        raise ValueError(f"latents of {x.shape[-2]}×{x.shape[-1]} can't be cut into patches of {p}; choose another size")
+        raise ValueError(
+            f"latents of {x.shape[-2]}×{x.shape[-1]} can't be cut into patches of {p}; choose another size"
+        )
     return rearrange(x, "b c l (h p) (w q) -> b l (h w) (c p q)", p=p, q=p)
 
 

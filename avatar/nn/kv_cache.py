@@ -147,7 +147,9 @@ class RingView:
         shape = (*k.shape[:2], len(self.slots), self.ring.tokens, k.shape[-1])
         keys.index_copy_(2, self.slots, rotate(k, rotation.own).reshape(shape).to(keys.dtype))
         values.index_copy_(2, self.slots, v.reshape(shape).to(values.dtype))
-        return with_sink(self.ring.sink[layer], rotation, keys.flatten(2, 3).to(k.dtype), values.flatten(2, 3).to(v.dtype))
+        return with_sink(
+            self.ring.sink[layer], rotation, keys.flatten(2, 3).to(k.dtype), values.flatten(2, 3).to(v.dtype)
+        )
 
 
 class RingCache:

@@ -1,6 +1,7 @@
 """Rotary positions on three axes, time × height × width (arXiv:2104.09864), split over a head's channels as Wan does.
 
-The phases are computed in fp64 from absolute positions, for whatever positions are asked: there is no table to run out of.
+The phases are computed in fp64 from absolute positions, for whatever positions are asked: there is no table to run
+out of.
 """
 
 from dataclasses import dataclass

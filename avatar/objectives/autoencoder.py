@@ -29,7 +29,12 @@ class AutoencoderTraining(lightning.LightningModule):
     kind = "autoencoder"
 
     def __init__(
-        self, autoencoder: nn.Module, optimizer: Callable[[Iterable], Optimizer], noise: float, lip_weight: float, steps: int
+        self,
+        autoencoder: nn.Module,
+        optimizer: Callable[[Iterable], Optimizer],
+        noise: float,
+        lip_weight: float,
+        steps: int,
     ):
         super().__init__()
         self.net, self.optimizer = autoencoder, optimizer

@@ -4,7 +4,8 @@
     x_r = x_t + (r - t) guided(teacher(x_t, t))                       one Euler step of the causal teacher
     L = |f(x_t, t) - sg f(x_r, r)|²,  f(x, t) = x - t v(x, t)
 
-At k = 1 the target's time is r = 0, where f is the identity: the chain is anchored to data and not to its initialisation.
+At k = 1 the target's time is r = 0, where f is the identity: the chain is anchored to data and not to its
+initialisation.
 """
 
 from collections.abc import Callable, Iterable

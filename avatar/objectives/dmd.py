@@ -1,4 +1,5 @@
-"""Distribution matching distillation on the student's own rollouts (DMD2, arXiv:2405.14867; Self-Forcing, arXiv:2506.08009).
+"""Distribution matching distillation on the student's own rollouts (DMD2, arXiv:2405.14867; Self-Forcing,
+arXiv:2506.08009).
 
     every step    roll the student out without gradients; the critic learns to denoise what it makes
     every n-th    roll out with gradients at a random exit step; follow the critic's score minus the teacher's

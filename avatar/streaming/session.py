@@ -34,8 +34,9 @@ from avatar.types import (
     VideoAutoencoder,
 )
 
-Sound = Float[Tensor, " s"]
+Sound = Float[Tensor, "_"]  # samples; the session itself tells its user about lengths that differ
 Film = Float[Tensor, "c f h w"]
+Sink = Float[Tensor, "1 c 1 h w"]  # a reference's latent
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Checkpoint:
     position: int
     pending: tuple[Latents, Conditioning] | None
     sink: dict[int, KeysValues]
-    seen: Latents  # the reference that the sink was made of
+    seen: Sink  # the reference that the sink was made of
     decoder: Any
 
 
@@ -72,7 +73,7 @@ class Session:
         text: TextEncoder,
         plan: Plan,
         reference: Pixels | None = None,
-        latent: Latents | None = None,
+        latent: Sink | None = None,
         seed: int = 0,
         prompt: str = "",
         max_rollback: int = 4,
@@ -132,7 +133,8 @@ class Session:
         """One of EMOTIONS, at an intensity in [0, 1]."""
         if not 0 <= intensity <= 1:
             raise ValueError(f"an intensity of {intensity}; it lies between 0 and 1")
-        self.emotion, self.intensity = _index("emotion", name, EMOTIONS), float(intensity)
+        self.emotion = _index("emotion", name, EMOTIONS)
+        self.intensity = float(intensity) if self.emotion else 0.0
 
     def gesture(self, name: str | None, seconds: float = 1.0) -> None:
         """One of GESTURES, begun with the next chunk and asked for during so many seconds."""
@@ -141,7 +143,7 @@ class Session:
         latents = -int(-seconds * FRAME_RATE // self.stride)
         self.gestures = (_index("gesture", name, GESTURES), self.rollout.position + latents)
 
-    def set_reference(self, pixels: Pixels | None = None, latent: Latents | None = None) -> None:
+    def set_reference(self, pixels: Pixels | None = None, latent: Sink | None = None) -> None:
         """Another picture of the avatar, of the same size; the frames before it stay in view and blend into it."""
         reference = self._encoded(pixels, latent)
         if reference.shape != self.reference.shape:
@@ -287,7 +289,7 @@ class Session:
         self.rollout.prime(self._conditioning(silence, self.rollout.position))
 
     @torch.no_grad()
-    def _encoded(self, pixels: Pixels | None, latent: Latents | None) -> Latents:
+    def _encoded(self, pixels: Pixels | None, latent: Sink | None) -> Sink:
         """The latent of a reference that was given as either."""
         given = pixels if latent is None else latent
         if given is None or (pixels is not None and latent is not None):

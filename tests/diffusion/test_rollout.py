@@ -89,9 +89,7 @@ def test_inputs_of_later_chunks_get_zero_gradient(net):
     cond, plan = make_cond(latents=5), Plan((1.0,))
     clean, x_t = (torch.randn(2, 3, 5, 4, 4, requires_grad=True) for _ in range(2))
     audio = cond.audio.clone().requires_grad_()
-    v = packed_velocity(
-        net, x_t, torch.full((2, 5), 0.5), replace(cond, audio=audio), plan.spec(5), clean
-    )
+    v = packed_velocity(net, x_t, torch.full((2, 5), 0.5), replace(cond, audio=audio), plan.spec(5), clean)
     v[:, :, 1:3].square().sum().backward()  # the second chunk
     for gradient, first in ((clean.grad, 1), (x_t.grad, 3), (audio.grad.transpose(1, 2), 3)):
         assert gradient[:, :, :first].abs().sum() > 0
@@ -158,7 +156,7 @@ def test_padding_the_prompt_changes_nothing(net, cond):
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(times=(0.9, 0.5)), dict(times=(1.0, 1.0)), dict(chunk=0), dict(window=1), dict(context="dirty")]
+    "wrong", [{"times": (0.9, 0.5)}, {"times": (1.0, 1.0)}, {"chunk": 0}, {"window": 1}, {"context": "dirty"}]
 )
 def test_a_plan_that_cannot_run_is_refused(wrong):
     with pytest.raises(ValueError):

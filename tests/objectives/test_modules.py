@@ -32,18 +32,18 @@ def silent(module):
 
 
 def make_dmd(**changes) -> DistributionMatching:
-    arguments = dict(
-        plan=PLAN,
-        guidance=Guidance(audio=2.0),
-        timesteps=ShiftedUniform(low=0.02, high=0.98),
-        critic_steps=5,
-        accumulate=1,
-        clip=1.0,
-        gradient="exit_step",
-        optimizer=ADAM,
-        critic_optimizer=ADAM,
-        lip_weight=1.0,
-    )
+    arguments = {
+        "plan": PLAN,
+        "guidance": Guidance(audio=2.0),
+        "timesteps": ShiftedUniform(low=0.02, high=0.98),
+        "critic_steps": 5,
+        "accumulate": 1,
+        "clip": 1.0,
+        "gradient": "exit_step",
+        "optimizer": ADAM,
+        "critic_optimizer": ADAM,
+        "lip_weight": 1.0,
+    }
     return silent(DistributionMatching(make_net(), make_net(), make_net(), **arguments | changes))
 
 
@@ -134,7 +134,13 @@ def test_one_batch_overfits(pattern):
             parameter.mul_(0.3)
     module = silent(
         FlowMatching(
-            net, pattern, LogitNormal(), Dropout(), functools.partial(torch.optim.Adam, lr=1e-2), lip_weight=0.0, steps=10**6
+            net,
+            pattern,
+            LogitNormal(),
+            Dropout(),
+            functools.partial(torch.optim.Adam, lr=1e-2),
+            lip_weight=0.0,
+            steps=10**6,
         )
     )
     batch, optimizer = make_batch(), torch.optim.Adam(net.parameters(), lr=1e-2)
@@ -155,7 +161,11 @@ def test_one_batch_overfits(pattern):
 def test_dropout_takes_modalities_away_one_by_one():
     cond = make_cond()
     gone = Dropout(audio=1.0, text=0.0, labels=0.0)(cond)
-    assert not gone.audio_mask.any() and torch.equal(gone.text_mask, cond.text_mask) and torch.equal(gone.state, cond.state)
+    assert (
+        not gone.audio_mask.any()
+        and torch.equal(gone.text_mask, cond.text_mask)
+        and torch.equal(gone.state, cond.state)
+    )
     gone = Dropout(audio=0.0, text=1.0, labels=1.0)(cond)
     assert not gone.text_mask.any() and not gone.emotion.any() and torch.equal(gone.audio_mask, cond.audio_mask)
 

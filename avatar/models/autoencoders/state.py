@@ -1,7 +1,7 @@
 """The state world's autoencoder: a "frame" is the puppet's state vector, a latent holds those of four frames.
 
-Nothing is learned and nothing lost, so what a model of this world gets wrong is the model's. Its frames are drawn by the
-world's renderer when somebody wants to look.
+Nothing is learned and nothing lost, so what a model of this world gets wrong is the model's. Its frames are drawn by
+the world's renderer when somebody wants to look.
 """
 
 from typing import Any

@@ -1,4 +1,5 @@
-"""Prompts as bytes, in ByT5's numbering: id = byte + 3, and 1 ends a prompt. The backbone's text entrance reads them."""
+"""Prompts as bytes, in ByT5's numbering: id = byte + 3, and 1 ends a prompt. The backbone's text entrance reads
+them."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,7 +24,9 @@ class ByteEncoder:
         for row, prompt in zip(ids, prompts, strict=True):
             data = [byte + FIRST_BYTE for byte in prompt.encode()] + [END]
             if len(data) > self.max_bytes:
-                raise ValueError(f"a prompt of {len(data) - 1} bytes, {prompt[:40]!r}…; room is for {self.max_bytes - 1}")
+                raise ValueError(
+                    f"a prompt of {len(data) - 1} bytes, {prompt[:40]!r}…; room is for {self.max_bytes - 1}"
+                )
             if prompt:
                 row[: len(data)] = torch.tensor(data)
         return ids, ids > 0

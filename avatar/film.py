@@ -18,7 +18,7 @@ from avatar.streaming.writer import Mp4Writer
 from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
 
 
-def infer(cfg: DictConfig) -> None:
+def film(cfg: DictConfig) -> None:
     """Stream `cfg.audio` over `cfg.image`; the mp4 is written as chunks finish and playable at any moment."""
     run.keep_memory()
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
