@@ -34,7 +34,7 @@ def randomised(module):
 
 @pytest.fixture
 def autoencoder():
-    return randomised(CausalConvAutoencoder(channels=4, widths=(12, 24, 24)))
+    return randomised(CausalConvAutoencoder(channels=4, widths=(12, 24)))
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def test_parts_that_do_not_fit_are_refused(net, autoencoder, picture):
     with pytest.raises(ValueError, match="audio of 9 tokens"):
         Session(net, autoencoder, LogMel(2), TEXT, PLAN, picture).push(sound(1))
     with pytest.raises(ValueError, match="4 channels with an autoencoder of 8"):
-        Session(net, CausalConvAutoencoder(8, (12, 24, 24)), AUDIO, TEXT, PLAN, picture)
+        Session(net, CausalConvAutoencoder(8, (12, 24)), AUDIO, TEXT, PLAN, picture)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)

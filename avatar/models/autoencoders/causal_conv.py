@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from avatar.types import Latents, Pixels
 
 FOLD, GROUP = 4, 4  # pixels and frames that are folded into channels
+Features = Float[Tensor, "b _ _ _ _"]  # b c l h w, of which a layer may change c h w
 Memory = dict[nn.Module, Tensor]  # the last inputs that each convolution over time has seen, in one stream
 
 
@@ -31,7 +33,7 @@ class CausalConv(nn.Module):
         self.past = kernel[0] - 1
         self.conv = nn.Conv3d(c_in, c_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: Latents, memory: Memory) -> Latents:
+    def forward(self, x: Features, memory: Memory) -> Features:
         if self.past:
             before = memory[self] if self in memory else x[:, :, :1].expand(-1, -1, self.past, -1, -1)
             x = torch.cat([before, x], dim=2)
@@ -50,7 +52,7 @@ class ResBlock(nn.Module):
         self.conv2 = CausalConv(channels, channels, (1, 3, 3))
         nn.init.zeros_(self.conv2.conv.weight)
 
-    def forward(self, x: Latents, memory: Memory) -> Latents:
+    def forward(self, x: Features, memory: Memory) -> Features:
         y = self.conv1(nn.functional.silu(self.norm1(x)), memory)
         return x + self.conv2(nn.functional.silu(self.norm2(y)), memory)
 
@@ -62,7 +64,7 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
-    def forward(self, x: Latents) -> Latents:
+    def forward(self, x: Features) -> Features:
         return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6) * self.scale
 
 
@@ -100,7 +102,7 @@ class Halve(nn.Module):
         super().__init__()
         self.conv = CausalConv(4 * c_in, c_out, (1, 1, 1))
 
-    def forward(self, x: Latents, memory: Memory) -> Latents:
+    def forward(self, x: Features, memory: Memory) -> Features:
         return self.conv(rearrange(x, "b c l (h p) (w q) -> b (c p q) l h w", p=2, q=2), memory)
 
 
@@ -111,7 +113,7 @@ class Double(nn.Module):
         super().__init__()
         self.conv = CausalConv(c_in, 4 * c_out, (1, 1, 1))
 
-    def forward(self, x: Latents, memory: Memory) -> Latents:
+    def forward(self, x: Features, memory: Memory) -> Features:
         return rearrange(self.conv(x, memory), "b (c p q) l h w -> b c l (h p) (w q)", p=2, q=2)
 
 
@@ -194,7 +196,7 @@ class Stream:
         self.memory = dict(snapshot)
 
 
-def _through(layers: nn.ModuleList, x: Latents, memory: Memory) -> Latents:
+def _through(layers: nn.ModuleList, x: Features, memory: Memory) -> Features:
     for layer in layers:
         x = layer(x, memory)
     return x
