@@ -25,9 +25,10 @@ from avatar.diffusion.rollout import Plan, plan_of
 from avatar.metrics.reading import PixelReader, ReadClip, StateReader
 from avatar.metrics.scores import score
 from avatar.models import checkpoint
+from avatar.models.video_dit import VideoDiT
 from avatar.streaming.runtime import StreamStats, stream
 from avatar.streaming.session import Session
-from avatar.types import EMOTIONS, Batch, Conditioning, Latents
+from avatar.types import EMOTIONS, Batch, Conditioning, Latents, VideoAutoencoder
 
 SHOWN = 3  # clips on the contact sheet
 
@@ -35,15 +36,17 @@ SHOWN = 3  # clips on the contact sheet
 class Evaluation:
     """Held-out clips, and what each system makes of them."""
 
-    def __init__(self, world: World, autoencoder: nn.Module, net: nn.Module, clips: ClipSet, cache: Path, workers: int):
+    def __init__(
+        self, world: World, autoencoder: VideoAutoencoder, net: nn.Module, clips: ClipSet, cache: Path, workers: int
+    ):
         self.world, self.autoencoder, self.clips, self.cache = world, autoencoder, clips, cache
-        self.audio, self.text = net.origin.made("audio"), net.origin.made("text")
+        origin = checkpoint.origin_of(net)
+        self.audio, self.text = origin.made("audio"), origin.made("text")
         self.stride = autoencoder.temporal_stride
         encoded = encoded_clips(
             clips,
             world,
             autoencoder,
-            autoencoder.origin.fingerprint,
             self.audio,
             self.text,
             cache,
@@ -69,9 +72,7 @@ class Evaluation:
     def through_autoencoder(self) -> list[Tensor]:
         return [self._decoded(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
 
-    def generated(
-        self, net: nn.Module, generator: Generator, cond: Conditioning, seed: int, title: str
-    ) -> list[Tensor]:
+    def generated(self, net: VideoDiT, generator: Generator, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
         """Each clip as a generator makes it, a few at a time."""
         device = next(net.parameters()).device
         made = []
@@ -110,7 +111,7 @@ def evaluate(cfg: DictConfig) -> None:
     teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
     for net in filter(None, (student, teacher)):
         checkpoint.check_latents(net, autoencoder)
-    plan = plan_of(student.origin.plan, OmegaConf.to_container(cfg.plan))
+    plan = plan_of(checkpoint.origin_of(student).plan, dict(cfg.plan))
     stages = dict(cfg.stages)
 
     with timed(stages, "evaluate"):
@@ -158,7 +159,7 @@ def evaluate(cfg: DictConfig) -> None:
     print((folder / "report.md").read_text())
 
 
-def streamed(evaluation: Evaluation, student: nn.Module, plan: Plan, cfg: DictConfig) -> tuple[StreamStats, ReadClip]:
+def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictConfig) -> tuple[StreamStats, ReadClip]:
     """One long live stream: its speed, and what is read of it from beginning to end."""
     split = ClipSet(cfg.split, "speaking", 1, 1, first=cfg.clips)
     clip = split.make(0, cfg.stream_frames, evaluation.cache / "speech")

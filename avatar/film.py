@@ -4,7 +4,7 @@ from pathlib import Path
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import Progress
 
 from avatar import run
@@ -51,12 +51,13 @@ def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
     autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval()
     student = checkpoint.load(cfg.student, ("student", "causal_teacher"))
     checkpoint.check_latents(student, autoencoder)
+    origin = checkpoint.origin_of(student)
     session = Session(
         student,
         autoencoder,
-        student.origin.made("audio"),
-        student.origin.made("text"),
-        plan_of(student.origin.plan, OmegaConf.to_container(cfg.plan)),
+        origin.made("audio"),
+        origin.made("text"),
+        plan_of(origin.plan, dict(cfg.plan)),
         reference,
         seed=cfg.seed,
         prompt=cfg.prompt,

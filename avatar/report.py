@@ -192,7 +192,7 @@ def _systems(report: Mapping[str, Any]) -> dict[str, Mapping | None]:
 
 def _ratios(report: Mapping[str, Any]) -> dict[str, float | None]:
     """lip_sync_r of each system ÷ that of ground truth through the autoencoder, the most that a model can reach."""
-    r = {name: scores and scores["lip_sync_r"] for name, scores in _systems(report).items()}
+    r: dict[str, Any] = {name: scores and scores["lip_sync_r"] for name, scores in _systems(report).items()}
     whole = r["autoencoder"]
     return {name: value / whole if value is not None and whole else None for name, value in r.items()}
 

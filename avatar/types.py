@@ -163,9 +163,20 @@ class Bundle:
 class View(Protocol):
     """What the latents of one forward pass may attend to; causality and caching live here, never in the network."""
 
-    positions: Int[Tensor, " l"]  # place of each latent on the timeline; the sink's is -1
-    sink_positions: tuple[int, ...]  # every place that the sink is seen at
-    mask: Bool[Tensor, "q k"] | None  # True where a query token may attend to a key token; None: to all
+    @property
+    def positions(self) -> Int[Tensor, " l"]:
+        """The place of each latent on the timeline; the sink's is -1."""
+        ...
+
+    @property
+    def sink_positions(self) -> tuple[int, ...]:
+        """Every place that the sink is seen at."""
+        ...
+
+    @property
+    def mask(self) -> Bool[Tensor, "q k"] | None:
+        """True where a query token may attend to a key token; None: every one to all."""
+        ...
 
     def update(self, layer: int, k: Tensor, v: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
         """Rotated keys and values to attend to, from this pass's un-rotated ones; idempotent within a chunk."""
@@ -186,6 +197,10 @@ class Denoiser(Protocol):
         guidance: Tensor | None = None,
     ) -> Latents: ...
 
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens per latent of height × width."""
+        ...
+
 
 @runtime_checkable
 class DecoderStream(Protocol):
@@ -202,9 +217,14 @@ class DecoderStream(Protocol):
 class VideoAutoencoder(Protocol):
     """Frames ↔ normalised latents. 1 + s·k frames make 1 + k latents; the first one stands for its frame alone."""
 
+    origin: Any  # where its weights come from; `origin.fingerprint` tells its latents from another's
     temporal_stride: int
     spatial_stride: int
     channels: int
+
+    def eval(self) -> Any: ...
+
+    def parameters(self) -> Any: ...
 
     def encode(self, video: Pixels) -> Latents: ...
 

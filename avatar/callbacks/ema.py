@@ -20,7 +20,7 @@ class EMA(lightning.Callback):
         self.weights: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         state = module.net.state_dict()
         if not self.weights:
             self.weights = {name: tensor.clone() for name, tensor in state.items()}

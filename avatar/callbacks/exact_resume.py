@@ -16,7 +16,7 @@ class ExactResume(lightning.Callback):
         self.batches = 0
         self.random: dict[str, Any] | None = None
 
-    def setup(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
         trainer.datamodule.start = self.batches
 
     def on_train_batch_start(self, *_: Any) -> None:

@@ -24,7 +24,7 @@ class Export(lightning.Callback):
     def __init__(self, path: str, kind: str, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None):
         self.path, self.kind, self.config, self.plan = Path(path), kind, config, plan
 
-    def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
         averages = [
             callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights
         ]

@@ -27,12 +27,12 @@ class VideoLog(lightning.Callback):
         self.generator, self.folder, self.every, self.clips = generator, Path(folder), every, clips
         self.batches = 0
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         self.batches += 1
         if self.batches % self.every == 0:
             self._show(trainer, module)
 
-    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, module: Any) -> None:
         if self.batches % self.every and not trainer.interrupted:
             self._show(trainer, module)
 
@@ -43,7 +43,7 @@ class VideoLog(lightning.Callback):
         self.batches = state_dict["batches"]
 
     @torch.no_grad()
-    def _show(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def _show(self, trainer: Any, module: Any) -> None:
         data = trainer.datamodule
         encoded = data.clips["dev"]
         which = torch.arange(min(self.clips, len(encoded)))

@@ -111,7 +111,6 @@ def encoded_clips(
     clips: ClipSet,
     world: World,
     autoencoder: VideoAutoencoder,
-    autoencoder_hash: str,
     audio: AudioEncoder,
     text: TextEncoder,
     cache: Path,
@@ -119,8 +118,13 @@ def encoded_clips(
     progress: Callable,
 ) -> EncodedClips:
     """The encoded clips, from the cache or made now; `progress` wraps the loop over clips."""
-    stored = {"clips": asdict(clips), "world": repr(world), "autoencoder": autoencoder_hash, "version": VERSION}
-    stored |= {"audio": repr(vars(audio)), "text": repr(vars(text))}
+    stored = {
+        "clips": asdict(clips),
+        "world": repr(world),
+        "autoencoder": autoencoder.origin.fingerprint,
+        "version": VERSION,
+    }
+    stored |= {"autoencoder": autoencoder.origin.fingerprint, "audio": repr(vars(audio)), "text": repr(vars(text))}
     key = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"encoded-{clips.split}-{key}.safetensors"
     if path.exists():

@@ -6,13 +6,12 @@ import lightning
 import numpy as np
 import torch
 from rich.progress import track
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.encoded import ClipSet, EncodedClips, encoded_clips
 from avatar.data.worlds import World
-from avatar.types import AudioEncoder, Batch, TextEncoder
+from avatar.types import AudioEncoder, Batch, TextEncoder, VideoAutoencoder
 
 
 class LatentBatches(Dataset):
@@ -50,7 +49,7 @@ class PuppetLatents(lightning.LightningDataModule):
     def __init__(
         self,
         world: World,
-        autoencoder: nn.Module,
+        autoencoder: VideoAutoencoder,
         audio: AudioEncoder,
         text: TextEncoder,
         train: ClipSet,
@@ -85,7 +84,6 @@ class PuppetLatents(lightning.LightningDataModule):
             clips,
             self.world,
             self.autoencoder,
-            self.autoencoder.origin.fingerprint,
             self.audio,
             self.text,
             self.cache,

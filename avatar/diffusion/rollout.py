@@ -180,6 +180,7 @@ class Rollout:
     def _merged(self, x: Latents, t: float, cond: Conditioning, positions: range) -> tuple[Latents, View]:
         """The chunk's first pass together with the last chunk's context pass; each half keeps its time and
         conditions."""
+        assert self.pending is not None
         before, before_cond = self.pending
         n = before.shape[2]
         start = positions.start
@@ -193,6 +194,7 @@ class Rollout:
 
     def _remember(self) -> None:
         """The context pass of the pending chunk."""
+        assert self.pending is not None
         x0, cond = self.pending
         self.pending = None
         positions = range(self.position - x0.shape[2], self.position)

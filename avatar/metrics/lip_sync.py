@@ -47,7 +47,7 @@ def best_lag(readings: Sequence[ReadClip]) -> tuple[float, float]:
     """
     long_enough = [reading for reading in readings if len(reading) >= 2 * REACH]
     frames = np.arange(-REACH, REACH + 1)
-    r = np.array([_pooled(_moments(long_enough, k)) for k in frames])
+    r = np.array([_pooled(_moments(long_enough, int(k))) for k in frames])
     if not np.isfinite(r).all():
         return float("nan"), float("nan")
     end = 1000 / FRAME_RATE * REACH
@@ -90,7 +90,7 @@ def _shuts(
     away = np.abs((np.arange(len(mouth)) + 0.5) / FRAME_RATE - times[:, None])
     shut = (away <= AT_S) & (valid & (mouth <= SHUT))
     parted = (away <= AROUND_S) & (valid & (mouth >= OPEN))
-    return shut.any(1) & parted.any(1)
+    return np.logical_and(shut.any(1), parted.any(1))
 
 
 def _moments(readings: Sequence[ReadClip], lag: int) -> Float[np.ndarray, "n 4"]:

@@ -6,7 +6,7 @@ each says how it counts.
 """
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -144,7 +144,7 @@ def _beside_truth(
         closures_s=closures(clip),
     ).between(start, start + len(states))
     read = {"mouth_open": states[:, mouth], "valid": valid, "delta_e": delta_e, "motion": motion(states, valid)}
-    return ReadClip(**{f.name: read.get(f.name, getattr(whole, f.name)) for f in fields(whole)})
+    return replace(whole, **read)
 
 
 def _finite(video: Float[Tensor, "c f h w"]) -> Bool[np.ndarray, " f"]:

@@ -45,13 +45,13 @@ class Origin:
         return _instantiated(self.config[part])
 
 
-def new(network: Any) -> nn.Module:
+def new(network: Any) -> Any:
     """A network with fresh weights from its config, `_target_` and constructor arguments."""
     config = OmegaConf.to_container(network, resolve=True) if OmegaConf.is_config(network) else network
     return _built(Origin({"network": config}))
 
 
-def load(path: str, kinds: tuple[str, ...] = KINDS) -> nn.Module:
+def load(path: str, kinds: tuple[str, ...] = KINDS) -> Any:
     """The network of a bundle, in fp32; a bundle of another kind than these is refused."""
     bundle = read(Path(path))
     if bundle.kind not in kinds:
@@ -76,7 +76,9 @@ def load(path: str, kinds: tuple[str, ...] = KINDS) -> nn.Module:
 
 def origin_of(net: nn.Module) -> Origin:
     """Where a network that `new` or `load` made comes from."""
-    return net.origin
+    origin = net.origin
+    assert isinstance(origin, Origin)
+    return origin
 
 
 def read(path: Path) -> Bundle:
@@ -131,7 +133,7 @@ def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
         )
 
 
-def _built(origin: Origin) -> nn.Module:
+def _built(origin: Origin) -> Any:
     net = _instantiated(origin.network)
     # A network without weights of its own is known by its config.
     net.origin = origin if any(True for _ in net.parameters()) else replace(origin, fingerprint=_digest(origin.network))

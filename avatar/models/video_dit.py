@@ -132,7 +132,8 @@ class VideoDiT(nn.Module):
 
         tokens = self.patches(x, cond.reference)
         latents, per_latent = tokens.shape[1:3]
-        text, spoken = per_latent_text(*self.text(cond.text, cond.text_mask), cond.text_event)
+        words, on = self.text(cond.text, cond.text_mask)
+        text, spoken = per_latent_text(words, on, cond.text_event)
         text = (text, spoken.repeat_interleave(per_latent, dim=1))
         audio = self.audio(cond.audio, cond.audio_mask)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from avatar.nn.masks import SINK, sink_position
 from avatar.nn.rope import Rotation, rotate
+from avatar.types import View
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -31,11 +32,11 @@ KeysValues = tuple[Tensor, Tensor]
 class Cache(Protocol):
     """What a rollout drives."""
 
-    def prime(self) -> "SinkView": ...
+    def prime(self) -> View: ...
 
-    def view(self, positions: Sequence[int], ends: Sequence[int]) -> "PrefixView | RingView": ...
+    def view(self, positions: Sequence[int], ends: Sequence[int]) -> View: ...
 
-    def advance(self, view: "SinkView | PrefixView | RingView", latents: int) -> None: ...
+    def advance(self, view: View, latents: int) -> None: ...
 
 
 @dataclass
@@ -120,7 +121,8 @@ class PrefixCache:
         seen = window_of(ends, slots, self.window, self.tokens)
         return PrefixView(own, seen.sink_positions, seen.mask, self.sink, [chunk for _, chunk in prefix])
 
-    def advance(self, view: SinkView | PrefixView, latents: int) -> None:
+    def advance(self, view: View, latents: int) -> None:
+        assert isinstance(view, SinkView | PrefixView)
         end = latents * self.tokens
         kept = {layer: (k[:, :, :end], v[:, :, :end]) for layer, (k, v) in view.written.items()}
         if self.detach:
@@ -184,7 +186,7 @@ class RingCache:
         seen = window_of(ends, self.held, self.window, self.tokens)
         return RingView(where, seen.sink_positions, seen.mask, self, slots)
 
-    def advance(self, view: SinkView | RingView, latents: int) -> None:
+    def advance(self, view: View, latents: int) -> None:
         """Keep what the view wrote: the ring has it already, in its slots; only the sink is stored apart."""
         if isinstance(view, SinkView):
             self.sink = {layer: (k.detach(), v.detach()) for layer, (k, v) in view.written.items()}

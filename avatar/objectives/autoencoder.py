@@ -5,16 +5,19 @@ then meets a clip that doesn't follow from it. Latents are decoded with a little
 forgives what a diffusion model leaves, and neighbouring latents mean neighbouring pictures.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import lightning
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
+from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.flow_matching import scheduled
 from avatar.types import Frames
+
+START_BATCHES = 5  # whose principal components training starts from
 
 
 class AutoencoderTraining(lightning.LightningModule):
@@ -26,11 +29,9 @@ class AutoencoderTraining(lightning.LightningModule):
         optimizer: parameters → optimiser.
     """
 
-    kind = "autoencoder"
-
     def __init__(
         self,
-        autoencoder: nn.Module,
+        autoencoder: CausalConvAutoencoder,
         optimizer: Callable[[Iterable], Optimizer],
         noise: float,
         lip_weight: float,
@@ -39,6 +40,11 @@ class AutoencoderTraining(lightning.LightningModule):
         super().__init__()
         self.net, self.optimizer = autoencoder, optimizer
         self.noise, self.lip_weight, self.steps = noise, lip_weight, steps
+
+    def on_train_start(self) -> None:
+        if self.trainer.global_step == 0:
+            batches = itertools.islice(iter(self.trainer.datamodule.train_dataloader()), START_BATCHES)  # pyright: ignore
+            self.net.start_from(torch.cat([batch.video for batch in batches]).to(self.device))
 
     def training_step(self, batch: Frames, index: int) -> torch.Tensor:
         latents = self.net.encode(batch.video)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from avatar.diffusion import path
 from avatar.diffusion.guidance import Guidance, guided
 from avatar.diffusion.packing import TeacherForced
 from avatar.diffusion.timesteps import shifted
+from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.objectives.flow_matching import lip_weights, scheduled
 from avatar.types import Batch, Conditioning, Latents, Times
@@ -35,8 +36,8 @@ class Consistency(lightning.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
-        teacher: nn.Module,
+        model: VideoDiT,
+        teacher: VideoDiT,
         pattern: TeacherForced,
         guidance: Guidance,
         discretisation: int,

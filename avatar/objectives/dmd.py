@@ -18,6 +18,7 @@ from avatar.diffusion import path
 from avatar.diffusion.guidance import Guidance, guided
 from avatar.diffusion.packing import Bidirectional, TimestepSampler
 from avatar.diffusion.rollout import Noise, Plan, generate
+from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.objectives.flow_matching import lip_weights
 from avatar.types import Batch, Conditioning, Latents, Times
@@ -33,13 +34,11 @@ class DistributionMatching(lightning.LightningModule):
         gradient: of the rollout, `exit_step` or `history`.
     """
 
-    automatic_optimization = False
-
     def __init__(
         self,
-        model: nn.Module,
-        critic: nn.Module,
-        teacher: nn.Module,
+        model: VideoDiT,
+        critic: VideoDiT,
+        teacher: VideoDiT,
         plan: Plan,
         guidance: Guidance,
         timesteps: TimestepSampler,
@@ -52,6 +51,7 @@ class DistributionMatching(lightning.LightningModule):
         lip_weight: float,
     ):
         super().__init__()
+        self.automatic_optimization = False
         if critic_steps < 1 or accumulate < 1:
             raise ValueError(f"critic_steps {critic_steps}, accumulate {accumulate}: both must be at least 1")
         self.net, self.critic, self.teacher = model, critic, teacher.requires_grad_(False).eval()
@@ -60,7 +60,7 @@ class DistributionMatching(lightning.LightningModule):
         self.optimizer, self.critic_optimizer, self.lip_weight = optimizer, critic_optimizer, lip_weight
 
     def training_step(self, batch: Batch, index: int) -> None:
-        student, critic = self.optimizers()
+        student, critic = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
         update = index // self.accumulate
         if update % (self.critic_steps + 1) == self.critic_steps:
             self._update(student, self.net, self.student_loss(batch), index)
@@ -108,7 +108,7 @@ class DistributionMatching(lightning.LightningModule):
     def _noise(self, batch: Batch) -> Noise:
         return Noise(tuple(torch.randint(2**62, (len(batch.latents),)).tolist()))
 
-    def _velocity(self, net: nn.Module, t: Times) -> Callable[[Latents, Conditioning], Latents]:
+    def _velocity(self, net: VideoDiT, t: Times) -> Callable[[Latents, Conditioning], Latents]:
         def velocity(x: Latents, cond: Conditioning) -> Latents:
             return Bidirectional().velocity(net, x, t.repeat(len(x) // len(t), 1), cond, x)
 

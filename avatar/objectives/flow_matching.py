@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import lightning
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from avatar.diffusion import path
 from avatar.diffusion.packing import Pattern, TimestepSampler
+from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.types import Batch, Conditioning
 
@@ -47,7 +48,7 @@ class FlowMatching(lightning.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: VideoDiT,
         pattern: Pattern,
         timesteps: TimestepSampler,
         dropout: Dropout,

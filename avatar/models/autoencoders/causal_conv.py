@@ -118,7 +118,8 @@ class Double(nn.Module):
 
 
 class CausalConvAutoencoder(nn.Module):
-    """The autoencoder that the nano models live on.
+    """The autoencoder that the nano models live on: a linear map of blocks of 8×8 pixels × 4 frames, and what
+    convolutions add to it, which is nothing at first.
 
     Args:
         channels: of the latents.
@@ -126,18 +127,19 @@ class CausalConvAutoencoder(nn.Module):
     """
 
     temporal_stride, spatial_stride = GROUP, 2 * FOLD
+    origin: Any
 
-    def __init__(self, channels: int = 16, widths: tuple[int, int] = (80, 112)):
+    def __init__(self, channels: int = 48, widths: tuple[int, int] = (80, 112)):
         super().__init__()
         self.channels = channels
         a, b = widths
         folded = 3 * GROUP * FOLD * FOLD
+        self.linear_in, self.linear_out = nn.Linear(4 * folded, channels), nn.Linear(channels, 4 * folded)
         self.encoder = nn.ModuleList(
             [
                 CausalConv(folded, a, (1, 3, 3)),
                 ResBlock(a, past=False),
                 Halve(a, b),
-                ResBlock(b, past=False),
                 ResBlock(b, past=False),
                 CausalConv(b, channels, (1, 1, 1)),
             ]
@@ -147,13 +149,27 @@ class CausalConvAutoencoder(nn.Module):
             [
                 CausalConv(channels, b, (1, 3, 3)),
                 ResBlock(b, past=True),
-                ResBlock(b, past=False),
                 Double(b, a),
                 ResBlock(a, past=False),
                 ResBlock(a, past=False),
                 CausalConv(a, folded, (1, 3, 3)),
             ]
         )
+        for way in (self.encoder, self.decoder):
+            nn.init.zeros_(way[-1].conv.weight)
+
+    @torch.no_grad()
+    def start_from(self, video: Pixels) -> None:
+        """Set the linear maps to the principal components of these frames' blocks: the best that is linear."""
+        blocks = _blocks(_folded(video)).flatten(0, 3)
+        mean = blocks.mean(dim=0)
+        _, values, axes = torch.linalg.svd(blocks - mean, full_matrices=False)
+        axes = axes[: self.channels]
+        size = (values[: self.channels] / len(blocks) ** 0.5)[:, None]
+        self.linear_in.weight.copy_(axes / size)
+        self.linear_in.bias.copy_(-(axes / size) @ mean)
+        self.linear_out.weight.copy_((axes * size).T)
+        self.linear_out.bias.copy_(mean)
 
     def encode(self, video: Pixels) -> Latents:
         """Normalised latents of 1 + 4k frames, height and width multiples of 8."""
@@ -163,9 +179,9 @@ class CausalConvAutoencoder(nn.Module):
                 f"a video of {frames} frames of {height}×{width}; this autoencoder takes 1 + {GROUP}k frames, "
                 f"height and width multiples of {self.spatial_stride}: crop it"
             )
-        video = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2)
-        x = rearrange(video, "b c (l s) (h p) (w q) -> b (c s p q) l h w", s=GROUP, p=FOLD, q=FOLD)
-        return self.normalise(_through(self.encoder, x, {}))
+        x = _folded(video)
+        linear = rearrange(self.linear_in(_blocks(x)), "b l h w c -> b c l h w")
+        return self.normalise(linear + _through(self.encoder, x, {}))
 
     def decode(self, latents: Latents) -> Pixels:
         """The 1 + 4k frames of 1 + k latents, about within [-1, 1]."""
@@ -184,8 +200,11 @@ class Stream:
 
     def push(self, latents: Latents) -> Pixels:
         """The frames that these latents complete: one for a stream's first latent, four for each later one."""
+        net = self.autoencoder
         skipped = 0 if self.memory else GROUP - 1
-        x = _through(self.autoencoder.decoder, latents, self.memory)
+        blocks = net.linear_out(rearrange(latents, "b c l h w -> b l h w c"))
+        linear = rearrange(blocks, "b l h w (c p q) -> b c l (h p) (w q)", p=2, q=2)
+        x = linear + _through(net.decoder, latents, self.memory)
         video = rearrange(x, "b (c s p q) l h w -> b c (l s) (h p) (w q)", s=GROUP, p=FOLD, q=FOLD)
         return video[:, :, skipped:]
 
@@ -200,3 +219,14 @@ def _through(layers: nn.ModuleList, x: Features, memory: Memory) -> Features:
     for layer in layers:
         x = layer(x, memory)
     return x
+
+
+def _folded(video: Pixels) -> Latents:
+    """Groups of frames and squares of pixels as channels; the first frame makes a group of its own, four times over."""
+    video = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2)
+    return rearrange(video, "b c (l s) (h p) (w q) -> b (c s p q) l h w", s=GROUP, p=FOLD, q=FOLD)
+
+
+def _blocks(folded: Latents) -> Float[Tensor, "b l h w d"]:
+    """All the numbers behind each latent pixel, in a row."""
+    return rearrange(folded, "b c l (h p) (w q) -> b l h w (c p q)", p=2, q=2)
