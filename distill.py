@@ -1,6 +1,6 @@
 """Distil a teacher into a causal few-step student, stage by stage.
 
-python distill.py objective=teacher_forcing init=TEACHER        the causal teacher
+python distill.py objective=teacher_forcing teacher=TEACHER     the causal teacher
 python distill.py objective=consistency teacher=CAUSAL          jumps along its trajectories
 python distill.py objective=dmd init=STUDENT teacher=TEACHER    distribution matching on the student's own rollouts
 """

@@ -23,7 +23,7 @@ def demo(cfg: DictConfig) -> None:
     student = folder / "dmd" / "student.safetensors"
     objectives = {
         "teacher": ["train.py", "objective=flow_matching"],
-        "causal_teacher": ["distill.py", "objective=teacher_forcing", f"init={teacher}", f"teacher={teacher}"],
+        "causal_teacher": ["distill.py", "objective=teacher_forcing", f"teacher={teacher}"],
         "consistency": ["distill.py", "objective=consistency", f"teacher={causal}"],
         "dmd": ["distill.py", "objective=dmd", f"init={jumps}", f"teacher={teacher}"],
     }

@@ -4,10 +4,12 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr says what was got, 
 """
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 import lightning
@@ -22,16 +24,26 @@ from avatar.provenance import git_revision
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 
 
+MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user; all else is ours
+
+
 def main(config: str, task: Callable[[DictConfig], None]) -> None:
     """Run a task under Hydra with the config of this name; mistakes become one line and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed and swallowed
+
+    @functools.wraps(task)
+    def told(cfg: DictConfig) -> None:
+        try:
+            task(cfg)
+        except MISTAKES as error:  # caught inside, before Hydra adds lines of its own
+            _tell(error)
+
     try:
-        hydra.main(config_path=CONFIGS, config_name=config, version_base="1.3")(task)()
+        hydra.main(config_path=CONFIGS, config_name=config, version_base="1.3")(told)()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+    except MISTAKES as error:
+        _tell(error)
 
 
 def fit(cfg: DictConfig) -> None:
@@ -69,8 +81,9 @@ def keep_memory() -> None:
         mallopt(mmap_threshold, 2**25)  # the most that glibc takes
 
 
-def _one_line(error: BaseException) -> str:
-    """The cause's message: Hydra wraps errors of constructors in its own."""
+def _tell(error: BaseException) -> NoReturn:
+    """One line on stderr, and out: the cause's message, for Hydra wraps errors of constructors in its own."""
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    sys.exit(2)
