@@ -221,12 +221,12 @@ def _through(layers: nn.ModuleList, x: Features, memory: Memory) -> Features:
     return x
 
 
-def _folded(video: Pixels) -> Latents:
+def _folded(video: Pixels) -> Features:
     """Groups of frames and squares of pixels as channels; the first frame makes a group of its own, four times over."""
     video = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2)
     return rearrange(video, "b c (l s) (h p) (w q) -> b (c s p q) l h w", s=GROUP, p=FOLD, q=FOLD)
 
 
-def _blocks(folded: Latents) -> Float[Tensor, "b l h w d"]:
+def _blocks(folded: Features) -> Float[Tensor, "b l y x d"]:
     """All the numbers behind each latent pixel, in a row."""
     return rearrange(folded, "b c l (h p) (w q) -> b l h w (c p q)", p=2, q=2)
