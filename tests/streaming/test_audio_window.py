@@ -25,14 +25,15 @@ def pushed(window: AudioWindow, samples: torch.Tensor, packet: int) -> torch.Ten
     return torch.cat([window.push(part) for part in samples.split(packet)])
 
 
-@pytest.mark.parametrize("contexts", [(3, 2), (1, 1), (9, 5)])
-@pytest.mark.parametrize("packet", [1, 7, 639, 640, 5000, 1 << 20])
+@pytest.mark.parametrize(
+    "packet, contexts", [(1, (1, 1)), (7, (3, 2)), (639, (9, 5)), (640, (3, 2)), (5000, (1, 1)), (1 << 20, (9, 5))]
+)
 def test_every_cut_gives_the_same_bits_and_what_training_saw(packet, contexts):
-    samples, encoder = sound(3 * LATENT + 900), LogMel(8, *contexts)
+    samples, encoder = sound(LATENT + 900), LogMel(8, *contexts)
     window, reference = AudioWindow(encoder, STRIDE), AudioWindow(encoder, STRIDE)
     windows = torch.cat([pushed(window, samples, packet), window.finish()])
     assert torch.equal(windows, torch.cat([reference.push(samples), reference.finish()]))
-    torch.testing.assert_close(windows, offline(encoder, samples, 4), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(windows, offline(encoder, samples, 2), rtol=1e-4, atol=1e-5)
 
 
 def test_a_latent_comes_with_the_very_sample_that_completes_it():
@@ -94,9 +95,9 @@ def test_a_rewind_beyond_the_history_is_refused():
 
 def test_memory_stays_bounded():
     window = AudioWindow(LogMel(8), STRIDE, history=2)
-    for _ in range(50):
+    for _ in range(20):
         window.push(sound(4000))
         held = window.samples.untyped_storage().nbytes() + window.features.untyped_storage().nbytes()
         assert held < 200_000
-    window.push(sound(100 * LATENT))
+    window.push(sound(20 * LATENT))
     assert window.samples.untyped_storage().nbytes() < 200_000  # not a view that keeps all of it alive

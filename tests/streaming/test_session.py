@@ -1,7 +1,8 @@
 """What is streamed is what was trained; and what an interrupt takes back has never been."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.streaming import runtime
 from avatar.streaming.runtime import Emitted, StreamStats, stream
 from avatar.streaming.session import Session
 from avatar.types import EMOTIONS, GESTURES, STATES, Conditioning
@@ -288,7 +290,7 @@ def test_the_heard_voice_is_marked_for_the_latents_that_it_sounds_in(opened):
 
 
 def test_cost_stays_flat(opened):
-    session, sizes = opened(Plan((1.0,), window=4)), []
+    session, sizes = opened(Plan((1.0,), window=4, context="noisy")), []
     for packet in sound(200).split(3 * LATENT):
         session.push(packet)
         held = [session.waiting, *(part for w in session.windows for part in (w.samples, w.features))]
@@ -351,10 +353,38 @@ def test_a_live_stream_is_the_session_with_a_clock(opened, plan):
     assert len(heard) == frames.shape[1] * FRAME
     assert torch.equal(heard[: len(speech)], speech) and not heard[len(speech) :].any()
     assert [record.evaluations for record in records] == [plan.evaluations] * len(records)
-    for record, end in zip(records, [1, 3, 5], strict=False):
-        spoken = ((end * STRIDE + AUDIO.right_context) * FRAME + AUDIO.reach) / 16_000
-        assert spoken + record.seconds < record.ready_at + 1e-9
-    assert all(a.ready_at < b.ready_at for a, b in pairwise(records))
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """Makes whatever is timed take so many seconds."""
+
+    def tick(seconds: float) -> None:
+        monkeypatch.setattr(runtime, "time", SimpleNamespace(perf_counter=count(0.0, seconds).__next__))
+
+    return tick
+
+
+NEEDED = [((end * STRIDE + AUDIO.right_context) * FRAME + AUDIO.reach) for end in (1, 3, 5)]
+
+
+def test_a_quick_computer_waits_for_the_packet_that_completes_a_chunk(opened, ticking):
+    ticking(1e-4)
+    records = list(stream(opened(), sound(6), packet=700))
+    for record, needed in zip(records, NEEDED, strict=False):
+        assert record.ready_at == pytest.approx(-(-needed // 700) * 700 / 16_000 + 1e-4)
+    packets = [-(-needed // 700) for needed in NEEDED]
+    # each packet is taken in once, and once more looked through where a chunk came of it
+    assert records[0].seconds == pytest.approx(packets[0] * 1e-4)
+    assert records[1].seconds == pytest.approx((1 + packets[1] - packets[0]) * 1e-4)
+
+
+def test_a_slow_computer_falls_behind(opened, ticking):
+    ticking(10.0)
+    records = list(stream(opened(), sound(6), packet=LATENT))
+    assert records[0].ready_at == pytest.approx(LATENT / 16_000 + records[0].seconds)
+    for before, after in pairwise(records):
+        assert after.ready_at == pytest.approx(before.ready_at + after.seconds)
 
 
 def test_a_stream_of_nothing_is_refused(opened):
