@@ -51,9 +51,9 @@ $(PY):
 			"name one: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch goes first and is then frozen by a constraint, so that no other package replaces it by a CUDA build.
+# torch goes first, alone, and is then frozen by a constraint, so that nothing replaces it by a CUDA build.
 $(VENV)/.setup: pyproject.toml | $(PY)
-	$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1) "$(TORCH)"
+	$(PIP) install --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1) "$(TORCH)"
 	$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > $(VENV)/constraints.txt
 	$(PIP) install --constraint $(VENV)/constraints.txt --editable ".[speech,dev]"
 	@touch $@

@@ -144,8 +144,7 @@ def save_contact_sheet(path: Path, rows: Mapping[str, Sequence[Frames]], titles:
 
 
 def save_tracks(path: Path, readings: Mapping[str, Sequence[ReadClip]], titles: Sequence[str]) -> None:
-    """A PNG with a panel per title: the true aperture of that clip, and what was read of each system (lip-sync at a
-    glance).
+    """A PNG with a panel per title: the true aperture of that clip, and what was read of each system.
 
     Frames that couldn't be read are gaps. A clip shows its first 10 s.
     """

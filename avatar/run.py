@@ -67,9 +67,10 @@ def fit(cfg: DictConfig) -> None:
         callbacks=list(hydra.utils.instantiate(cfg.callbacks).values()),
         logger=list(hydra.utils.instantiate(cfg.logger).values()),
     )
-    trainer.fit(objective, data, ckpt_path=cfg.resume)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(objective, data, ckpt_path=cfg.resume)
+    except SystemExit as stop:  # how Lightning leaves after Ctrl-C, when callbacks have saved what they save
+        raise KeyboardInterrupt from stop
 
 
 def keep_memory() -> None:

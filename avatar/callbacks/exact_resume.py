@@ -9,7 +9,8 @@ import torch
 class ExactResume(lightning.Callback):
     """Saves torch's random state and the number of batches seen; a resumed run draws what the first would have drawn.
 
-    The data module must start its batches at `start`.
+    The data module must start its batches at `start`, with a loader as long as the whole run's: Lightning counts on
+    from the batches seen.
     """
 
     def __init__(self):
@@ -17,7 +18,7 @@ class ExactResume(lightning.Callback):
         self.random: dict[str, Any] | None = None
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        trainer.datamodule.start = self.batches
+        self.data = trainer.datamodule  # checkpoints are read after this, and loaders made later still
 
     def on_train_batch_start(self, *_: Any) -> None:
         # Restored as late as here, since building loaders and sanity checks draw numbers too.
@@ -36,3 +37,4 @@ class ExactResume(lightning.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.batches, self.random = state_dict["batches"], state_dict["random"]
+        self.data.start = self.batches

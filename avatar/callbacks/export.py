@@ -12,7 +12,7 @@ from avatar.types import Bundle
 
 
 class Export(lightning.Callback):
-    """At the end of a run (or when it is interrupted), `module.net` becomes a bundle; averaged weights are preferred.
+    """At the end of a run, `module.net` becomes a bundle; averaged weights are preferred.
 
     Args:
         path: of the .safetensors file.

@@ -62,7 +62,7 @@ class PuppetFrames(lightning.LightningDataModule):
         self.start = 0  # where a resumed run goes on
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.seed, self.steps - self.start, self.start)
+        return self._loader("train", self.seed, self.steps, self.start)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("dev", 0, 2, 0)

@@ -70,7 +70,7 @@ class PuppetLatents(lightning.LightningDataModule):
         self.clips = {name: self._encoded(clips) for name, clips in self.sets.items()}
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.seed, self.start, self.steps)
+        return self._loader("train", self.seed, self.start, self.start + self.steps)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("dev", 0, 0, 4)

@@ -17,8 +17,7 @@ LEAST_BLOCKS = 4  # for a slope
 
 
 def motion(readings: Sequence[ReadClip]) -> float:
-    """The mean amount of motion per frame, in shares of the channels' ranges; frames that can't be read are left
-    out."""
+    """The mean motion per frame, in shares of the channels' ranges; frames that can't be read are left out."""
     return statistics.mean(np.concatenate([r.motion for r in readings])) if readings else float("nan")
 
 
@@ -44,8 +43,7 @@ def blocks(readings: Sequence[ReadClip], quantity: str) -> tuple[Float[np.ndarra
 
 
 def drift(readings: Sequence[ReadClip]) -> dict[str, dict[str, float]]:
-    """For each of QUANTITIES: its Theil–Sen slope per 1000 frames, its value in the first and the last tenth, and the
-    change.
+    """For each of QUANTITIES: its Theil–Sen slope per 1000 frames, its value in the first tenth and in the last one.
 
     `change` is relative to the first tenth. NaN where streams are too short: slopes want four blocks of 100 frames,
     tenths as many frames as a block each.

@@ -60,8 +60,7 @@ def best_lag(readings: Sequence[ReadClip]) -> tuple[float, float]:
 
 
 def silence_motion(readings: Sequence[ReadClip]) -> float:
-    """How far the aperture moves from one silent frame to the next, on average, in [0, 1]; unread frames are left
-    out."""
+    """How far the aperture moves from one silent frame to the next, on average, in [0, 1], unread ones left out."""
     moved = []
     for reading in readings:
         still = reading.silent & reading.valid

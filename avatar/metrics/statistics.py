@@ -1,5 +1,4 @@
-"""Slopes, intervals and means that few bad values can't upset. What can't be measured is NaN, and NaN is never
-counted."""
+"""Slopes, intervals and means. What can't be measured is NaN, and NaN is never counted."""
 
 from collections.abc import Callable
 
@@ -30,8 +29,7 @@ def theil_sen(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
 
 
 def interval(rows: Float[np.ndarray, "n k"], statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
-    """The LEVEL bootstrap interval (percentiles) of `statistic(rows)`, drawing whole rows; the same rows, the same
-    interval.
+    """The LEVEL bootstrap interval (percentiles) of `statistic(rows)`, drawing whole rows; deterministic.
 
     A row is what is independent: a clip, not a frame. NaN for fewer than two rows. Resamplings that can't be measured
     are left out, and if those are the most, the interval is NaN.

@@ -91,7 +91,7 @@ def read(path: Path) -> Bundle:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no readable safetensors file ({error}); copy or make it again") from error
-    if header is None or header.pop("format") != FORMAT:
+    if header is None or header.pop("format", None) != FORMAT:
         raise ValueError(f"{path} has no header of this project (format {FORMAT}); give a file that a stage wrote")
     return Bundle(weights=weights, **header)
 
@@ -102,8 +102,11 @@ def write(bundle: Bundle, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.weights.items()}
-    save_file(weights, temporary, metadata={"avatar": json.dumps(header, sort_keys=True)})
-    temporary.rename(path)
+    try:
+        save_file(weights, temporary, metadata={"avatar": json.dumps(header, sort_keys=True)})
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def halved(bundle: Bundle) -> Bundle:

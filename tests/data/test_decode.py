@@ -1,3 +1,4 @@
+import os
 import wave
 from fractions import Fraction
 
@@ -116,6 +117,13 @@ def test_what_is_no_media_gives_one_line_that_names_it(tmp_path, read, name):
     assert str(path) in str(caught.value)
     assert "wanted" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_and_a_device_are_refused_as_what_they_are(tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        read_audio(tmp_path)
+    with pytest.raises(ValueError, match="is not a regular file"):
+        read_image(os.devnull, 64)
 
 
 def picture(height: int, width: int) -> Image.Image:

@@ -185,7 +185,9 @@ def test_without_a_frame_nothing_is_left(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(("path", "size"), [("a.mp4", 63), ("a.mp4", (64, 33)), ("a.mp4", 0), ("a.avi", 64)])
+@pytest.mark.parametrize(
+    ("path", "size"), [("a.mp4", 63), ("a.mp4", (64, 33)), ("a.mp4", (33, 64)), ("a.mp4", 0), ("a.avi", 64)]
+)
 def test_what_cannot_be_encoded_is_refused_before_a_file_is_made(tmp_path, path, size):
     with pytest.raises(ValueError, match=r"got .* want"):
         Mp4Writer(tmp_path / path, size)

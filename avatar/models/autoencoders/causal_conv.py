@@ -11,6 +11,7 @@ Latents leave normalised to zero mean and unit variance per channel, by running 
 those of a batch would take away what its clips have in common, which may be a whole palette.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ class CausalConvAutoencoder(nn.Module):
     temporal_stride, spatial_stride = GROUP, 2 * FOLD
     origin: Any
 
-    def __init__(self, channels: int = 48, widths: tuple[int, int] = (80, 112)):
+    def __init__(self, channels: int = 48, widths: Sequence[int] = (80, 112)):
         super().__init__()
         self.channels = channels
         a, b = widths

@@ -1,0 +1,141 @@
+"""Batches are functions of (seed, step), crops are slices of whole clips, and what is kept on disk is what was made."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from avatar.data import encoded
+from avatar.data.bucketing import LengthBuckets
+from avatar.data.encoded import ClipSet, encoded_clips
+from avatar.data.puppet_frames import FrameBatches
+from avatar.data.puppet_latents import LatentBatches
+from avatar.data.worlds import StateWorld
+from avatar.models import checkpoint
+from avatar.models.audio_encoders.log_mel import LogMel
+from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.types import SAMPLES_PER_FRAME
+
+AUDIO, LATENTS, STRIDE = LogMel(mels=8), 6, 4
+CLIPS = ClipSet("train", "mixed", 3, LATENTS)
+BUCKETS = LengthBuckets((2, 5), (0.5, 0.5), 10)
+
+
+def autoencoder(mean: float = 0.0):
+    target = "avatar.models.autoencoders.state.StateAutoencoder"
+    return checkpoint.new({"_target_": target, "mean": [mean] * 14, "std": [1.0] * 14})
+
+
+def encode(cache, mean: float = 0.0):
+    return encoded_clips(CLIPS, StateWorld(), autoencoder(mean), AUDIO, ByteEncoder(96), cache, 0, iter)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def clips(cache):
+    return encode(cache)
+
+
+def batches(clips, seed: int = 1, start: int = 0, stop: int = 40) -> LatentBatches:
+    return LatentBatches(clips, BUCKETS, AUDIO, seed, start, stop)
+
+
+def whole(clips, n: int):
+    return clips.batch(torch.tensor([n]), torch.tensor([0]), LATENTS, AUDIO)
+
+
+def test_a_batch_is_a_function_of_seed_and_step(clips):
+    assert batches(clips)[7].keys == batches(clips)[7].keys
+    assert torch.equal(batches(clips)[7].latents, batches(clips)[7].latents)
+    first, second = ([batches(clips, seed)[i].keys for i in range(4)] for seed in (1, 2))
+    assert first != second and len(set(map(tuple, first))) == 4
+
+
+def test_batches_started_later_are_those_that_would_have_come(clips):
+    assert [batches(clips, start=5)[i].keys for i in range(3)] == [batches(clips)[i].keys for i in (5, 6, 7)]
+
+
+def test_frames_started_later_are_those_that_would_have_come(cache):
+    started, first = (FrameBatches(StateWorld(), "train", 1, 4, start, 2, 5, cache / "speech") for start in (1, 0))
+    assert started[0].keys == first[1].keys and torch.equal(started[0].video, first[1].video)
+    assert not torch.equal(first[0].video, first[1].video)
+
+
+def test_batches_come_in_all_lengths_each_within_the_budget(clips):
+    shapes = Counter(
+        (batch.latents.shape[2], len(batch.latents)) for batch in map(batches(clips).__getitem__, range(40))
+    )
+    assert set(shapes) == {(2, 5), (5, 2)} and min(shapes.values()) >= 8
+
+
+def test_lengths_are_drawn_by_their_weights():
+    rng, buckets = np.random.default_rng(0), LengthBuckets((1, 2), (1, 3), 4)
+    drawn = Counter(buckets.draw(rng) for _ in range(2000))
+    assert set(drawn) == {(1, 4), (2, 2)} and 0.7 < drawn[2, 2] / 2000 < 0.8
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [((2, 3), (1.0,), 8), ((), (), 8), ((0,), (1.0,), 8), ((9,), (1.0,), 8)],
+    ids=["one", "none", "0", "budget"],
+)
+def test_buckets_that_can_not_be_filled_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"give one weight|raise it"):
+        LengthBuckets(*wrong)
+
+
+def test_crops_longer_than_the_clips_are_refused(clips):
+    long = LatentBatches(clips, LengthBuckets((LATENTS + 1,), (1.0,), 10), AUDIO, 1, 0, 1)
+    with pytest.raises(ValueError, match="make the clips longer"):
+        long[0]
+
+
+@pytest.mark.parametrize("start, length", [(0, 2), (2, 3), (4, 2)])
+def test_a_crop_is_a_slice_of_its_clip(clips, start, length):
+    crop = clips.batch(torch.tensor([1]), torch.tensor([start]), length, AUDIO)
+    part = slice(start, start + length)
+    full = whole(clips, 1)
+    assert torch.equal(crop.latents, full.latents[:, :, part]) and torch.equal(crop.lips, full.lips[:, part])
+    expected = full.conditioning.at(part)
+    for name in ("audio", "audio_mask", "text", "text_event", "state", "emotion", "emotion_intensity", "gesture"):
+        assert torch.equal(getattr(crop.conditioning, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_the_reference_comes_from_outside_the_crop(clips, start):
+    crop = clips.batch(torch.tensor([2]), torch.tensor([start]), 3, AUDIO)
+    same = [torch.equal(crop.conditioning.reference[0, :, 0], r.float()) for r in clips.references[2]]
+    places = {int(at) for at, chosen in zip(clips.reference_at[2], same, strict=True) if chosen}
+    assert places and not places & set(range(start, start + 3))
+
+
+def test_latents_and_sound_stand_at_the_same_time(clips, cache):
+    """Latent l is of frames 1 + 4l … 4 + 4l, and hears them with their contexts."""
+    n, l = 0, 3
+    clip = CLIPS.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech")
+    first = 1 + STRIDE * l
+    states = torch.from_numpy(clip.states[first : first + STRIDE]).float()
+    torch.testing.assert_close(clips.latents[n, :, l, 0, 0].float().view(-1, STRIDE), states.T, rtol=1e-3, atol=1e-3)
+    heard = AUDIO.encode(torch.from_numpy(clip.own))[first - AUDIO.left_context :][: AUDIO.tokens(STRIDE)]
+    torch.testing.assert_close(whole(clips, n).conditioning.audio[0, 0, l], heard, rtol=1e-3, atol=1e-3)
+    assert len(clip.own) == len(clip.states) * SAMPLES_PER_FRAME
+
+
+def test_clips_from_the_cache_are_those_that_were_made(clips, cache, monkeypatch):
+    monkeypatch.setattr(encoded, "_encode", None)  # nothing is encoded again
+    again = encode(cache)
+    for name, tensor in vars(clips).items():
+        assert torch.equal(getattr(again, name), tensor), name
+
+
+def test_latents_of_another_autoencoder_are_kept_apart(clips, cache):
+    before = set(cache.glob("encoded-*"))
+    other = encode(cache, mean=0.5)
+    assert len(set(cache.glob("encoded-*")) - before) == 1
+    assert not torch.equal(other.latents, clips.latents)
+    assert not list(cache.glob("*.tmp"))

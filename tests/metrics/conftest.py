@@ -1,0 +1,49 @@
+"""Puppets that speak, their frames, and readings made by hand."""
+
+import numpy as np
+import pytest
+
+from avatar.data.puppet.clip import make_clip
+from avatar.data.worlds import PixelWorld
+from avatar.metrics.reading import PixelReader, ReadClip
+
+FRAMES = 120
+
+
+@pytest.fixture(scope="session")
+def clips():
+    return [make_clip(seed, "test", FRAMES, "speaking", backend="formant") for seed in (1, 3, 4)]
+
+
+@pytest.fixture(scope="session")
+def videos(clips):
+    return [PixelWorld(64).video(clip, 0, FRAMES) for clip in clips]
+
+
+@pytest.fixture(scope="session")
+def true_readings(clips, videos):
+    return [PixelReader(64).read(clip, video) for clip, video in zip(clips, videos, strict=True)]
+
+
+@pytest.fixture
+def reading():
+    """A reading of a smooth random mouth, `shift` frames late, `noise` off; the rest as given."""
+
+    def make(seed: int = 0, frames: int = 400, shift: int = 0, noise: float = 0.0, **changes) -> ReadClip:
+        rng = np.random.default_rng(seed)
+        raw = np.convolve(rng.standard_normal(frames + 84), np.hanning(5), "same")[20:-20]
+        track = (0.4 + 0.15 * raw).clip(0, 1).astype(np.float32)
+        seen = track[22 - shift : 22 - shift + frames] + rng.normal(0, 1, frames) * noise
+        fields = dict(
+            mouth_open=seen.astype(np.float32),
+            valid=np.ones(frames, bool),
+            delta_e=np.full(frames, 1, np.float32),
+            motion=np.full(frames, 0.02, np.float32),
+            truth_mouth=track[22 : 22 + frames],
+            truth_motion=np.full(frames, 0.02, np.float32),
+            silent=np.zeros(frames, bool),
+            closures_s=np.zeros(0),
+        )
+        return ReadClip(**fields | changes)
+
+    return make

@@ -1,0 +1,59 @@
+"""Both readers against known truth, and what they do with frames that aren't there."""
+
+import numpy as np
+import pytest
+import torch
+
+from avatar.data.worlds import StateWorld
+from avatar.metrics.reading import PixelReader, Reader, StateReader, closures, silence
+from avatar.types import FRAME_RATE
+
+
+def test_pixels_and_states_are_read_alike(clips, true_readings):
+    clip, pixels = clips[0], true_readings[0]
+    states = StateReader().read(clip, StateWorld().video(clip, 0, len(clip.states)))
+    assert isinstance(StateReader(), Reader) and isinstance(PixelReader(64), Reader)
+    np.testing.assert_array_equal(states.mouth_open, clip.states[:, 0])
+    np.testing.assert_allclose(states.motion[1:], states.truth_motion[1:])
+    assert states.valid.all() and pixels.valid.all() and np.isnan(states.delta_e).all()
+    assert np.abs(pixels.mouth_open - states.mouth_open).mean() < 0.03
+    assert np.corrcoef(pixels.motion[1:], states.motion[1:])[0, 1] > 0.9
+
+
+def test_a_crop_is_read_beside_its_own_truth(clips, videos, true_readings):
+    crop, whole = PixelReader(64).read(clips[0], videos[0][:, 30:60], start=30), true_readings[0].between(30, 60)
+    np.testing.assert_array_equal(crop.truth_mouth, clips[0].states[30:60, 0])
+    np.testing.assert_allclose(crop.mouth_open, whole.mouth_open, atol=1e-3)
+    np.testing.assert_array_equal(crop.silent, whole.silent)
+    np.testing.assert_array_equal(crop.closures_s, whole.closures_s)
+    assert (crop.closures_s >= 0).all() and (crop.closures_s < 30 / FRAME_RATE).all()
+
+
+def test_silent_frames_have_shut_mouths_and_closures_shut_lips(clips):
+    for clip in clips:
+        assert 0 < silence(clip).sum() < len(clip.states) and clip.states[silence(clip), 0].max() < 0.05
+        at = (closures(clip) * FRAME_RATE).astype(int)
+        assert len(at) and clip.states[at, 0].max() < 0.15
+
+
+def test_frames_that_are_not_numbers_or_not_a_puppet_are_not_valid(clips, videos):
+    spoilt = videos[0][:, :10].clone()
+    spoilt[1, 4, 20, 20] = float("nan")
+    spoilt[:, 7] = torch.rand(3, 64, 64) * 2 - 1
+    reading = PixelReader(64).read(clips[0], spoilt)
+    assert list(np.flatnonzero(~reading.valid)) == [4, 7]
+    assert list(np.flatnonzero(np.isnan(reading.motion))) == [0, 4, 5, 7, 8]
+    states = StateWorld().video(clips[0], 0, 10)
+    states[2, 3], states[0, 6] = float("nan"), 1.6
+    reading = StateReader().read(clips[0], states)
+    assert list(np.flatnonzero(~reading.valid)) == [3, 6] and np.isfinite(reading.mouth_open).all()
+
+
+def test_frames_of_another_shape_or_beyond_the_clip_are_refused(clips, videos):
+    with pytest.raises(ValueError, match="takes \\[3, f, 96, 96\\]"):
+        PixelReader(96).read(clips[0], videos[0])
+    with pytest.raises(ValueError, match="read pixels with PixelReader"):
+        StateReader().read(clips[0], videos[0])
+    states = StateWorld().video(clips[0], 0, 120)
+    with pytest.raises(ValueError, match="from frame 10 on, but the clip"):
+        StateReader().read(clips[0], states, start=10)

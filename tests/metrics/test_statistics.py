@@ -1,0 +1,42 @@
+"""Planted slopes are found, wild values don't matter, and intervals hold what they should."""
+
+import math
+
+import numpy as np
+import pytest
+
+from avatar.metrics.statistics import interval, mean, relative_change, theil_sen
+
+
+def test_theil_sen_finds_a_planted_slope_among_wild_and_missing_values():
+    x = np.arange(40.0)
+    y = 3.0 - 0.25 * x + np.random.default_rng(0).normal(0, 0.01, 40)
+    y[::5] += 100
+    y[3] = np.nan
+    assert theil_sen(x, y) == pytest.approx(-0.25, abs=0.02)
+    assert abs(np.polyfit(x[4:], y[4:], 1)[0] + 0.25) > 0.1  # least squares is fooled
+
+
+def test_theil_sen_needs_three_points_at_different_places():
+    assert math.isnan(theil_sen(np.arange(2.0), np.arange(2.0)))
+    assert math.isnan(theil_sen(np.ones(5), np.arange(5.0)))
+
+
+def test_the_interval_of_a_mean_has_the_width_that_theory_gives_it():
+    rows = np.random.default_rng(1).normal(5, 2, (100, 1))
+    low, high = interval(rows, lambda drawn: float(drawn.mean()))
+    assert low < rows.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * rows.std() / 10, rel=0.1)
+    assert (low, high) == interval(rows, lambda drawn: float(drawn.mean()))
+
+
+def test_one_row_or_an_unmeasurable_statistic_has_no_interval():
+    assert np.isnan(interval(np.ones((1, 1)), lambda drawn: 1.0)).all()
+    assert np.isnan(interval(np.ones((5, 1)), lambda drawn: float("nan"))).all()
+
+
+def test_nothing_measured_has_no_mean_and_no_change():
+    assert mean(np.array([1.0, np.nan, 3.0])) == 2
+    assert math.isnan(mean(np.array([np.nan]))) and math.isnan(mean(np.zeros(0)))
+    assert relative_change(-2.0, -1.0) == 0.5  # a negative correlation that rises has improved
+    assert math.isnan(relative_change(0.0, 1.0)) and math.isnan(relative_change(float("nan"), 1.0))

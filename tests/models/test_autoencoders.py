@@ -1,0 +1,95 @@
+"""Streaming equals whole, nothing looks ahead, one frame can stand alone."""
+
+import pytest
+import torch
+
+from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
+from avatar.models.autoencoders.state import StateAutoencoder
+
+
+def make(kind: str):
+    if kind == "state":
+        return StateAutoencoder([0.0, 1.0], [1.0, 2.0]), torch.randn(2, 2, 13, 1, 1)
+    net = CausalConvAutoencoder(6, (8, 8))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return net.eval(), torch.randn(2, 3, 13, 16, 24)
+
+
+KINDS = pytest.mark.parametrize("kind", ["conv", "state"])
+
+
+@KINDS
+@pytest.mark.parametrize("cuts", [(1, 1, 1, 1), (1, 3), (2, 2), (4,)])
+@torch.no_grad()
+def test_streaming_decode_equals_whole_decode(kind, cuts):
+    net, video = make(kind)
+    latents = net.encode(video)
+    assert latents.shape[2] == 4
+    stream = net.decoder_stream()
+    pieces = [stream.push(part) for part in latents.split(list(cuts), dim=2)]
+    torch.testing.assert_close(torch.cat(pieces, dim=2), net.decode(latents))
+
+
+@KINDS
+@torch.no_grad()
+def test_a_restored_stream_goes_on_as_before(kind):
+    net, video = make(kind)
+    latents = net.encode(video)
+    stream = net.decoder_stream()
+    stream.push(latents[:, :, :2])
+    snapshot = stream.snapshot()
+    first = stream.push(latents[:, :, 2:])
+    stream.restore(snapshot)
+    torch.testing.assert_close(stream.push(latents[:, :, 2:]), first)
+
+
+@KINDS
+def test_nothing_looks_ahead(kind):
+    net, video = make(kind)
+    video.requires_grad_()
+    latents = net.encode(video)
+    latents[:, :, :2].square().sum().backward()
+    assert video.grad[:, :, :5].abs().sum() > 0 and video.grad[:, :, 5:].abs().sum() == 0
+    latents = latents.detach().requires_grad_()
+    net.decode(latents)[:, :, :5].square().sum().backward()
+    assert latents.grad[:, :, :2].abs().sum() > 0 and latents.grad[:, :, 2:].abs().sum() == 0
+
+
+@KINDS
+@torch.no_grad()
+def test_the_first_latent_stands_for_its_frame_alone(kind):
+    net, video = make(kind)
+    torch.testing.assert_close(net.encode(video[:, :, :1]), net.encode(video)[:, :, :1])
+    assert net.decode(net.encode(video[:, :, :1])).shape == video[:, :, :1].shape
+
+
+@torch.no_grad()
+def test_the_state_world_loses_nothing():
+    net, video = make("state")
+    torch.testing.assert_close(net.decode(net.encode(video)), video)
+
+
+@torch.no_grad()
+def test_training_keeps_latents_at_unit_variance_and_starts_from_the_best_linear_map():
+    torch.manual_seed(0)
+    net = CausalConvAutoencoder(24, (8, 8))
+    basis = torch.randn(16, 3 * 4 * 8 * 8)
+
+    def video():  # blocks that 16 numbers tell in full
+        blocks = (torch.randn(2, 2, 2, 2, 16) @ basis).unflatten(-1, (3, 4, 8, 8))
+        groups = blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(2, 3, 8, 16, 16)
+        return torch.cat([groups[:, :, :1], groups], dim=2)[:, :, :9] * 0.1 + 3.0
+
+    net.start_from(torch.cat([video() for _ in range(16)]))
+    for _ in range(60):
+        latents = net.encode(video())
+    assert 0.7 < latents.std() < 1.3
+    assert (net.eval().normalise.variance > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 16, 16), (1, 3, 5, 15, 16)])
+def test_other_sizes_are_refused(shape):
+    with pytest.raises(ValueError, match="crop it"):
+        make("conv")[0].encode(torch.zeros(shape))

@@ -1,0 +1,52 @@
+"""Log-mel frames depend on their own sound alone; prompts come back from their bytes."""
+
+import pytest
+import torch
+
+from avatar.models.audio_encoders.log_mel import OVERLAP, LogMel
+from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.types import SAMPLES_PER_FRAME
+
+
+def test_a_frame_hears_its_own_samples_and_a_little_around():
+    encoder, sound = LogMel(), torch.randn(10 * SAMPLES_PER_FRAME) * 0.1
+    changed = sound.clone()
+    changed[5 * SAMPLES_PER_FRAME + OVERLAP : 6 * SAMPLES_PER_FRAME - OVERLAP] += 0.5
+    moved = (encoder.encode(changed) - encoder.encode(sound)).abs().sum(dim=1) > 0
+    assert moved.nonzero().flatten().tolist() == [5]
+
+
+def test_silence_is_what_silence_sounds_like():
+    encoder = LogMel()
+    features = encoder.encode(torch.zeros(3 * SAMPLES_PER_FRAME))
+    torch.testing.assert_close(features, encoder.silence.expand(3, -1))
+    assert encoder.encode(torch.randn(SAMPLES_PER_FRAME))[0].mean() > features.mean() + 0.5
+
+
+def test_windows_overlap_by_their_contexts():
+    encoder = LogMel(left_context=3, right_context=2)
+    features = torch.arange(3 + 8 + 2).float()[:, None].expand(-1, encoder.dim)
+    windows = encoder.window(features, stride=4)
+    assert windows[:, :, 0].tolist() == [list(range(9)), list(range(4, 13))]
+
+
+@pytest.mark.parametrize("wrong", [{"right_context": 0}, {"left_context": 0}])
+def test_contexts_that_can_not_be_had_are_refused(wrong):
+    with pytest.raises(ValueError, match="contexts"):
+        LogMel(**wrong)
+
+
+def test_bytes_come_back():
+    ids, mask = ByteEncoder(32).encode(["Grüße, kleine Katze", "hi"])
+    assert bytes(i - 3 for i in ids[0][mask[0]][:-1].tolist()).decode() == "Grüße, kleine Katze"
+    assert mask.sum(dim=1).tolist() == [len("Grüße, kleine Katze".encode()) + 1, 3]
+
+
+def test_an_empty_prompt_says_nothing_at_all():
+    _, mask = ByteEncoder().encode([""])
+    assert not mask.any()
+
+
+def test_a_prompt_that_is_too_long_is_refused():
+    with pytest.raises(ValueError, match="room is for 7"):
+        ByteEncoder(8).encode(["12345678"])

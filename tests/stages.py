@@ -1,0 +1,39 @@
+"""Stages run in this process, as the scripts run them: in the state world, small, with one thread."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from avatar import run
+
+TINY = (
+    "world=states",
+    "model=states",
+    "callbacks=base",
+    "threads=1",
+    "data.workers=0",
+    "data.train.count=4",
+    "data.train.latents=8",
+    "data.dev.count=2",
+    "data.dev.latents=8",
+    "data.buckets.budget=16",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+)
+# What Lightning would have a user know is no mistake here: batches are ready made, and nobody waits for them.
+FILTERS = ("ignore:.*does not have many workers", "ignore:.*exists and is not empty", "ignore:.*isinstance.treespec")
+
+
+def composed(config: str, *overrides: str) -> DictConfig:
+    """A config as Hydra makes it of these overrides."""
+    with initialize_config_dir(run.CONFIGS, version_base="1.3"):
+        return compose(config, list(overrides))
+
+
+def fitted(script: str, folder: Path, *overrides: str) -> Path:
+    """The bundle of a stage's tiny run into `folder`; clips are shared with the runs beside it."""
+    cfg = composed(script, *TINY, f"folder='{folder}'", f"cache='{folder.parent / 'cache'}'", "name=test", *overrides)
+    run.fit(cfg)
+    return folder / f"{cfg.kind}.safetensors"

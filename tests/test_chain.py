@@ -1,0 +1,55 @@
+"""The whole path learns: clips → teacher → causal teacher → jumps → student, scored on puppets never seen.
+
+In the state world, whose frames are the puppet's own numbers, minutes become seconds; every part but the pixels is the
+one that is shipped.
+"""
+
+import json
+
+import pytest
+
+from avatar.evaluate import evaluate
+from tests.stages import FILTERS, composed, fitted
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
+DATA = (
+    "data.train.count=96",
+    "data.train.latents=16",
+    "data.train.schedule=speaking",
+    "data.buckets.budget=128",
+    "callbacks.ema.decay=0.97",
+    "trainer.limit_val_batches=0",
+)
+
+
+def test_a_student_of_the_whole_chain_moves_its_lips_to_the_sound(tmp_path):
+    teacher = fitted("train", tmp_path / "teacher", *DATA, "steps=400")
+    causal = fitted(
+        "distill", tmp_path / "causal", *DATA, "objective=teacher_forcing", "steps=100", f"teacher='{teacher}'"
+    )
+    jumps = fitted("distill", tmp_path / "jumps", *DATA, "objective=consistency", "steps=80", f"teacher='{causal}'")
+    student = fitted(
+        "distill", tmp_path / "student", *DATA, "objective=dmd", "steps=12", f"init='{jumps}'", f"teacher='{teacher}'"
+    )
+    evaluate(
+        composed(
+            "evaluate",
+            "world=states",
+            f"student='{student}'",
+            f"teacher='{teacher}'",
+            f"folder='{tmp_path / 'scores'}'",
+            f"cache='{tmp_path / 'cache'}'",
+            "clips=12",
+            "latents=12",
+            "stream_frames=80",
+            "threads=1",
+            "workers=0",
+        )
+    )
+    report = json.loads((tmp_path / "scores" / "report.json").read_text())
+    lip_sync = {name: report["controls"][name]["lip_sync_r"] for name in ("autoencoder", "shuffled_audio")}
+    lip_sync |= {name: report[name]["lip_sync_r"] for name in ("teacher", "student")}
+    assert lip_sync["autoencoder"] > 0.99
+    assert lip_sync["teacher"] > 0.6 and lip_sync["student"] > 0.6 and lip_sync["shuffled_audio"] < 0.2, lip_sync
+    assert report["student"]["undecodable_rate"] == 0
+    assert report["stream"]["frames"] == 80 and report["stream"]["evaluations_per_chunk"] <= 4

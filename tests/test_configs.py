@@ -1,0 +1,88 @@
+"""Every experiment, objective, world and model composes, and what it names can be built."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from avatar.models import checkpoint
+from avatar.run import CONFIGS
+from avatar.types import Bundle
+
+EXPERIMENTS = sorted(path.stem for path in Path(CONFIGS, "experiment").glob("*.yaml"))
+WORLDS = {"pixels": "nano", "states": "states"}
+STAGES = ("teacher_forcing", "consistency", "dmd")
+
+
+def composed(config: str, *overrides: str):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return compose(config, overrides=[*overrides, "folder=/tmp/run", "name=test"])
+
+
+def bundle(cfg, kind: str, path: Path) -> str:
+    network = OmegaConf.to_container(cfg.model.network, resolve=True)
+    weights = checkpoint.new(network).state_dict()
+    config = {"network": network, "audio": OmegaConf.to_container(cfg.audio), "text": OmegaConf.to_container(cfg.text)}
+    checkpoint.write(Bundle(kind, weights, config), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("objective", ["flow_matching", *STAGES])
+def test_every_experiment_instantiates_at_every_stage(experiment, objective, tmp_path):
+    kinds = {
+        "teacher_forcing": ("teacher", "teacher"),
+        "consistency": ("causal_teacher",) * 2,
+        "dmd": ("student", "teacher"),
+    }
+    extra = []
+    if objective in kinds:
+        base = composed("train", f"experiment={experiment}")
+        init, teacher = kinds[objective]
+        extra = [
+            f"init={bundle(base, init, tmp_path / 'init.safetensors')}",
+            f"teacher={bundle(base, teacher, tmp_path / 'teacher.safetensors')}",
+        ]
+    cfg = composed("distill" if extra else "train", f"experiment={experiment}", f"objective={objective}", *extra)
+    module = hydra.utils.instantiate(cfg.objective)
+    optimizers = module.configure_optimizers()
+    assert len(optimizers) == 2  # one with its schedule, or student's and critic's
+    assert all(callable(c.on_train_batch_end) for c in hydra.utils.instantiate(cfg.callbacks).values())
+    hydra.utils.instantiate(cfg.sampler)
+
+
+@pytest.mark.parametrize("world, model", WORLDS.items())
+def test_every_model_fits_its_world_and_its_encoders(world, model):
+    cfg = composed("train", f"world={world}", f"model={model}")
+    with torch.device("meta"):
+        net = hydra.utils.instantiate(cfg.model)
+    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder)
+    audio = hydra.utils.instantiate(cfg.audio)
+    assert net.channels == autoencoder.channels == cfg.world.channels
+    assert net.audio.place.shape[1] == audio.tokens(autoencoder.temporal_stride)
+    assert net.audio.mlp[0].in_features == audio.dim
+    assert len(net.text.place) == cfg.text.max_bytes
+
+
+def test_the_autoencoders_training_instantiates():
+    cfg = composed("train", "objective=autoencoder")
+    module = hydra.utils.instantiate(cfg.objective)
+    assert module.net.channels == cfg.world.channels
+    data = hydra.utils.instantiate(cfg.data)
+    assert data.frames % module.net.temporal_stride == 1
+
+
+@pytest.mark.parametrize("name", ["infer", "evaluate", "demo"])
+def test_the_other_commands_compose(name):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose(name, overrides=["folder=/tmp/run"])
+    assert OmegaConf.to_container(cfg, resolve=True)
+
+
+def test_every_experiment_says_how_it_is_run():
+    for name in EXPERIMENTS:
+        head = Path(CONFIGS, "experiment", f"{name}.yaml").read_text().split("\n\n")[0]
+        assert "python" in head and "CPU" in head

@@ -1,0 +1,158 @@
+"""A report is whole, honest about what wasn't measured, and readable."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avatar import report
+from avatar.metrics.reading import ReadClip
+from avatar.metrics.scores import score
+
+STREAM = {
+    "first_frame_s": 0.21,
+    "chunk_p50_s": 0.05,
+    "real_time_factor": 0.4,
+    "frames": 2000,
+    "evaluations_per_chunk": 4,
+}
+
+
+def reading(seed: int, frames: int = 120, noise: float = 0.1) -> ReadClip:
+    rng = np.random.default_rng(seed)
+    truth = (0.5 + 0.4 * np.sin(np.cumsum(rng.uniform(0.2, 0.9, frames)))).astype(np.float32)
+    return ReadClip(
+        mouth_open=(truth + rng.normal(0, noise, frames)).clip(0, 1).astype(np.float32),
+        valid=np.arange(frames) != 17,
+        delta_e=rng.uniform(1, 2, frames).astype(np.float32),
+        motion=rng.uniform(0.01, 0.03, frames).astype(np.float32),
+        truth_mouth=truth,
+        truth_motion=np.full(frames, 0.02, np.float32),
+        silent=np.zeros(frames, bool),
+        closures_s=np.zeros(0),
+    )
+
+
+def clips(noise: float, frames: int = 120) -> list[ReadClip]:
+    return [reading(seed, frames, noise) for seed in range(3)]
+
+
+@pytest.fixture
+def content():
+    controls = {
+        "ground_truth": score(clips(0.01)),
+        "autoencoder": score(clips(0.05)),
+        "shuffled_audio": score(clips(3.0)),
+    }
+    student = score(clips(0.2)) | {"drift": score(clips(0.2, 1200))["drift"]}
+    return report.assemble(controls, score(clips(0.1)), student, STREAM, {"teacher": 12.5, "student": 3}, seed=7)
+
+
+def video(colour: int, frames: int, size: int = 16) -> np.ndarray:
+    """Frames whose red says which row they are of, whose green says which frame."""
+    out = np.zeros((frames, size, size, 3), np.uint8)
+    out[..., 0], out[..., 1] = colour, np.arange(frames)[:, None, None]
+    return out
+
+
+def test_a_report_survives_the_way_through_its_file(tmp_path, content):
+    report.write(tmp_path, content, ["contact_sheet.png"])
+    assert json.loads((tmp_path / "report.json").read_text()) == content
+    keys = {"controls", "teacher", "student", "stream", "stages", "machine", "versions", "git", "seed"}
+    assert keys <= set(content) and set(content["controls"]) == set(report.CONTROLS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+def test_what_is_not_a_number_becomes_null(tmp_path, content):
+    spoilt = {**content, "stream": {"first_frame_s": float("nan"), "chunks": [float("inf"), 1.0]}}
+    report.write(tmp_path, spoilt)
+    text = (tmp_path / "report.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert json.loads(text)["stream"] == {"first_frame_s": None, "chunks": [None, 1.0]}
+
+
+def test_ratios_are_to_the_autoencoder_and_null_without_it(content):
+    ratio = content["lip_sync_ratio"]
+    whole = content["controls"]["autoencoder"]["lip_sync_r"]
+    assert ratio["autoencoder"] == 1 and ratio["student"] == content["student"]["lip_sync_r"] / whole
+    assert ratio["ground_truth"] > 1 > ratio["teacher"] > ratio["student"] > ratio["shuffled_audio"]
+    assert ratio["frozen"] is None
+    alone = report.assemble({}, None, content["student"], None, {}, seed=0)
+    assert set(alone["lip_sync_ratio"].values()) == {None}
+    assert "| student |" in report.markdown(alone)
+
+
+def test_the_page_has_a_column_for_each_system_and_what_it_was_made_with(tmp_path, content):
+    report.write(tmp_path, content, ["contact_sheet.png"])
+    page = (tmp_path / "report.md").read_text()
+    assert "|  | ground truth | autoencoder | shuffled audio | teacher | student |" in page
+    (row,) = [line for line in page.splitlines() if line.startswith("| lip-sync r, lag 0")]
+    assert f"{content['student']['lip_sync_r']:.3f} |" in row and row.count("|") == 7
+    for words in (
+        "![contact sheet](contact_sheet.png)",
+        "student: identity_delta_e",
+        "real",
+        "12.5",
+        "torch",
+        "| seed | 7 |",
+    ):
+        assert words in page, words
+    tables = [line.count("|") for line in page.splitlines() if line.startswith("|")]
+    assert set(tables) <= {3, 6, 7}
+
+
+def test_an_unknown_control_is_refused():
+    with pytest.raises(ValueError, match="unknown controls groundtruth; the report has ground_truth"):
+        report.assemble({"groundtruth": score([])}, None, None, None, {}, 0)
+
+
+def test_the_contact_sheet_shows_the_right_frames_in_the_right_rows():
+    rows = {
+        name: [video(k, 50), video(k, 30)] for k, name in ((60, "ground truth"), (120, "teacher"), (180, "student"))
+    }
+    sheet = report.contact_sheet(rows, ["first", "second"], columns=5, scale=2)
+    block = 2 * report.SIZE + 3 * 32 + report.GAP
+    assert sheet.size == (report.LABEL + 5 * 32, 2 * block)
+    pixels = np.asarray(sheet)
+    for clip, frames in enumerate((50, 30)):
+        for row, red in enumerate((60, 120, 180)):
+            seen = pixels[clip * block + 2 * report.SIZE + row * 32 + 16, report.LABEL + 16 :: 32]
+            np.testing.assert_array_equal(seen[:, 0], red)
+            np.testing.assert_array_equal(seen[:, 1], np.linspace(0, frames - 1, 5).round())
+
+
+def test_labels_fit_beside_the_frames():
+    """The column of labels has white to its left: the longest name isn't cut."""
+    rows = {name: [video(0, 9, 64)] for name in ("ground truth", "shuffled audio", "autoencoder")}
+    column = np.asarray(report.contact_sheet(rows, ["a clip"]))[:, : report.LABEL]
+    assert (column[:, :2] == 255).all() and (column < 128).any()
+
+
+def test_rows_of_unlike_many_clips_are_refused():
+    with pytest.raises(ValueError, match="teacher: 1; 2 titles"):
+        report.contact_sheet({"truth": [video(0, 9)] * 2, "teacher": [video(0, 9)]}, ["a", "b"])
+
+
+def test_pictures_are_written_whole_and_open(tmp_path):
+    report.save_tracks(tmp_path / "tracks.png", {"teacher": clips(0.1), "student": clips(0.2)}, ["a", "b", "c"])
+    report.save_drift(tmp_path / "drift.png", {"student": [reading(0, 900)]})
+    report.save_drift(tmp_path / "short.png", {"student": [reading(0, 50)]})
+    report.save_contact_sheet(tmp_path / "sheet.png", {"truth": [video(0, 9)]}, ["a"])
+    assert len(list(tmp_path.iterdir())) == 4
+    for path in tmp_path.iterdir():
+        assert Image.open(path).format == "PNG" and np.asarray(Image.open(path)).std() > 1
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, content, monkeypatch):
+    report.write(tmp_path, content)
+    before = (tmp_path / "report.json").read_bytes()
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        report.write(tmp_path, {**content, "seed": 8})
+    assert (tmp_path / "report.json").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md"]
