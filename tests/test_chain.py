@@ -17,7 +17,6 @@ DATA = (
     "data.train.latents=16",
     "data.train.schedule=speaking",
     "data.buckets.budget=128",
-    "callbacks.ema.decay=0.97",
     "trainer.limit_val_batches=0",
 )
 
