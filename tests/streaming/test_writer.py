@@ -54,7 +54,7 @@ def stream(folder, stop, count=100):
 
 def run(folder, stop: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", SCRIPT + stop, str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
