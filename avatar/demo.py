@@ -7,10 +7,12 @@ from pathlib import Path
 from time import perf_counter
 
 from omegaconf import DictConfig
+from scipy.io import wavfile
 
 from avatar import run
 from avatar.data.puppet.clip import make_clip
 from avatar.streaming.writer import write_png
+from avatar.types import SAMPLE_RATE
 
 
 def demo(cfg: DictConfig) -> None:
@@ -68,10 +70,6 @@ def _run(arguments: list[str]) -> float:
 
 def _held_out(folder: Path, seed: int) -> tuple[Path, Path]:
     """A portrait and a sentence of the test split, as files."""
-    from scipy.io import wavfile
-
-    from avatar.types import SAMPLE_RATE
-
     clip = make_clip(1000 + seed, "test", 150, "speaking")
     portrait, speech = folder / "portrait.png", folder / "speech.wav"
     write_png(portrait, clip.frames(256, 0, 1)[0])

@@ -111,8 +111,8 @@ def evaluate(cfg: DictConfig) -> None:
     teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
     for net in filter(None, (student, teacher)):
         checkpoint.check_latents(net, autoencoder)
-    plan = plan_of(checkpoint.origin_of(student).plan, dict(cfg.plan))
-    stages = dict(cfg.stages)
+    plan = plan_of(checkpoint.origin_of(student).plan, dict(cfg.plan or {}))
+    stages = dict(cfg.stages or {})
 
     with timed(stages, "evaluate"):
         world = hydra.utils.instantiate(cfg.world.view)

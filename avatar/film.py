@@ -57,7 +57,7 @@ def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
         autoencoder,
         origin.made("audio"),
         origin.made("text"),
-        plan_of(origin.plan, dict(cfg.plan)),
+        plan_of(origin.plan, dict(cfg.plan or {})),
         reference,
         seed=cfg.seed,
         prompt=cfg.prompt,

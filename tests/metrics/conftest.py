@@ -34,16 +34,16 @@ def reading():
         raw = np.convolve(rng.standard_normal(frames + 84), np.hanning(5), "same")[20:-20]
         track = (0.4 + 0.15 * raw).clip(0, 1).astype(np.float32)
         seen = track[22 - shift : 22 - shift + frames] + rng.normal(0, 1, frames) * noise
-        fields = dict(
-            mouth_open=seen.astype(np.float32),
-            valid=np.ones(frames, bool),
-            delta_e=np.full(frames, 1, np.float32),
-            motion=np.full(frames, 0.02, np.float32),
-            truth_mouth=track[22 : 22 + frames],
-            truth_motion=np.full(frames, 0.02, np.float32),
-            silent=np.zeros(frames, bool),
-            closures_s=np.zeros(0),
-        )
+        fields = {
+            "mouth_open": seen.astype(np.float32),
+            "valid": np.ones(frames, bool),
+            "delta_e": np.full(frames, 1, np.float32),
+            "motion": np.full(frames, 0.02, np.float32),
+            "truth_mouth": track[22 : 22 + frames],
+            "truth_motion": np.full(frames, 0.02, np.float32),
+            "silent": np.zeros(frames, bool),
+            "closures_s": np.zeros(0),
+        }
         return ReadClip(**fields | changes)
 
     return make

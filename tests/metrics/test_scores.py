@@ -22,9 +22,8 @@ def worn(video):
 
 def late(reading, frames: int = 2):
     """The same lips, some frames later."""
-    return replace(
-        reading, mouth_open=np.concatenate([np.repeat(reading.mouth_open[:1], frames), reading.mouth_open])[:-frames]
-    )
+    mouth = reading.mouth_open
+    return replace(reading, mouth_open=np.concatenate([np.repeat(mouth[:1], frames), mouth[:-frames]]))
 
 
 def beside(reading, other):
@@ -42,7 +41,7 @@ def scores(clips, videos, true_readings):
         "worn": read([worn(video) for video in videos]),
         "late": [late(reading) for reading in true_readings],
         "shuffled": [beside(a, b) for a, b in permutations(true_readings, 2)],
-        "frozen": read([video[:, :1].expand(-1, 40, -1, -1) for video in videos]),
+        "frozen": read([video[:, :1].expand_as(video) for video in videos]),
         "wrong identity": read([video[:, :10] for video in videos[1:] + videos[:1]]),
     }
     return {name: score(part) for name, part in readings.items()}
