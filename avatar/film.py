@@ -24,9 +24,10 @@ def film(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     image, note = read_image(cfg.image, cfg.world.view.size)
     sound = read_audio(cfg.audio)
-    print(f"image: {note}")
+    if note:
+        print(f"image: {note}")
     out = Path(cfg.out or Path(cfg.folder) / "avatar.mp4")
-    session = open_session(cfg, from_uint8(image)[None])
+    session = open_session(cfg, from_uint8(image[None])[None])
     records = []
     with Mp4Writer(out, cfg.world.view.size) as writer, Progress() as progress:
         bar = progress.add_task(f"streaming {len(sound) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s", total=len(sound))

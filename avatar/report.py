@@ -37,7 +37,7 @@ ROWS = {
     "undecodable_rate": ("undecodable frames", ".3f"),
     "clips": ("clips", "d"),
 }
-SIZE, LABEL, GAP = 13, 96, 10  # of the contact sheet, in pixels: text, the column of labels, and between clips
+SIZE, LABEL, GAP = 13, 112, 10  # of the contact sheet, in pixels: text, the column of labels, and between clips
 COLOURS = ("#d1495b", "#2e6f95", "#6a994e", "#8d6a9f", "#edae49")
 Frames = UInt8[np.ndarray, "f h w 3"]
 
@@ -148,7 +148,7 @@ def save_tracks(path: Path, readings: Mapping[str, Sequence[ReadClip]], titles: 
 
     Frames that couldn't be read are gaps. A clip shows its first 10 s.
     """
-    figure, panels = _figure(len(titles), 10, 2.0)
+    figure, panels = _figure(len(titles), 10.0, 2.0)
     for number, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         clips = {name: clips[number].between(0, 10 * FRAME_RATE) for name, clips in readings.items()}
         truth = next(iter(clips.values())).truth_mouth
@@ -168,15 +168,16 @@ def save_drift(path: Path, streams: Mapping[str, Sequence[ReadClip]]) -> None:
     """A PNG with a panel each for lip-sync r, ΔE, motion and undecodable frames, block by block along the stream."""
     quantities = {"lip_sync_r": "lip-sync r", "identity_delta_e": "identity ΔE", "motion": "motion per frame"}
     quantities |= {"undecodable_rate": "undecodable"}
-    figure, panels = _figure(len(quantities), 8, 1.7)
+    figure, panels = _figure(len(quantities), 8.0, 1.7)
     for panel, (quantity, title) in zip(panels, quantities.items(), strict=True):
         for colour, (name, readings) in zip(COLOURS, streams.items(), strict=False):
             frame, values = drift.blocks(readings, quantity)
             panel.plot(frame / FRAME_RATE, values, color=colour, marker=".", linewidth=1.2, label=name)
         panel.set_ylabel(title, fontsize=9)
-        panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
         panel.grid(axis="y", color="0.9")
+        panel.axhline(0, color="0.6", linewidth=0.8)
     panels[-1].set_xlabel("seconds into the stream")
+    figure.align_ylabels()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=6, frameon=False, fontsize=9)
     _save(path, figure)
 

@@ -17,7 +17,7 @@ DATA = (
     "data.train.latents=16",
     "data.train.schedule=speaking",
     "data.buckets.budget=128",
-    "trainer.limit_val_batches=0",
+    "+trainer.limit_val_batches=0",
 )
 
 

@@ -46,7 +46,7 @@ def content():
         "shuffled_audio": score(clips(3.0)),
     }
     student = score(clips(0.2)) | {"drift": score(clips(0.2, 1200))["drift"]}
-    return report.assemble(controls, score(clips(0.1)), student, STREAM, {"teacher": 12.5, "student": 3}, seed=7)
+    return report.assemble(controls, score(clips(0.1)), student, STREAM, {"teacher": 12.5, "student": 3.0}, seed=7)
 
 
 def video(colour: int, frames: int, size: int = 16) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Clips of several lengths: one length per batch, drawn from (seed, step) alone, so that all ranks draw the same."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,8 @@ import numpy as np
 class LengthBuckets:
     """Lengths in latents with their weights; a batch holds as many clips as its budget of latents allows."""
 
-    lengths: tuple[int, ...]
-    weights: tuple[float, ...]
+    lengths: Sequence[int]
+    weights: Sequence[float]
     budget: int  # latents per batch
 
     def __post_init__(self):

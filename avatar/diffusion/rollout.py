@@ -11,7 +11,7 @@ then becomes context, in one of three ways:
 Noise is indexed by (seed, latent, step): how a stream was cut into chunks or calls never changes a draw.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any
@@ -35,7 +35,7 @@ class Plan:
         window: latents attended to, the chunk's own included.
     """
 
-    times: tuple[float, ...] = (1.0, 0.9375, 0.833, 0.625)
+    times: Sequence[float] = (1.0, 0.9375, 0.833, 0.625)
     chunk: int = 2
     first_chunk: int = 1
     window: int = 8

@@ -7,7 +7,7 @@ loaded with and the components (the autoencoder of its latents) that they belong
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def new(network: Any) -> Any:
     return _built(Origin({"network": config}))
 
 
-def load(path: str, kinds: tuple[str, ...] = KINDS) -> Any:
+def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
     """The network of a bundle, in fp32; a bundle of another kind than these is refused."""
     bundle = read(Path(path))
     if bundle.kind not in kinds:
@@ -148,7 +148,7 @@ def _instantiated(config: Mapping[str, Any]) -> Any:
         # A bundle may come from anywhere: it shall build what this project defines and call nothing else.
         if not target.startswith("avatar."):
             raise ValueError(f"a bundle's config with _target_ {target!r}; only classes of this package are built")
-    return hydra.utils.instantiate(config)
+    return hydra.utils.instantiate(config, _convert_="all")
 
 
 def _digest(config: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def test_batches_come_in_all_lengths_each_within_the_budget(clips):
 
 
 def test_lengths_are_drawn_by_their_weights():
-    rng, buckets = np.random.default_rng(0), LengthBuckets((1, 2), (1, 3), 4)
+    rng, buckets = np.random.default_rng(0), LengthBuckets((1, 2), (1.0, 3.0), 4)
     drawn = Counter(buckets.draw(rng) for _ in range(2000))
     assert set(drawn) == {(1, 4), (2, 2)} and 0.7 < drawn[2, 2] / 2000 < 0.8
 
