@@ -49,11 +49,11 @@ class WholeClip:
     def _window(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...], start: int) -> Latents:
         x = Noise(seeds)(cond.reference.expand(-1, -1, cond.latents, -1, -1), start, 0)
 
-        def velocity(x: Latents, cond: Conditioning, t: Times) -> Latents:
-            return Bidirectional().velocity(net, x, t.repeat(len(x) // len(t), 1), cond, x)
-
         def field_(x: Latents, t: Times) -> Latents:
-            return guided(lambda y, c: velocity(y, c, t), x, cond, self.guidance)
+            def velocity(x: Latents, cond: Conditioning) -> Latents:
+                return Bidirectional().velocity(net, x, t.repeat(len(x) // len(t), 1), cond, x)
+
+            return guided(velocity, x, cond, self.guidance)
 
         return SOLVERS[self.solver](field_, x, schedule(self.steps, self.shift))
 

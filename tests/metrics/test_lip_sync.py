@@ -99,6 +99,7 @@ def test_closures_are_met_by_lips_that_shut_and_not_by_shut_or_open_or_unread_on
     assert lip_sync.closure_recall([replace(base, mouth_open=np.zeros(100, np.float32))]) == 0
     assert lip_sync.closure_recall([replace(base, mouth_open=np.full(100, 0.6, np.float32))]) == 0
     assert lip_sync.closure_recall([replace(base, valid=np.zeros(100, bool))]) == 0
+    assert lip_sync.closure_recall([replace(base, valid=truth > 0)]) == 0  # unread where it matters
     assert lip_sync.closure_recall([replace(base, mouth_open=np.roll(truth, 6))]) == 0
     assert math.isnan(lip_sync.closure_recall([reading()]))
 

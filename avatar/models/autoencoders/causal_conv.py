@@ -156,8 +156,9 @@ class CausalConvAutoencoder(nn.Module):
                 CausalConv(a, folded, (1, 3, 3)),
             ]
         )
-        for way in (self.encoder, self.decoder):
-            nn.init.zeros_(way[-1].conv.weight)
+        for last in (self.encoder[-1], self.decoder[-1]):
+            assert isinstance(last, CausalConv)
+            nn.init.zeros_(last.conv.weight)
 
     @torch.no_grad()
     def start_from(self, video: Pixels) -> None:
