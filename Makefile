@@ -46,9 +46,9 @@ fmt: setup ## format, and mend what ruff can mend
 	$(PY) -m ruff format
 
 $(PY):
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-		echo "got $$($(PYTHON) --version 2>&1 || echo no $(PYTHON)), wanted Python 3.11 to 3.13;" \
-			"name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+		echo "got $(PYTHON), which is $$($(PYTHON) --version 2>/dev/null || echo not there)," \
+			"wanted Python 3.11 to 3.13; name one: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # torch goes first, alone, and is then frozen by a constraint, so that nothing replaces it by a CUDA build.
