@@ -94,9 +94,10 @@ class Evaluation:
     @torch.no_grad()
     def _decoded(self, index: int, latents: Latents | None) -> Tensor:
         """A clip decoded as a stream decodes it, behind its reference; without latents, the reference itself."""
+        device = next((p.device for p in self.autoencoder.parameters()), torch.device("cpu"))
         decoder = self.autoencoder.decoder_stream()
-        reference = decoder.push(self.batch.conditioning.reference[index : index + 1])
-        return (reference if latents is None else decoder.push(latents))[0]
+        reference = decoder.push(self.batch.conditioning.reference[index : index + 1].to(device))
+        return (reference if latents is None else decoder.push(latents.to(device)))[0].cpu()
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -106,7 +107,7 @@ def evaluate(cfg: DictConfig) -> None:
     folder = Path(cfg.folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval()
+    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)
     student = checkpoint.load(cfg.student, ("student", "causal_teacher")).to(device)
     teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
     for net in filter(None, (student, teacher)):

@@ -49,8 +49,9 @@ def film(cfg: DictConfig) -> None:
 
 def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
     """A session of the config's student over a reference of pixels `1 c 1 h w`."""
-    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval()
-    student = checkpoint.load(cfg.student, ("student", "causal_teacher"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)
+    student = checkpoint.load(cfg.student, ("student", "causal_teacher")).to(device)
     checkpoint.check_latents(student, autoencoder)
     origin = checkpoint.origin_of(student)
     session = Session(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class EMA(lightning.Callback):
-    """Averages `module.net` after each of its updates.
+    """Averages `module.net` after each batch, whether or not that batch updated it.
 
     The decay rises with the updates seen, (1 + n) / (10 + n), up to `decay`: short runs average over their own length.
     """
