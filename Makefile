@@ -47,7 +47,7 @@ fmt: setup ## format, and mend what ruff can mend
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
-		echo "got $(PYTHON), which is $$($(PYTHON) --version 2>/dev/null || echo not there)," \
+		echo "got $(PYTHON), which is $$($(PYTHON) -c 'import sys; print(sys.version[:6])' 2>/dev/null || echo not there)," \
 			"wanted Python 3.11 to 3.13; name one: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
