@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import lightning
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.io import wavfile
 
 from avatar import film, run
+from avatar.data.decode import read_video
 from avatar.models import checkpoint
 from tests.stages import FILTERS, TINY, fitted
 
@@ -47,6 +51,16 @@ class CtrlC(lightning.Callback):
     def on_train_batch_start(self, trainer, module, batch, index: int) -> None:
         if index == self.after:
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_users_own_files_become_a_film(command, tmp_path):
+    portrait, speech, out = tmp_path / "mein Porträt.png", tmp_path / "hallo.wav", tmp_path / "me.mp4"
+    Image.fromarray(np.full((90, 70, 3), 128, np.uint8)).save(portrait)
+    wavfile.write(speech, 44_100, np.zeros((44_100, 2), np.int16))
+    code, stderr = command("infer", f"image='{portrait}'", f"audio='{speech}'", f"out='{out}'", "plan={chunk: 3}")
+    assert code == 0, stderr
+    frames, rate = read_video(out)
+    assert frames.shape == (25, 64, 64, 3) and rate == 25
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,8 @@ def test_pictures_are_written_whole_and_open(tmp_path):
     report.save_contact_sheet(tmp_path / "sheet.png", {"truth": [video(0, 9)]}, ["a"])
     assert len(list(tmp_path.iterdir())) == 4
     for path in tmp_path.iterdir():
-        assert Image.open(path).format == "PNG" and np.asarray(Image.open(path)).std() > 1
+        with Image.open(path) as image:
+            assert image.format == "PNG" and np.asarray(image).std() > 1
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, content, monkeypatch):

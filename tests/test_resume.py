@@ -7,7 +7,11 @@ import pytest
 
 from tests.stages import FILTERS, fitted
 
-MEANT = ("ignore:You're resuming from a checkpoint", "ignore:The dirpath has changed")
+MEANT = (
+    "ignore:You're resuming from a checkpoint",
+    "ignore:The dirpath has changed",
+    "ignore:Using ModelCheckpoint with manual",
+)
 pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
 EVERY = ("steps=8", "callbacks.checkpoint.every_n_train_steps=4", "+callbacks.checkpoint.save_top_k=-1")
 

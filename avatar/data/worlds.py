@@ -28,7 +28,7 @@ class World(Protocol):
 
     def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]: ...
 
-    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """A video tensor of this world as frames to look at."""
         ...
 
@@ -45,7 +45,7 @@ class PixelWorld:
     def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]:
         return torch.from_numpy(clip.mouth_region(self.size, start, stop))
 
-    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         return to_uint8(video)
 
 
@@ -59,7 +59,7 @@ class StateWorld:
     def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]:
         return torch.zeros(stop - start, 1, 1)
 
-    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """The states worn by one and the same puppet."""
         return render(Identity.from_seed(0), video[:, :, 0, 0].T.clamp(*BOUNDS).cpu().numpy(), 64)
 
