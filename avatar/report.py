@@ -39,7 +39,7 @@ ROWS = {
 }
 SIZE, LABEL, GAP = 13, 112, 10  # of the contact sheet, in pixels: text, the column of labels, and between clips
 COLOURS = ("#d1495b", "#2e6f95", "#6a994e", "#8d6a9f", "#edae49")
-Frames = UInt8[np.ndarray, "f h w 3"]
+Frames = UInt8[np.ndarray, "_ h w 3"]  # clips may differ in their number of frames
 
 
 def assemble(

@@ -50,5 +50,5 @@ def test_a_student_of_the_whole_chain_moves_its_lips_to_the_sound(tmp_path):
     lip_sync |= {name: report[name]["lip_sync_r"] for name in ("teacher", "student")}
     assert lip_sync["autoencoder"] > 0.99
     assert lip_sync["teacher"] > 0.6 and lip_sync["student"] > 0.6 and lip_sync["shuffled_audio"] < 0.2, lip_sync
-    assert report["student"]["undecodable_rate"] == 0
+    assert report["student"]["undecodable_rate"] < 0.05
     assert report["stream"]["frames"] == 80 and report["stream"]["evaluations_per_chunk"] <= 4
