@@ -7,7 +7,7 @@ the frozen reference, and the student with another clip's sound.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -26,9 +26,9 @@ from avatar.metrics.reading import PixelReader, ReadClip, StateReader
 from avatar.metrics.scores import score
 from avatar.models import checkpoint
 from avatar.models.video_dit import VideoDiT
-from avatar.streaming.runtime import StreamStats, stream
+from avatar.streaming.runtime import Emitted, StreamStats, stream
 from avatar.streaming.session import Session
-from avatar.types import EMOTIONS, Batch, Conditioning, Latents, VideoAutoencoder
+from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents, VideoAutoencoder
 
 SHOWN = 3  # clips on the contact sheet
 
@@ -102,6 +102,8 @@ class Evaluation:
 
 def evaluate(cfg: DictConfig) -> None:
     """Make, read and score all systems; write report.json, report.md and pictures into the folder."""
+    run.check_whole(1, **{name: cfg[name] for name in ("clips", "latents", "streams", "stream_frames")})
+    run.check_whole(0, seed=cfg.seed)
     run.keep_memory()
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     folder = Path(cfg.folder)
@@ -136,8 +138,11 @@ def evaluate(cfg: DictConfig) -> None:
         scores = {name: score(read) for name, read in readings.items()}
 
     with timed(stages, "stream"):
-        stats, long = streamed(evaluation, student, plan, cfg)
-        scores["student"]["drift"] = score([long])["drift"]
+        streams = [streamed(evaluation, student, plan, cfg, number) for number in range(cfg.streams)]
+        stats = StreamStats.of(streams[0].emitted)
+        long = {"student": [s.student for s in streams], "ground_truth": [s.truth for s in streams]}
+        for name, read in long.items():
+            scores[name]["drift"] = score(read)["drift"]
     result = report.assemble(
         {name: scores[name] for name in report.CONTROLS},
         scores.get("teacher"),
@@ -150,7 +155,7 @@ def evaluate(cfg: DictConfig) -> None:
     shown = [name for name in ("ground_truth", "teacher", "student") if name in videos]
     titles = [clip.caption for clip in evaluation.truth[:SHOWN]]
     report.save_tracks(folder / "tracks.png", {n: readings[n][:SHOWN] for n in shown[1:]}, titles)
-    report.save_drift(folder / "drift.png", {"student": [long]})
+    report.save_drift(folder / "drift.png", {name.replace("_", " "): read for name, read in long.items()})
     pictures = ["tracks.png", "drift.png"]
     if isinstance(world, PixelWorld):
         rows = {name.replace("_", " "): [to_uint8(v) for v in videos[name][:SHOWN]] for name in shown}
@@ -160,20 +165,33 @@ def evaluate(cfg: DictConfig) -> None:
     print((folder / "report.md").read_text())
 
 
-def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictConfig) -> tuple[StreamStats, ReadClip]:
-    """One long live stream: its speed, and what is read of it from beginning to end."""
-    split = ClipSet(cfg.split, "speaking", 1, 1, first=cfg.clips)
-    clip = split.make(0, cfg.stream_frames, evaluation.cache / "speech")
-    reference = evaluation.world.video(clip, 0, 1)[None]
-    audio, text = evaluation.audio, evaluation.text
-    session = Session(student, evaluation.autoencoder, audio, text, plan, reference, seed=cfg.seed, prompt=clip.caption)
+@dataclass(frozen=True)
+class LongStream:
+    """One long live stream: what left the session, and what is read of it and of its ground truth."""
+
+    emitted: list[Emitted]
+    student: ReadClip
+    truth: ReadClip
+
+
+def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictConfig, number: int) -> LongStream:
+    """The stream of the clip `number` beyond those that are scored."""
+    split = ClipSet(cfg.split, "speaking", cfg.streams, 1, first=cfg.clips)
+    clip = split.make(number, cfg.stream_frames, evaluation.cache / "speech")
+    truth = evaluation.world.video(clip, 0, cfg.stream_frames)
+    audio, text, seed = evaluation.audio, evaluation.text, cfg.seed + number
+    session = Session(
+        student, evaluation.autoencoder, audio, text, plan, truth[None, :, :1], seed=seed, prompt=clip.caption
+    )
     session.set_state("speaking")
     session.set_emotion(EMOTIONS[clip.emotion[0]], float(clip.intensity[0]))
+    session.gesture(GESTURES[clip.gesture[0]], cfg.stream_frames / FRAME_RATE)
     total = cfg.stream_frames // (plan.chunk * evaluation.stride)
     speech = torch.from_numpy(clip.own)
-    records = list(track(stream(session, speech), f"streaming {cfg.stream_frames} frames", total))
-    video = torch.cat([record.frames for record in records], dim=1)
-    return StreamStats.of(records), evaluation.reader.read(clip, video)
+    title = f"stream {number + 1} of {cfg.streams}, {cfg.stream_frames} frames"
+    emitted = list(track(stream(session, speech), title, total))
+    video = torch.cat([chunk.frames for chunk in emitted], dim=1)
+    return LongStream(emitted, evaluation.reader.read(clip, video), evaluation.reader.read(clip, truth))
 
 
 @contextmanager

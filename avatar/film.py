@@ -9,27 +9,35 @@ from rich.progress import Progress
 
 from avatar import run
 from avatar.data.decode import read_audio, read_image
-from avatar.data.worlds import from_uint8, to_uint8
+from avatar.data.worlds import PixelWorld, from_uint8, to_uint8
 from avatar.diffusion.rollout import plan_of
 from avatar.models import checkpoint
 from avatar.streaming.runtime import StreamStats, stream
 from avatar.streaming.session import Session
 from avatar.streaming.writer import Mp4Writer
-from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
+from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 
 def film(cfg: DictConfig) -> None:
     """Stream `cfg.audio` over `cfg.image`; the mp4 is written as chunks finish and playable at any moment."""
+    run.check_whole(0, seed=cfg.seed)
     run.keep_memory()
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    image, note = read_image(cfg.image, cfg.world.view.size)
+    world = hydra.utils.instantiate(cfg.world.view)
+    if not isinstance(world, PixelWorld):
+        raise ValueError(
+            f"a film in a {type(world).__name__}, which has no pictures to start from; leave out world=, or score the "
+            "student by python -m avatar.evaluate"
+        )
+    image, note = read_image(cfg.image, world.size)
     sound = read_audio(cfg.audio)
     if note:
         print(f"image: {note}")
     out = Path(cfg.out or Path(cfg.folder) / "avatar.mp4")
     session = open_session(cfg, from_uint8(image[None])[None])
+    session.gesture(cfg.gesture, len(sound) / SAMPLE_RATE)
     records = []
-    with Mp4Writer(out, cfg.world.view.size) as writer, Progress() as progress:
+    with Mp4Writer(out, world.size) as writer, Progress() as progress:
         bar = progress.add_task(f"streaming {len(sound) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s", total=len(sound))
         written = 0
         for emitted in stream(session, torch.from_numpy(sound)):

@@ -5,8 +5,10 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr says what was got, 
 
 import ctypes
 import functools
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -24,6 +26,16 @@ from avatar.provenance import git_revision
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 
 
+# What Lightning would have a user know is no mistake here: batches are ready made, frozen networks stay frozen, and
+# a folder that is resumed has its metrics already.
+HARMLESS = (
+    ".*does not have many workers",
+    ".*in eval mode",
+    ".*but have no `validation_step`",
+    ".*exists and is not empty",
+    ".*isinstance.treespec",
+    ".*is not resumable",
+)
 MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)  # of the user; all else is ours
 
 
@@ -49,7 +61,10 @@ def main(config: str, task: Callable[[DictConfig], None]) -> None:
 def fit(cfg: DictConfig) -> None:
     """One training run: data, objective, callbacks and loggers from the config, checkpoints and a bundle in its
     folder."""
+    check_whole(1, steps=cfg.steps)
+    check_whole(0, seed=cfg.seed)
     keep_memory()
+    _quieten()
     lightning.seed_everything(cfg.seed, verbose=False)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
@@ -71,6 +86,20 @@ def fit(cfg: DictConfig) -> None:
         trainer.fit(objective, data, ckpt_path=cfg.resume)
     except SystemExit as stop:  # how Lightning leaves after Ctrl-C, when callbacks have saved what they save
         raise KeyboardInterrupt from stop
+
+
+def check_whole(least: int, **values: object) -> None:
+    """Raise ValueError for a setting that is no whole number from `least` on."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value}; wanted a whole number from {least} on, such as {name}={least + 1}")
+
+
+def _quieten() -> None:
+    """Keep Lightning from telling what is no news."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message)
 
 
 def keep_memory() -> None:

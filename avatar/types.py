@@ -221,6 +221,7 @@ class VideoAutoencoder(Protocol):
     temporal_stride: int
     spatial_stride: int
     channels: int
+    training: bool
 
     def eval(self) -> Any: ...
 

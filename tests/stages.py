@@ -24,14 +24,7 @@ TINY = (
     "trainer.log_every_n_steps=1",
     "+trainer.enable_progress_bar=false",
 )
-# What Lightning would have a user know is no mistake here: batches are ready made, and frozen networks stay frozen.
-FILTERS = (
-    "ignore:.*does not have many workers",
-    "ignore:.*in eval mode",
-    "ignore:.*but have no `validation_step`",
-    "ignore:.*exists and is not empty",
-    "ignore:.*isinstance.treespec",
-)
+FILTERS = tuple(f"ignore:{message}" for message in run.HARMLESS)
 
 
 def composed(config: str, *overrides: str) -> DictConfig:

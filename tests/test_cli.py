@@ -70,7 +70,11 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
         ("train", "objective.lip_wait=1", "lip_wait"),
         ("train", "objective=magic", "magic"),
         ("train", "world=mars", "mars"),
+        ("train", "steps=many", "steps=many; wanted a whole number"),
+        ("train", "seed=-1", "seed=-1; wanted a whole number"),
         ("distill", "objective=consistency", "teacher"),
+        ("infer", "world=states", "no pictures"),
+        ("infer", "gesture=salute", "salute"),
         ("infer", "image=nobody.png", "nobody.png"),
         ("infer", "image=pyproject.toml", "pyproject.toml"),
         ("infer", "audio=silence.wav", "silence.wav"),
@@ -117,6 +121,9 @@ def test_ctrl_c_saves_a_checkpoint_that_resumes(command, tmp_path):
     assert saved and not (tmp_path / "run" / "teacher.safetensors").exists()
     last = max(saved, key=lambda path: path.stat().st_mtime)
     assert torch.load(last, weights_only=True)["global_step"] == 3
+    code, stderr = command("train", *TINY, *places, f"resume='{last}'")
+    assert code == 0, stderr
+    assert (tmp_path / "run" / "teacher.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -4,11 +4,11 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class EMA(lightning.Callback):
-    """Averages `module.net` after each batch, whether or not that batch updated it.
+    """Averages `module.net` after each batch that updated it.
 
     The decay rises with the updates seen, (1 + n) / (10 + n), up to `decay`: short runs average over their own length.
     """
@@ -19,8 +19,14 @@ class EMA(lightning.Callback):
         self.decay, self.updates = decay, 0
         self.weights: dict[str, Tensor] = {}
 
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.seen = _version(module.net)
+
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        if self.seen == (version := _version(module.net)):
+            return  # another network's turn
+        self.seen = version
         state = module.net.state_dict()
         if not self.weights:
             self.weights = {name: tensor.clone() for name, tensor in state.items()}
@@ -36,3 +42,8 @@ class EMA(lightning.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates, self.weights = state_dict["updates"], state_dict["weights"]
+
+
+def _version(net: nn.Module) -> int:
+    """A number that grows with every change to the parameters in place."""
+    return sum(parameter._version for parameter in net.parameters())

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 
 from avatar.callbacks.ema import EMA
 from avatar.models import checkpoint
 from avatar.types import Bundle
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Export(lightning.Callback):
@@ -19,16 +22,21 @@ class Export(lightning.Callback):
         kind: of the bundle, see `checkpoint.KINDS`.
         config: what is needed beside the network itself to use it (`audio`, `text`).
         plan: the rollout plan that the network was trained for, if any.
+        precision: float32, or float16 for bundles that are to be small.
     """
 
-    def __init__(self, path: str, kind: str, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None):
+    def __init__(self, path: str, kind: str, config: Mapping[str, Any], plan: Mapping[str, Any] | None, precision: str):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         self.path, self.kind, self.config, self.plan = Path(path), kind, config, plan
+        self.precision = PRECISIONS[precision]
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
         averages = [
             callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights
         ]
         weights = averages[0] if averages else module.net.state_dict()
+        weights = {n: w.to(self.precision) if w.is_floating_point() else w for n, w in weights.items()}
         components = {}
         if self.kind != "autoencoder":
             components = {"autoencoder": checkpoint.origin_of(trainer.datamodule.autoencoder).fingerprint}

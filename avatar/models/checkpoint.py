@@ -109,13 +109,6 @@ def write(bundle: Bundle, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def halved(bundle: Bundle) -> Bundle:
-    """The bundle with its floating-point weights in fp16, for shipping."""
-    return replace(
-        bundle, weights={name: w.half() if w.is_floating_point() else w for name, w in bundle.weights.items()}
-    )
-
-
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """A hash of names, shapes and values."""
     digest = hashlib.sha256()

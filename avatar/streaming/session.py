@@ -340,6 +340,8 @@ def _check_sound(role: str, samples: Sound) -> None:
 
 
 def _check_fit(net: VideoDiT, autoencoder: VideoAutoencoder, audio: LocalAudioEncoder, stride: int) -> None:
+    if net.training or autoencoder.training:
+        raise ValueError("a network or an autoencoder in training mode, whose state would change; call .eval() first")
     if net.channels != autoencoder.channels:
         raise ValueError(
             f"a network for latents of {net.channels} channels with an autoencoder of {autoencoder.channels}; "

@@ -1,8 +1,8 @@
 """Log-mel features, a frame at a time, with nothing to learn and nothing to download.
 
 A frame of 640 samples is four hops of 160; a hop's spectrum is taken over 400 samples centred on it, so it reaches 120
-samples past its end. Hence a frame's features are known once 120 samples of the next frame are: that is part of
-`right_context`, which the window around each latent adds in whole frames.
+samples past its end. Hence a frame's features are known once 120 samples of the next frame are: a latent waits for
+its own frames, the `right_context` after them, and these 120 samples (7.5 ms) more.
 """
 
 from functools import cached_property
