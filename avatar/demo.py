@@ -78,7 +78,7 @@ def _held_out(folder: Path, seed: int) -> tuple[Path, Path]:
 
 
 def _set_aside(folder: Path) -> None:
-    if folder.exists() and (folder / "report.json").exists():
+    if folder.exists() and any(folder.iterdir()):
         number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
         folder.rename(folder.with_name(f"{folder.name}-{number}"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from avatar.data.encoded import ClipSet, encoded_clips
 from avatar.data.worlds import PixelWorld, World, to_uint8
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
-from avatar.metrics.reading import PixelReader, ReadClip, StateReader
+from avatar.metrics.reading import PixelReader, ReadClip, Reader, StateReader
 from avatar.metrics.scores import score
 from avatar.models import checkpoint
 from avatar.models.video_dit import VideoDiT
@@ -58,8 +58,11 @@ class Evaluation:
         frames = 1 + self.stride * clips.latents
         # Made as the encoder made them, with the audio's right context, for a clip's length is part of its seed.
         extra = self.audio.right_context + 1
-        self.truth = [clips.make(i, frames + extra, cache / "speech") for i in range(clips.count)]
-        self.reader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
+        self.truth = [
+            clips.make(i, frames + extra, cache / "speech")
+            for i in track(range(clips.count), f"drawing {clips.count} {clips.split} clips")
+        ]
+        self.reader: Reader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
 
     def ground_truth(self) -> list[Tensor]:
         frames = 1 + self.stride * self.clips.latents
@@ -102,34 +105,39 @@ class Evaluation:
 
 def evaluate(cfg: DictConfig) -> None:
     """Make, read and score all systems; write report.json, report.md and pictures into the folder."""
-    run.check_whole(1, **{name: cfg[name] for name in ("clips", "latents", "streams", "stream_frames")})
+    run.check_whole(2, clips=cfg.clips)  # or else shuffled audio would be a clip's own
+    run.check_whole(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
     run.check_whole(0, seed=cfg.seed)
-    run.keep_memory()
-    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    run.prepare_torch(cfg.threads)
     folder = Path(cfg.folder)
+    if (folder / "report.json").exists():
+        raise FileExistsError(f"{folder} holds a report already, which is not overwritten; give another folder=")
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)
-    student = checkpoint.load(cfg.student, ("student", "causal_teacher")).to(device)
+    student = checkpoint.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)
     teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
     for net in filter(None, (student, teacher)):
         checkpoint.check_latents(net, autoencoder)
+        checkpoint.check_encoders(net, checkpoint.origin_of(student).config)
+    whole = hydra.utils.instantiate(cfg.teacher_sampler)
+    streams = checkpoint.origin_of(student).kind != "teacher"  # which sees all of a clip at once
     plan = plan_of(checkpoint.origin_of(student).plan, dict(cfg.plan or {}))
+    way = ChunkByChunk(plan) if streams else whole
     stages = dict(cfg.stages or {})
 
     with timed(stages, "evaluate"):
         world = hydra.utils.instantiate(cfg.world.view)
         clips = ClipSet(cfg.split, "speaking", cfg.clips, cfg.latents)
         evaluation = Evaluation(world, autoencoder, student, clips, Path(cfg.cache), cfg.workers)
-        whole = hydra.utils.instantiate(cfg.teacher_sampler)
         cond = evaluation.batch.conditioning
         videos = {
             "ground_truth": evaluation.ground_truth(),
             "autoencoder": evaluation.through_autoencoder(),
             "frozen": evaluation.frozen(),
-            "student": evaluation.generated(student, ChunkByChunk(plan), cond, cfg.seed, "student"),
+            "student": evaluation.generated(student, way, cond, cfg.seed, "student"),
             "shuffled_audio": evaluation.generated(
-                student, ChunkByChunk(plan), evaluation.shuffled(), cfg.seed, "student, shuffled audio"
+                student, way, evaluation.shuffled(), cfg.seed, "student, shuffled audio"
             ),
         }
         if teacher is not None:
@@ -137,17 +145,19 @@ def evaluate(cfg: DictConfig) -> None:
         readings = {name: evaluation.read(video, name) for name, video in videos.items()}
         scores = {name: score(read) for name, read in readings.items()}
 
-    with timed(stages, "stream"):
-        streams = [streamed(evaluation, student, plan, cfg, number) for number in range(cfg.streams)]
-        stats = StreamStats.of(streams[0].emitted)
-        long = {"student": [s.student for s in streams], "ground_truth": [s.truth for s in streams]}
-        for name, read in long.items():
-            scores[name]["drift"] = score(read)["drift"]
+    long, stats = {}, None
+    if streams:
+        with timed(stages, "stream"):
+            made = [streamed(evaluation, student, plan, cfg, number) for number in range(cfg.streams)]
+        stats = asdict(StreamStats.of(made[0].emitted))
+        long = {"student": [stream.student for stream in made], "ground truth": [stream.truth for stream in made]}
+        scores["student"]["drift"] = score(long["student"])["drift"]
+        scores["ground_truth"]["drift"] = score(long["ground truth"])["drift"]
     result = report.assemble(
         {name: scores[name] for name in report.CONTROLS},
         scores.get("teacher"),
         scores["student"],
-        asdict(stats),
+        stats,
         stages,
         cfg.seed,
     )
@@ -155,8 +165,10 @@ def evaluate(cfg: DictConfig) -> None:
     shown = [name for name in ("ground_truth", "teacher", "student") if name in videos]
     titles = [clip.caption for clip in evaluation.truth[:SHOWN]]
     report.save_tracks(folder / "tracks.png", {n: readings[n][:SHOWN] for n in shown[1:]}, titles)
-    report.save_drift(folder / "drift.png", {name.replace("_", " "): read for name, read in long.items()})
-    pictures = ["tracks.png", "drift.png"]
+    pictures = ["tracks.png"]
+    if long:
+        report.save_drift(folder / "drift.png", long)
+        pictures.append("drift.png")
     if isinstance(world, PixelWorld):
         rows = {name.replace("_", " "): [to_uint8(v) for v in videos[name][:SHOWN]] for name in shown}
         report.save_contact_sheet(folder / "contact_sheet.png", rows, titles)
@@ -178,7 +190,10 @@ def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictCon
     """The stream of the clip `number` beyond those that are scored."""
     split = ClipSet(cfg.split, "speaking", cfg.streams, 1, first=cfg.clips)
     clip = split.make(number, cfg.stream_frames, evaluation.cache / "speech")
-    truth = evaluation.world.video(clip, 0, cfg.stream_frames)
+    title = f"stream {number + 1} of {cfg.streams}, {cfg.stream_frames} frames"
+    blocks = range(0, cfg.stream_frames, 100)
+    drawn = [evaluation.world.video(clip, i, i + 100) for i in track(blocks, f"{title}: drawing")]
+    truth = torch.cat(drawn, dim=1)
     audio, text, seed = evaluation.audio, evaluation.text, cfg.seed + number
     session = Session(
         student, evaluation.autoencoder, audio, text, plan, truth[None, :, :1], seed=seed, prompt=clip.caption
@@ -188,10 +203,13 @@ def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictCon
     session.gesture(GESTURES[clip.gesture[0]], cfg.stream_frames / FRAME_RATE)
     total = cfg.stream_frames // (plan.chunk * evaluation.stride)
     speech = torch.from_numpy(clip.own)
-    title = f"stream {number + 1} of {cfg.streams}, {cfg.stream_frames} frames"
     emitted = list(track(stream(session, speech), title, total))
     video = torch.cat([chunk.frames for chunk in emitted], dim=1)
-    return LongStream(emitted, evaluation.reader.read(clip, video), evaluation.reader.read(clip, truth))
+    read = {
+        name: evaluation.reader.read(clip, frames, progress=lambda parts, name=name: track(parts, f"reading {name}"))
+        for name, frames in {"student": video, "truth": truth}.items()
+    }
+    return LongStream(emitted, **read)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 def film(cfg: DictConfig) -> None:
     """Stream `cfg.audio` over `cfg.image`; the mp4 is written as chunks finish and playable at any moment."""
     run.check_whole(0, seed=cfg.seed)
-    run.keep_memory()
-    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    run.check_text(image=cfg.image, audio=cfg.audio, prompt=cfg.prompt)
+    run.prepare_torch(cfg.threads)
     world = hydra.utils.instantiate(cfg.world.view)
     if not isinstance(world, PixelWorld):
         raise ValueError(
@@ -39,15 +39,10 @@ def film(cfg: DictConfig) -> None:
     records = []
     with Mp4Writer(out, world.size) as writer, Progress() as progress:
         bar = progress.add_task(f"streaming {len(sound) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s", total=len(sound))
-        written = 0
         for emitted in stream(session, torch.from_numpy(sound)):
             records.append(emitted)
-            frames = to_uint8(emitted.frames)
-            samples = len(frames) * SAMPLES_PER_FRAME
-            heard = torch.nn.functional.pad(torch.from_numpy(sound), (0, samples))[written : written + samples]
-            writer.write(frames, heard.numpy())
-            written += samples
-            progress.update(bar, completed=written)
+            writer.write(to_uint8(emitted.frames), emitted.samples.numpy())
+            progress.advance(bar, len(emitted.samples))
     stats = StreamStats.of(records)
     print(
         f"{stats.frames} frames, first after {1000 * stats.first_frame_s:.0f} ms, chunk p50 "

@@ -5,7 +5,6 @@ couldn't be measured is null.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from avatar.files import replacing
 from avatar.metrics import drift
 from avatar.metrics.reading import ReadClip
 from avatar.metrics.scores import measured
@@ -222,10 +222,5 @@ def _save(path: Path, figure: Figure) -> None:
 
 
 def _write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` write to a temporary name beside `path`, then rename; nothing is left if it fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,13 +1,16 @@
 """What train.py, distill.py and infer.py share: one run from a resolved config, and how its mistakes are told.
 
-Exit codes: 0 done, 2 the user's mistake (one line on stderr says what was got, wanted, and how to mend it), 130 Ctrl-C.
+Exit codes: 0 done, 2 the user's mistake (one line on stderr says what was got, wanted, and how to mend it; with
+AVATAR_TRACEBACK=1 in the environment the traceback stands before it), 130 Ctrl-C.
 """
 
 import ctypes
 import functools
 import logging
 import os
+import pickle
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import NoReturn
 import hydra
 import lightning
 import torch
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,7 +27,6 @@ from avatar.models import checkpoint
 from avatar.provenance import git_revision
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
-
 
 # What Lightning would have a user know is no mistake here: batches are ready made, frozen networks stay frozen, and
 # a folder that is resumed has its metrics already.
@@ -63,20 +65,19 @@ def fit(cfg: DictConfig) -> None:
     folder."""
     check_whole(1, steps=cfg.steps)
     check_whole(0, seed=cfg.seed)
-    keep_memory()
+    prepare_torch(cfg.threads)
     _quieten()
     lightning.seed_everything(cfg.seed, verbose=False)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    folder = Path(cfg.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    (folder / "revision.txt").write_text(f"{git_revision() or 'unknown'}\n")
+    _open_folder(cfg)
     data = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
+    encoders = OmegaConf.to_container(OmegaConf.create({"audio": cfg.audio, "text": cfg.text}), resolve=True)
     for net in objective.children():
         if hasattr(data, "autoencoder") and hasattr(net, "origin"):
             checkpoint.check_latents(net, data.autoencoder)
+            checkpoint.check_encoders(net, encoders)  # pyright: ignore[reportArgumentType]
+    if cfg.resume is not None:
+        _check_resumable(cfg.resume, objective)
     trainer = hydra.utils.instantiate(
         cfg.trainer,
         callbacks=list(hydra.utils.instantiate(cfg.callbacks).values()),
@@ -95,11 +96,19 @@ def check_whole(least: int, **values: object) -> None:
             raise ValueError(f"{name}={value}; wanted a whole number from {least} on, such as {name}={least + 1}")
 
 
-def _quieten() -> None:
-    """Keep Lightning from telling what is no news."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in HARMLESS:
-        warnings.filterwarnings("ignore", message)
+def check_text(**values: object) -> None:
+    """Raise ValueError for a setting that is no text."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={value}; wanted a text, such as \"{name}='...'\"")
+
+
+def prepare_torch(threads: object) -> None:
+    """Torch on so many CPU threads (None: as it is), and memory that is kept."""
+    if threads is not None:
+        check_whole(1, threads=threads)
+        torch.set_num_threads(threads)  # pyright: ignore[reportArgumentType]
+    keep_memory()
 
 
 def keep_memory() -> None:
@@ -111,9 +120,57 @@ def keep_memory() -> None:
         mallopt(mmap_threshold, 2**25)  # the most that glibc takes
 
 
+def _open_folder(cfg: DictConfig) -> None:
+    """The run's folder with its config and, a line for each start, the revision of the code."""
+    folder = Path(cfg.folder)
+    if cfg.resume is None and (folder / "config.yaml").exists():
+        raise FileExistsError(
+            f"{folder} holds a run already, which is not overwritten; give another folder=, or resume= to go on with it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    with (folder / "revision.txt").open("a") as file:
+        file.write(f"{git_revision() or 'unknown'}\n")
+
+
+def _check_resumable(path: str, objective: lightning.LightningModule) -> None:
+    """Raise ValueError for a checkpoint that isn't one of this objective and these networks."""
+    wanted = f"give a .ckpt of this run's checkpoints folder, and the arguments of that run; got resume={path}"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError) as error:
+        raise ValueError(f"no checkpoint of a training run; {wanted}") from error
+    own = objective.state_dict()
+    strange = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+    if strange:
+        raise ValueError(f"a checkpoint of other networks, different in {', '.join(strange[:3])}; {wanted}")
+
+
+def _quieten() -> None:
+    """Keep Lightning from telling what is no news."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message)
+
+
 def _tell(error: BaseException) -> NoReturn:
     """One line on stderr, and out: the cause's message, for Hydra wraps errors of constructors in its own."""
+    if os.environ.get("AVATAR_TRACEBACK"):
+        traceback.print_exception(error)
     while isinstance(error, HydraException) and error.__cause__ is not None:
+        if isinstance(error, OverrideParseException):
+            break
         error = error.__cause__
-    print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    print(f"error: {_message(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OverrideParseException):
+        name, _, value = error.override.partition("=")
+        quoted = f"\"{name}='{value}'\""
+        return f"can't read {error.override}; quote what has special characters, and again for the shell: {quoted}"
+    text = str(error)
+    if "Original Traceback" in text:  # of a data loader's worker, which ends in "Type: message"
+        text = text.strip().rsplit("\n", 1)[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__

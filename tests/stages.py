@@ -1,11 +1,17 @@
-"""Stages run in this process, as the scripts run them: in the state world, small, with one thread."""
+"""Stages run in this process, as the scripts run them: in the state world, small, with one thread; and bundles that no
+stage has trained, for what asks only for their form."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from avatar import run
+from avatar.models import checkpoint
+from avatar.types import Bundle
 
 TINY = (
     "world=states",
@@ -24,6 +30,15 @@ TINY = (
     "trainer.log_every_n_steps=1",
     "+trainer.enable_progress_bar=false",
 )
+SMALL_NET = (
+    "model.network.dim=24",
+    "model.network.ffn=32",
+    "model.network.heads=2",
+    "model.network.layers=1",
+    "model.network.text.dim=24",
+    "model.network.text.width=8",
+    "model.network.text.layers=1",
+)
 FILTERS = tuple(f"ignore:{message}" for message in run.HARMLESS)
 
 
@@ -38,3 +53,34 @@ def fitted(script: str, folder: Path, *overrides: str) -> Path:
     cfg = composed(script, *TINY, f"folder='{folder}'", f"cache='{folder.parent / 'cache'}'", "name=test", *overrides)
     run.fit(cfg)
     return folder / f"{cfg.kind}.safetensors"
+
+
+def random_bundle(path: Path, kind: str, *overrides: str, **changes: Any) -> Path:
+    """A bundle of a small backbone, as a stage with these overrides writes it, but of random weights: layers that start
+    at zero would make all networks alike. `changes` are of its fields, or of its config ("audio", "text")."""
+    cfg = composed("train", *SMALL_NET, *overrides)
+    config: dict[str, Any] = {"network": plain(cfg.model.network), "audio": plain(cfg.audio), "text": plain(cfg.text)}
+    config |= {part: changes.pop(part) for part in ("audio", "text") if part in changes}
+    fields = {"plan": None if kind == "teacher" else plain(cfg.plan)} | changes
+    return write_random(path, kind, config, **fields)
+
+
+def random_autoencoder(path: Path, channels: int = 4) -> Path:
+    """A bundle of a small autoencoder of pixels, of random weights."""
+    target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
+    network = {"_target_": target, "channels": channels, "widths": [4, 4]}
+    return write_random(path, "autoencoder", {"network": network})
+
+
+def write_random(path: Path, kind: str, config: Mapping[str, Any], **fields: Any) -> Path:
+    """A bundle of the network that a config builds, a little off its initial weights."""
+    torch.manual_seed(0)
+    state = checkpoint.new(config["network"]).state_dict()
+    weights = {name: w + 0.1 * torch.randn_like(w).abs() for name, w in state.items()}
+    checkpoint.write(Bundle(kind, weights, config, **fields), path)
+    return path
+
+
+def plain(config: DictConfig) -> Any:
+    """A part of a config as dicts and lists, as bundles keep it."""
+    return OmegaConf.to_container(config, resolve=True)

@@ -16,7 +16,7 @@ DATA = (
     "data.train.count=96",
     "data.train.latents=16",
     "data.train.schedule=speaking",
-    "data.buckets.budget=128",
+    "data.buckets.budget=64",
     "+trainer.limit_val_batches=0",
 )
 

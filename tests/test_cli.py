@@ -1,10 +1,12 @@
 """What a user sees of a command: one line and exit code 2 for a mistake, folders that say what a run was."""
 
-import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import av.error
+import jaxtyping
 import lightning
 import numpy as np
 import pytest
@@ -12,15 +14,19 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
-from avatar import film, run
-from avatar.data.decode import read_video
+from avatar import evaluate, film, run
+from avatar.data.decode import read_audio, read_video
 from avatar.models import checkpoint
-from tests.stages import FILTERS, TINY, fitted
+from avatar.objectives import losses
+from avatar.streaming import writer
+from avatar.streaming.runtime import Emitted
+from avatar.types import SAMPLES_PER_FRAME
+from tests.stages import FILTERS, SMALL_NET, TINY, composed, fitted, plain, random_autoencoder, random_bundle
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 ROOT = Path(__file__).parents[1]
 QUIET = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null")
-TASKS = {"train": run.fit, "distill": run.fit, "infer": film.film}
+TASKS = {"train": run.fit, "distill": run.fit, "infer": film.film, "evaluate": evaluate.evaluate}
 
 
 @pytest.fixture
@@ -42,8 +48,42 @@ def command(monkeypatch, capsys, tmp_path):
     return call
 
 
+@pytest.fixture
+def unchecked():
+    """As a user runs it: without the tests' check of every annotation, which would be the first to object."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> dict[str, Path]:
+    """Small bundles of random weights, of the world of pixels."""
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {"autoencoder": random_autoencoder(folder / "autoencoder.safetensors")}
+    for kind in ("teacher", "student"):
+        made[kind] = random_bundle(folder / f"{kind}.safetensors", kind, "world.channels=4")
+    return made
+
+
+def small(script: str, bundles: dict[str, Path], tmp_path: Path) -> list[str]:
+    """The arguments of a small run of infer or evaluate with these bundles."""
+    common = [f"world.autoencoder.path='{bundles['autoencoder']}'", f"student='{bundles['student']}'"]
+    if script == "infer":
+        return [*common, f"out='{tmp_path}/a.mp4'"]
+    few = ["clips=2", "latents=2", "stream_frames=12", "workers=0"]
+    place = [f"folder='{tmp_path}/out'", f"cache='{tmp_path}/cache'"]
+    return [*common, f"teacher='{bundles['teacher']}'", *few, *place]
+
+
+def check_mistake(code: int, stderr: str, told: str) -> None:
+    """One line that says what was got, and exit code 2."""
+    assert code == 2 and told in stderr, stderr
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and "Traceback" not in stderr
+
+
 class CtrlC(lightning.Callback):
-    """The user's Ctrl-C after so many batches."""
+    """The user's Ctrl-C during the batch that comes after so many."""
 
     def __init__(self, after: int):
         self.after = after
@@ -72,11 +112,16 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
         ("train", "world=mars", "mars"),
         ("train", "steps=many", "steps=many; wanted a whole number"),
         ("train", "seed=-1", "seed=-1; wanted a whole number"),
+        ("train", "threads=-1", "threads=-1; wanted a whole number"),
+        ("train", "threads=x", "threads=x; wanted a whole number"),
         ("distill", "objective=consistency", "teacher"),
         ("infer", "world=states", "no pictures"),
         ("infer", "gesture=salute", "salute"),
         ("infer", "image=nobody.png", "nobody.png"),
         ("infer", "image=pyproject.toml", "pyproject.toml"),
+        ("infer", "image=photo(1).png", "\"image='photo(1).png'\""),  # the cure
+        ("infer", "prompt=5", "prompt=5"),
+        ("infer", "threads=-1", "threads=-1"),
         ("infer", "audio=silence.wav", "silence.wav"),
         ("infer", "audio=pyproject.toml", "pyproject.toml"),
         ("infer", "student=pyproject.toml", "pyproject.toml"),
@@ -86,9 +131,145 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, script, mistake, told):
     code, stderr = command(script, mistake, *([f"out='{tmp_path}/a.mp4'"] if script == "infer" else []))
-    assert code == 2 and told in stderr
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    check_mistake(code, stderr, told)
     assert not list(tmp_path.glob("*.mp4"))
+
+
+@pytest.mark.parametrize(
+    "plan, told",
+    [
+        ("{chunk: two}", "chunk 'two'"),
+        ("{chunk: 2.5}", "chunk 2.5"),
+        ("{chunk: 0}", "at least one latent"),
+        ("{window: null}", "window None"),
+        ("{times: 1}", "times 1"),
+        ("{times: [1, half]}", "times [1, 'half']"),
+        ("{chunks: 2}", "a plan has no chunks; change one of times, chunk"),
+    ],
+)
+@pytest.mark.parametrize("script", ["infer", "evaluate"])
+@pytest.mark.usefixtures("unchecked")
+def test_a_plan_that_is_none_is_a_mistake(command, bundles, tmp_path, script, plan, told):
+    code, stderr = command(script, *small(script, bundles, tmp_path), f"plan={plan}")
+    check_mistake(code, stderr, told)
+    assert not list(tmp_path.rglob("*.mp4")) and not list(tmp_path.rglob("report.json"))
+
+
+@pytest.mark.parametrize(
+    "mistake, told",
+    [
+        ("teacher_sampler.steps=0", "0 steps"),
+        ("teacher_sampler.window=0", "windows of 0"),
+        ("teacher_sampler.solver=magic", "solver 'magic'"),
+        ("clips=1", "clips=1; wanted a whole number from 2 on"),  # another clip's sound is one of the controls
+        ("latents=0", "latents=0"),
+        ("stream_frames=x", "stream_frames=x"),
+        ("threads=-1", "threads=-1"),
+        ("split=holidays", "holidays"),
+        ("student=nothing.safetensors", "nothing.safetensors"),
+    ],
+)
+def test_a_mistake_of_an_evaluation_is_told_too(command, bundles, tmp_path, mistake, told):
+    code, stderr = command("evaluate", *small("evaluate", bundles, tmp_path), mistake)
+    check_mistake(code, stderr, told)
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_report_is_not_overwritten(command, bundles, tmp_path):
+    (tmp_path / "report.json").write_text("mine")
+    code, stderr = command("evaluate", *small("evaluate", bundles, tmp_path), f"folder='{tmp_path}'")
+    check_mistake(code, stderr, "give another folder=")
+    assert (tmp_path / "report.json").read_text() == "mine" and not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    "role, part, change",
+    [
+        ("init", "audio", {"left_context": 4, "right_context": 1}),  # as many tokens as with 3 and 2
+        ("teacher", "audio", {"left_context": 4, "right_context": 1}),
+        ("teacher", "text", {"max_bytes": 64}),
+    ],
+)
+def test_a_bundle_of_other_encoders_is_a_mistake(command, tmp_path, role, part, change):
+    usual = plain(composed("train")[part])
+    made = {}
+    for name in ("init", "teacher"):
+        changed = {part: usual | change} if name == role else {}
+        world = ("world=states", "model=states")
+        made[name] = random_bundle(tmp_path / f"{name}.safetensors", "causal_teacher", *world, **changed)
+    bundles = [f"init='{made['init']}'", f"teacher='{made['teacher']}'"]
+    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'"]
+    code, stderr = command("distill", *TINY, "objective=consistency", *bundles, *place)
+    check_mistake(code, stderr, f"trained with {part}")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_does_not_go_into_another_runs_folder(command, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text("seed: 7")
+    code, stderr = command("train", *TINY, f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'")
+    check_mistake(code, stderr, f"{tmp_path}/a")
+    assert "another folder=" in stderr and "resume=" in stderr
+    assert {path.name: path.read_text() for path in (tmp_path / "a").iterdir()} == {"config.yaml": "seed: 7"}
+
+
+def state_of(config: str, *overrides: str) -> dict[str, torch.Tensor]:
+    """The weights of a run's objective, as its checkpoints name them."""
+    net = checkpoint.new(composed(config, *TINY, *SMALL_NET, *overrides).model.network)
+    return {f"net.{name}": weight for name, weight in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("what", ["bundle", "text", "missing", "folder", "weights", "objective", "shape"])
+def test_what_a_run_can_not_go_on_from_is_a_mistake(command, tmp_path, what):
+    path = tmp_path / "last.ckpt"
+    own = state_of("train")
+    if what == "bundle":
+        random_bundle(path, "teacher", "world=states", "model=states")
+    elif what == "text":
+        path.write_text("not a checkpoint\n" * 9)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "weights":
+        torch.save(own, path)
+    elif what == "objective":  # of a distillation, which has a teacher too
+        torch.save({"state_dict": own | {name.replace("net.", "teacher."): w for name, w in own.items()}}, path)
+    elif what == "shape":
+        torch.save({"state_dict": own | {"net.out.bias": torch.zeros(3)}}, path)
+    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", f"resume='{path}'"]
+    code, stderr = command("train", *TINY, *SMALL_NET, *place)
+    check_mistake(code, stderr, str(path))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_a_mistake_in_a_loaders_process_is_told_as_any_other(command, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    few = ["data.workers=1", "data.train.count=1", "data.dev.count=1", "steps=1"]
+    code, stderr = command("train", *TINY, *SMALL_NET, *few, f"folder='{tmp_path}/a'", f"cache='{tmp_path}/file/cache'")
+    check_mistake(code, stderr, f"{tmp_path}/file")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run_and_spoils_nothing(command, tmp_path, monkeypatch, bad):
+    flow_matching, calls = losses.flow_matching, []
+
+    def spoilt(*arguments):
+        calls.append(1)
+        return flow_matching(*arguments) * (bad if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(losses, "flow_matching", spoilt)
+    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=6", "data.workers=0"]
+    code, stderr = command("train", *TINY, *SMALL_NET, *place, "callbacks.checkpoint.every_n_train_steps=2")
+    check_mistake(code, stderr, f"train/loss is {bad}")
+    assert not (tmp_path / "a" / "teacher.safetensors").exists()
+    saved = [torch.load(path, weights_only=True) for path in (tmp_path / "a" / "checkpoints").glob("*.ckpt")]
+    assert saved and all(weight.isfinite().all() for state in saved for weight in state["state_dict"].values())
+
+
+def test_batches_of_one_frame_crop_are_a_mistake(command, tmp_path):
+    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "threads=1"]
+    code, stderr = command("train", "objective=autoencoder", "data.batch=1", *place)
+    check_mistake(code, stderr, "batches of 1")
 
 
 def test_a_value_that_a_constructor_refuses_is_a_mistake_too(command, tmp_path):
@@ -102,11 +283,70 @@ def test_a_folder_that_can_not_be_made_is_a_mistake(command, tmp_path):
     assert code == 2 and stderr.startswith("error: ") and "file" in stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_folder_without_write_permission_is_a_mistake(command, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    code, stderr = command("train", *TINY, f"folder='{tmp_path}/locked/run'")
-    assert code == 2 and stderr.startswith("error: ") and "locked" in stderr
+@pytest.mark.parametrize("script", ["train", "infer"])
+def test_a_folder_without_write_permission_is_a_mistake(command, tmp_path, monkeypatch, script):
+    """Faked, for nothing is forbidden to root."""
+
+    def forbidden(path: Path, ordinary, *arguments, **options):
+        if path.is_relative_to(tmp_path / "locked") and (options or {"x", "w", "a"} & set("".join(arguments))):
+            raise PermissionError(13, "Permission denied", str(path))
+        return ordinary(path, *arguments, **options)
+
+    mkdir, opened = Path.mkdir, Path.open
+    monkeypatch.setattr(Path, "mkdir", lambda path, *args, **options: forbidden(path, mkdir, *args, **options))
+    monkeypatch.setattr(Path, "open", lambda path, *args, **options: forbidden(path, opened, *args, **options))
+    monkeypatch.setattr(film, "open_session", lambda *_: Faces(0))
+    place = {"train": [*TINY, f"folder='{tmp_path}/locked/run'"], "infer": [f"out='{tmp_path}/locked/a.mp4'"]}
+    code, stderr = command(script, *place[script])
+    check_mistake(code, stderr, f"{tmp_path}/locked")
+    assert "Permission denied" in stderr and not (tmp_path / "locked").exists()
+
+
+class Faces(SimpleNamespace):
+    """A session that no network stands behind, and so many chunks of a live stream of it."""
+
+    def __init__(self, chunks: int):
+        super().__init__(chunks=chunks, gesture=lambda *_: None)
+
+    def stream(self, session, speech):
+        for number in range(self.chunks):
+            frames, samples = torch.full((3, 8, 64, 64), number / 9), torch.zeros(8 * SAMPLES_PER_FRAME)
+            yield Emitted(frames, samples, 0.1, number + 0.1, 2)
+
+
+def test_ctrl_c_during_a_film_keeps_what_there_is(command, tmp_path, monkeypatch):
+    faces, out = Faces(3), tmp_path / "me.mp4"
+
+    def stopped(*arguments):
+        yield from faces.stream(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(film, "open_session", lambda *_: faces)
+    monkeypatch.setattr(film, "stream", stopped)
+    code, stderr = command("infer", f"out='{out}'")
+    assert code == 130 and "Traceback" not in stderr
+    assert [path.name for path in tmp_path.glob("*.mp4")] == ["me.mp4"]
+    assert read_video(out)[0].shape == (24, 64, 64, 3) and len(read_audio(out)) >= 23 * SAMPLES_PER_FRAME
+
+
+def test_a_disk_that_fills_up_during_a_film_keeps_what_there_is(command, tmp_path, monkeypatch):
+    faces, written = Faces(5), []
+    mux = writer.Mp4Writer._mux
+
+    def full(self, stream, frame):
+        written.append(1)
+        if len(written) > 2 * 24:  # a picture and its sound
+            raise av.error.OSError(28, "No space left on device")
+        mux(self, stream, frame)
+
+    monkeypatch.setattr(film, "open_session", lambda *_: faces)
+    monkeypatch.setattr(film, "stream", faces.stream)
+    monkeypatch.setattr(writer.Mp4Writer, "_mux", full)
+    code, stderr = command("infer", f"out='{tmp_path}/me.mp4'")
+    (told,) = [line for line in stderr.splitlines() if line.startswith("error: ")]  # beside the log's
+    assert code == 2 and "No space left" in told and "after 24 frames" in told
+    (partial,) = tmp_path.glob("*.mp4")
+    assert partial.name == "me.partial.mp4" and len(read_video(partial)[0]) == 24
 
 
 def test_ctrl_c_saves_a_checkpoint_that_resumes(command, tmp_path):
@@ -120,13 +360,12 @@ def test_ctrl_c_saves_a_checkpoint_that_resumes(command, tmp_path):
     saved = list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
     assert saved and not (tmp_path / "run" / "teacher.safetensors").exists()
     last = max(saved, key=lambda path: path.stat().st_mtime)
-    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert torch.load(last, weights_only=True)["global_step"] == 4  # the batch under way was finished
     code, stderr = command("train", *TINY, *places, f"resume='{last}'")
     assert code == 0, stderr
     assert (tmp_path / "run" / "teacher.safetensors").exists()
 
 
-@pytest.mark.slow
 def test_a_sweep_leaves_a_folder_that_says_all_of_every_run(command, tmp_path):
     arguments = [*TINY, "steps=2", f"cache='{tmp_path}/cache'", f"hydra.sweep.dir='{tmp_path}/sweep'"]
     code, _ = command("train", "-m", "seed=1,2", *arguments)
@@ -140,7 +379,6 @@ def test_a_sweep_leaves_a_folder_that_says_all_of_every_run(command, tmp_path):
     assert checkpoint.fingerprint(first) != checkpoint.fingerprint(second)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of wandb, whose own they are
 def test_wandb_takes_losses_and_sample_videos_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

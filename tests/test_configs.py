@@ -19,7 +19,7 @@ STAGES = ("teacher_forcing", "consistency", "dmd")
 
 def composed(config: str, *overrides: str):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose(config, overrides=[*overrides, "folder=/tmp/run", "name=test"])
+        return compose(config, overrides=["folder=/tmp/run", "name=test", *overrides])
 
 
 def bundle(cfg, kind: str, path: Path) -> str:
@@ -46,12 +46,24 @@ def test_every_experiment_instantiates_at_every_stage(experiment, objective, tmp
             f"init={bundle(base, init, tmp_path / 'init.safetensors')}",
             f"teacher={bundle(base, teacher, tmp_path / 'teacher.safetensors')}",
         ]
-    cfg = composed("distill" if extra else "train", f"experiment={experiment}", f"objective={objective}", *extra)
+    place = f"folder={tmp_path}"
+    cfg = composed("distill" if extra else "train", f"experiment={experiment}", f"objective={objective}", *extra, place)
     module = hydra.utils.instantiate(cfg.objective)
     optimizers = module.configure_optimizers()
     assert len(optimizers) == 2  # one with its schedule, or student's and critic's
-    assert all(callable(c.on_train_batch_end) for c in hydra.utils.instantiate(cfg.callbacks).values())
     hydra.utils.instantiate(cfg.sampler)
+    data = hydra.utils.instantiate(cfg.data)
+    assert data.autoencoder.channels == module.net.channels and data.sets["train"].count == cfg.data.train.count
+    check_run(cfg)
+
+
+def check_run(cfg) -> None:
+    """What a run has beside its data and objective can be built, and the trainer takes it."""
+    callbacks = list(hydra.utils.instantiate(cfg.callbacks).values())
+    loggers = list(hydra.utils.instantiate(cfg.logger).values())
+    trainer = hydra.utils.instantiate(cfg.trainer, accelerator="cpu", callbacks=callbacks, logger=loggers)
+    assert trainer.callbacks[0] is callbacks[0] and set(callbacks) <= set(trainer.callbacks)
+    assert trainer.loggers == loggers and trainer.default_root_dir == cfg.folder
 
 
 @pytest.mark.parametrize("world, model", WORLDS.items())
@@ -73,6 +85,7 @@ def test_the_autoencoders_training_instantiates():
     assert module.net.channels == cfg.world.channels
     data = hydra.utils.instantiate(cfg.data)
     assert data.frames % module.net.temporal_stride == 1
+    check_run(cfg)
 
 
 @pytest.mark.parametrize("name", ["infer", "evaluate", "demo"])

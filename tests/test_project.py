@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports lower ranks and its own package, nothing else of the project.
 RANKS = {
-    0: {"types", "provenance"},
+    0: {"types", "provenance", "files"},
     1: {"nn", "data"},
     2: {"diffusion", "models", "metrics"},
     3: {"objectives", "streaming"},
     4: {"callbacks", "report", "run"},
-    5: {"evaluate", "film", "demo"},
+    5: {"evaluate", "film", "demo", "prepare"},
     6: {"train", "distill", "infer"},
 }
 RANK = {part: rank for rank, parts in RANKS.items() for part in parts}

@@ -1,11 +1,13 @@
 """A run that is resumed makes the losses that it would have made, to the last bit."""
 
 import csv
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.stages import FILTERS, fitted
+from avatar.objectives.flow_matching import FlowMatching
+from tests.stages import FILTERS, SMALL_NET, fitted, random_bundle
 
 MEANT = (
     "ignore:You're resuming from a checkpoint",
@@ -13,7 +15,6 @@ MEANT = (
     "ignore:Using ModelCheckpoint with manual",
 )
 pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
-EVERY = ("steps=8", "callbacks.checkpoint.every_n_train_steps=4", "+callbacks.checkpoint.save_top_k=-1")
 
 
 def losses(folder: Path) -> dict[int, tuple[str, ...]]:
@@ -25,23 +26,92 @@ def losses(folder: Path) -> dict[int, tuple[str, ...]]:
     return {step: values for step, values in told if any(values)}
 
 
-def check_resumed(tmp_path: Path, script: str, *overrides: str) -> None:
-    whole = fitted(script, tmp_path / "whole", *EVERY, *overrides)
-    (middle,) = (tmp_path / "whole" / "checkpoints").glob("*step=4.ckpt")
-    resumed = fitted(script, tmp_path / "resumed", *EVERY, f"resume='{middle}'", *overrides)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    """Encoded clips that the runs of all these tests share, as an argument."""
+    folder = tmp_path_factory.mktemp("shared")
+    fitted("train", folder / "first", "steps=1", *SMALL_NET)
+    return f"cache='{folder / 'cache'}'"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> dict[str, Path]:
+    """What distillations start from."""
+    folder, states = tmp_path_factory.mktemp("bundles"), ("world=states", "model=states")
+    return {
+        kind: random_bundle(folder / f"{kind}.safetensors", kind, *states) for kind in ("teacher", "causal_teacher")
+    }
+
+
+def check_resumed(tmp_path: Path, script: str, *overrides: str, batches: int = 4, updates: int = 4) -> None:
+    """Compare a run of 8 batches with one that goes on after so many, which are so many updates."""
+    often = ["+callbacks.checkpoint.save_top_k=-1", f"callbacks.checkpoint.every_n_train_steps={updates}"]
+    overrides = ("steps=8", *often, *SMALL_NET, *overrides)
+    whole = fitted(script, tmp_path / "whole", *overrides)
+    (middle,) = (tmp_path / "whole" / "checkpoints").glob(f"*step={updates}.ckpt")
+    resumed = fitted(script, tmp_path / "resumed", f"resume='{middle}'", *overrides)
     expected = losses(tmp_path / "whole")
     assert list(expected) == list(range(8)) and len(set(expected.values())) == 8
-    assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(4, 8)}
+    assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(batches, 8)}
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_flow_matching_resumes_exactly(tmp_path):
-    check_resumed(tmp_path, "train")
+def test_flow_matching_resumes_exactly(tmp_path, cache):
+    check_resumed(tmp_path, "train", cache)
 
 
-def test_distribution_matching_resumes_exactly_on_its_way_to_a_students_update(tmp_path):
-    teacher = fitted("train", tmp_path / "teacher", "steps=2")
-    causal = fitted(
-        "distill", tmp_path / "causal", "objective=teacher_forcing", "steps=2", f"init='{teacher}'", "teacher=null"
-    )
-    check_resumed(tmp_path, "distill", "objective=dmd", f"init='{causal}'", f"teacher='{teacher}'")
+@pytest.mark.parametrize("objective", ["teacher_forcing", "consistency"])
+def test_causal_training_resumes_exactly(tmp_path, cache, bundles, objective):
+    check_resumed(tmp_path, "distill", cache, f"objective={objective}", f"teacher='{bundles['causal_teacher']}'")
+
+
+@pytest.mark.parametrize(
+    "rhythm",
+    [{"batches": 4, "updates": 4}, {"batches": 2, "updates": 1, "accumulate": 2, "critic_steps": 2}],
+    ids=["every batch", "every other batch"],
+)
+def test_distribution_matching_resumes_exactly_on_its_way_to_a_students_update(tmp_path, cache, bundles, rhythm):
+    arguments = ["objective=dmd", f"init='{bundles['causal_teacher']}'", f"teacher='{bundles['teacher']}'"]
+    arguments += ["data.buckets.lengths=[2,3]", "data.buckets.budget=6"]  # rollouts cost by the chunk
+    arguments += [f"objective.{name}={value}" for name, value in rhythm.items() if name not in ("batches", "updates")]
+    check_resumed(tmp_path, "distill", cache, *arguments, batches=rhythm["batches"], updates=rhythm["updates"])
+
+
+def test_a_seed_gives_the_same_losses_whether_clips_were_encoded_before_or_now(tmp_path):
+    """Encoding may draw numbers; it must not be from the training's."""
+    first, second = (fitted("train", tmp_path / name, "steps=2", *SMALL_NET) for name in ("cold", "warm"))
+    assert losses(tmp_path / "cold") == losses(tmp_path / "warm")
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.fixture
+def _ctrl_c():
+    """Ctrl-C as it is when a program starts; Lightning lets it do nothing when it was heard once."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+def test_ctrl_c_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, times):
+    """Once, the batch under way is finished; twice, it is given up and made again as it was."""
+    whole = fitted("train", tmp_path / "whole", "steps=6", *SMALL_NET, cache)
+    training_step = FlowMatching.training_step
+
+    def interrupted(self, batch, index):
+        loss = training_step(self, batch, index)  # has drawn its numbers
+        if index == 2:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return loss
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FlowMatching, "training_step", interrupted)
+        fitted("train", tmp_path / "cut", "steps=6", *SMALL_NET, cache)
+    assert not (tmp_path / "cut" / "teacher.safetensors").exists()
+    saved = max((tmp_path / "cut" / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    resumed = fitted("train", tmp_path / "resumed", "steps=6", *SMALL_NET, cache, f"resume='{saved}'")
+    expected = list(losses(tmp_path / "whole").values())
+    assert list(losses(tmp_path / "resumed").values()) == expected[3 if times == 1 else 2 :]
+    assert resumed.read_bytes() == whole.read_bytes()

@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from avatar.data.puppet import speech
 from avatar.data.puppet.clip import Clip, make_clip
 from avatar.data.worlds import World
+from avatar.files import save_tensors
 from avatar.types import AudioEncoder, Batch, Conditioning, TextEncoder, VideoAutoencoder
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
-VERSION = 1  # of what this module stores; part of the cache's key
+VERSION = 2  # of what this module stores and of the puppets' looks and motion; part of the cache's key
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,7 @@ def encoded_clips(
     progress: Callable,
 ) -> EncodedClips:
     """The encoded clips, from the cache or made now; `progress` wraps the loop over clips."""
-    stored = {
-        "clips": asdict(clips),
-        "world": repr(world),
-        "autoencoder": autoencoder.origin.fingerprint,
-        "version": VERSION,
-    }
-    stored |= {"autoencoder": autoencoder.origin.fingerprint, "audio": repr(vars(audio)), "text": repr(vars(text))}
-    key = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache / f"encoded-{clips.split}-{key}.safetensors"
+    path = cache / f"encoded-{clips.split}-{encoding_key(clips, world, autoencoder, audio, text)}.safetensors"
     if path.exists():
         return EncodedClips(**load_file(path))
     stride = autoencoder.temporal_stride
@@ -135,12 +129,25 @@ def encoded_clips(
     drawn = _Drawn(clips, world, frames, audio.right_context + 1, cache / "speech")
     loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None)
     rows = [_encode(clip, video, lips, autoencoder, audio, text) for clip, video, lips in progress(loader)]
-    tensors = {name: torch.stack([row[name] for row in rows]).contiguous() for name in rows[0]}
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{np.random.default_rng().integers(2**32)}.tmp")
-    save_file(tensors, temporary)
-    temporary.rename(path)
+    tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    save_tensors(tensors, path)
     return EncodedClips(**tensors)
+
+
+def encoding_key(
+    clips: ClipSet, world: World, autoencoder: VideoAutoencoder, audio: AudioEncoder, text: TextEncoder
+) -> str:
+    """A hash of all that encoded clips depend on; an encoder's and a world's `repr` names all that theirs does."""
+    origin = {
+        "clips": asdict(clips),
+        "world": repr(world),
+        "speech": (speech.available(), speech.VERSION),
+        "autoencoder": autoencoder.origin.fingerprint,
+        "audio": repr(audio),
+        "text": repr(text),
+        "version": VERSION,
+    }
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -57,6 +57,8 @@ class PuppetFrames(lightning.LightningDataModule):
 
     def __init__(self, world: World, frames: int, batch: int, steps: int, seed: int, workers: int, cache: str):
         super().__init__()
+        if batch < 2:
+            raise ValueError(f"batches of {batch}; half of a batch begins with a scene cut, so give 2 or more")
         self.world, self.frames, self.batch, self.steps = world, frames, batch, steps
         self.seed, self.workers, self.cache = seed, workers, Path(cache)
         self.start = 0  # where a resumed run goes on

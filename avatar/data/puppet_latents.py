@@ -30,8 +30,6 @@ class LatentBatches(Dataset):
         rng = np.random.default_rng([self.seed, self.start + index])
         length, count = self.buckets.draw(rng)
         latents = self.clips.latents.shape[2]
-        if length > latents:
-            raise ValueError(f"crops of {length} latents from clips of {latents}; make the clips longer")
         which = torch.from_numpy(rng.integers(len(self.clips), size=count))
         start = torch.from_numpy(rng.integers(latents - length + 1, size=count))
         return self.clips.batch(which, start, length, self.audio)
@@ -63,6 +61,12 @@ class PuppetLatents(lightning.LightningDataModule):
         super().__init__()
         self.world, self.autoencoder, self.audio, self.text = world, autoencoder.eval(), audio, text
         self.sets = {"train": train, "dev": dev}
+        for name, clips in self.sets.items():
+            if (longest := max(buckets.lengths)) > clips.latents:
+                raise ValueError(
+                    f"crops of {longest} latents from {name} clips of {clips.latents}; make these longer, or the "
+                    "lengths of the buckets shorter"
+                )
         self.buckets, self.steps, self.seed, self.workers, self.cache = buckets, steps, seed, workers, Path(cache)
         self.start = 0  # where a resumed run goes on
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avatar.data.puppet.clip import Clip
 from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import CHANNELS, HIGH, LOW
+from avatar.data.puppet.motion import HIGH, LOW
 from avatar.data.puppet.render import render
 
 BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be drawn
@@ -51,7 +51,7 @@ class PixelWorld:
 
 @dataclass(frozen=True)
 class StateWorld:
-    """States as 1×1 frames with one channel per entry of `motion.CHANNELS`; the mouth's entries count as lips."""
+    """States as 1×1 frames with one channel per entry of `motion.CHANNELS`; nothing of it is weighted as lips."""
 
     def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
         return torch.from_numpy(clip.states[start:stop].T.copy())[:, :, None, None].float()
@@ -62,11 +62,6 @@ class StateWorld:
     def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """The states worn by one and the same puppet."""
         return render(Identity.from_seed(0), video[:, :, 0, 0].T.clamp(*BOUNDS).cpu().numpy(), 64)
-
-
-def state_channel(name: str) -> int:
-    """Where an entry of the state stands among the state world's channels."""
-    return CHANNELS.index(name)
 
 
 def from_uint8(frames: UInt8[np.ndarray, "f h w c"]) -> Float[Tensor, "c f h w"]:

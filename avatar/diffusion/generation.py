@@ -37,6 +37,8 @@ class WholeClip:
     window: int = 8
 
     def __post_init__(self):
+        if self.steps < 1 or self.window < 1:
+            raise ValueError(f"{self.steps} steps over windows of {self.window} latents; give at least one of each")
         if self.solver not in SOLVERS:
             raise ValueError(f"solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
 

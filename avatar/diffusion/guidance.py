@@ -23,20 +23,10 @@ class Guidance:
     audio: float = 1.0
     text: float = 1.0
 
-    @property
-    def evaluations(self) -> int:
-        """How many times the network is evaluated for one guided velocity."""
-        return len(self._terms())
-
     def _terms(self) -> list[tuple[float, bool, bool]]:
         """(coefficient, audio taken away, text taken away) of every evaluation with a coefficient."""
         terms = [(1 - self.text, True, True), (self.text - self.audio, True, False), (self.audio, False, False)]
         return [term for term in terms if term[0] != 0.0]
-
-
-def guide(unconditional: Latents, conditional: Latents, scale: float) -> Latents:
-    """u + w (c - u): the convention, in one place."""
-    return unconditional + scale * (conditional - unconditional)
 
 
 def guided(velocity: Velocity, x: Latents, cond: Conditioning, guidance: Guidance) -> Latents:

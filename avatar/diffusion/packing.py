@@ -53,6 +53,9 @@ class TeacherForced:
 
     plan: Plan
 
+    def __post_init__(self):
+        self.plan.check_trainable()
+
     def times(self, sampler: TimestepSampler, latents: Latents) -> Times:
         chunks = torch.tensor(self.plan.chunks(latents.shape[2]), device=latents.device)
         return sampler(len(latents), len(chunks), device=latents.device).repeat_interleave(chunks, dim=1)

@@ -42,6 +42,12 @@ class Plan:
     context: str = "clean"  # or merged, noisy
 
     def __post_init__(self):
+        lengths = {"chunk": self.chunk, "first_chunk": self.first_chunk, "window": self.window}
+        for name, value in lengths.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name} {value!r}; wanted a whole number of latents")
+        if not isinstance(self.times, Sequence) or not all(isinstance(t, int | float) for t in self.times):
+            raise ValueError(f"times {self.times!r}; wanted a list of numbers, such as [1.0, 0.75]")
         object.__setattr__(self, "times", tuple(self.times))
         if (
             not self.times
@@ -56,6 +62,11 @@ class Plan:
             )
         if self.context not in ("clean", "merged", "noisy"):
             raise ValueError(f"context {self.context!r}; choose clean, merged or noisy")
+
+    def check_trainable(self) -> None:
+        """Refuse a plan whose rollout training can't show to the network as it will stream."""
+        if self.context == "noisy":
+            raise ValueError("a plan with noisy context can be streamed, not trained; train with clean or merged")
 
     def chunks(self, latents: int) -> tuple[int, ...]:
         """The lengths of the chunks that make a clip of so many latents; the last may be shorter."""
@@ -150,6 +161,8 @@ class Rollout:
     def chunk(self, cond: Conditioning, exit_step: int | None = None) -> Latents:
         """The next chunk, as long as its conditioning; denoising stops after `exit_step` (default: the plan's last)."""
         exit_step = len(self.plan.times) - 1 if exit_step is None else exit_step
+        if self.pending is not None and torch.is_grad_enabled():
+            self._remember()  # a merged pass would carry gradients into the context half, or lose its history
         start, length = self.position, cond.latents
         positions = range(start, start + length)
         x = self.noise(cond.reference.expand(-1, -1, length, -1, -1), start, 0)
@@ -170,8 +183,6 @@ class Rollout:
         return x0
 
     def _denoise(self, x: Latents, t: float, cond: Conditioning, positions: range) -> tuple[Latents, View]:
-        if self.pending is not None and torch.is_grad_enabled():
-            self._remember()  # a merged pass would carry gradients into the context half
         if self.pending is not None:
             return self._merged(x, t, cond, positions)
         view = self.cache.view(positions, [positions.stop] * len(positions))

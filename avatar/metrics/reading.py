@@ -6,6 +6,7 @@ each says how it counts.
 """
 
 import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
@@ -23,7 +24,9 @@ from avatar.data.worlds import to_uint8
 from avatar.types import FRAME_RATE
 
 HUSH_S = 0.1  # a frame is silent if no phoneme is this close to it: by then the mouth has come to rest
+BLOCK = 64  # frames read together
 SLACK = 0.5  # a state may lie outside its channel's range by this share of it
+Progress = Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]
 
 _READ = [channel(name) for name in READABLE]
 
@@ -53,9 +56,14 @@ class ReadClip:
 
 @runtime_checkable
 class Reader(Protocol):
-    """How the frames of a world are read; frame 0 of `video` is frame `start` of the clip."""
+    """How the frames of a world are read; frame 0 of `video` is frame `start` of the clip.
 
-    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0) -> ReadClip: ...
+    `progress` wraps the loop over blocks of frames, for those who wait.
+    """
+
+    def read(
+        self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter
+    ) -> ReadClip: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class PixelReader:
 
     size: int = 64
 
-    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0) -> ReadClip:
+    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter) -> ReadClip:
         """Frames in [-1, 1], `size` pixels square; one with a NaN is not valid. Raises ValueError for other shapes."""
         wanted = (3, self.size, self.size)
         if (video.shape[0], *video.shape[2:]) != wanted:
@@ -73,16 +81,18 @@ class PixelReader:
                 "or build the reader for its size"
             )
         frames = to_uint8(video.nan_to_num())
-        reading = _readout(clip.identity, self.size).read(frames)
-        valid = reading.valid & _finite(video)
-        return _beside_truth(clip, start, reading.states, valid, palette_error(clip.identity, frames, reading.states))
+        blocks = np.split(frames, range(BLOCK, len(frames), BLOCK))
+        readings = [_readout(clip.identity, self.size).read(block) for block in progress(blocks)]
+        states = np.concatenate([reading.states for reading in readings])
+        valid = np.concatenate([reading.valid for reading in readings]) & _finite(video)
+        return _beside_truth(clip, start, states, valid, palette_error(clip.identity, frames, states))
 
 
 @dataclass(frozen=True)
 class StateReader:
     """Reads the state world, whose frames are states: nothing is lost, and there is no colour."""
 
-    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0) -> ReadClip:
+    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter) -> ReadClip:
         """A frame with a state far outside its range, or a NaN, is not valid. Raises ValueError for other shapes."""
         if (video.shape[0], *video.shape[2:]) != (len(CHANNELS), 1, 1):
             raise ValueError(

@@ -6,7 +6,6 @@ loaded with and the components (the autoencoder of its latents) that they belong
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +15,9 @@ import hydra
 import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from avatar.files import save_tensors
 from avatar.types import Bundle
 
 FORMAT = 1
@@ -91,22 +90,18 @@ def read(path: Path) -> Bundle:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no readable safetensors file ({error}); copy or make it again") from error
-    if header is None or header.pop("format", None) != FORMAT:
+    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise ValueError(f"{path} has no header of this project (format {FORMAT}); give a file that a stage wrote")
+    whole = header.keys() == {"kind", "config", "components", "plan"} and isinstance(header["config"], dict)
+    if not whole or "network" not in header["config"]:
+        raise ValueError(f"{path} has a damaged header, with {', '.join(header)}; make the bundle anew")
     return Bundle(weights=weights, **header)
 
 
 def write(bundle: Bundle, path: Path) -> None:
     """Store a bundle, under a temporary name first."""
     header = {name: getattr(bundle, name) for name in ("kind", "config", "components", "plan")} | {"format": FORMAT}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.weights.items()}
-    try:
-        save_file(weights, temporary, metadata={"avatar": json.dumps(header, sort_keys=True)})
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_tensors(bundle.weights, path, {"avatar": json.dumps(header, sort_keys=True)})
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -129,6 +124,17 @@ def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
         )
 
 
+def check_encoders(net: nn.Module, config: Mapping[str, Any]) -> None:
+    """Refuse a trained network whose audio or text encoder isn't that of `config` ("audio", "text")."""
+    origin = origin_of(net)
+    for part in ("audio", "text"):
+        if part in origin.config and origin.config[part] != config[part]:
+            raise ValueError(
+                f"the {origin.kind} was trained with {part} from {origin.config[part]}, but got {config[part]}; "
+                f"pass the {part} encoder it was trained with"
+            )
+
+
 def _built(origin: Origin) -> Any:
     net = _instantiated(origin.network)
     # A network without weights of its own is known by its config.
@@ -137,10 +143,7 @@ def _built(origin: Origin) -> Any:
 
 
 def _instantiated(config: Mapping[str, Any]) -> Any:
-    for target in _targets(config):
-        # A bundle may come from anywhere: it shall build what this project defines and call nothing else.
-        if not target.startswith("avatar."):
-            raise ValueError(f"a bundle's config with _target_ {target!r}; only classes of this package are built")
+    _check_targets(config)
     return hydra.utils.instantiate(config, _convert_="all")
 
 
@@ -148,10 +151,24 @@ def _digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _targets(config: Any) -> list[str]:
-    if isinstance(config, Mapping):
-        own = [config["_target_"]] if "_target_" in config else []
-        return own + [target for value in config.values() for target in _targets(value)]
+def _check_targets(config: Any) -> None:
+    """A bundle may come from anywhere: it shall build classes that this project defines, and call nothing else."""
     if isinstance(config, list | tuple):
-        return [target for value in config for target in _targets(value)]
-    return []
+        for value in config:
+            _check_targets(value)
+    if not isinstance(config, Mapping):
+        return
+    for key, value in config.items():
+        if key.startswith("_") and not (key == "_target_" and _is_ours(value)):
+            raise ValueError(f"a bundle's config with {key}: {value!r}; only classes of this package are built")
+        _check_targets(value)
+
+
+def _is_ours(target: Any) -> bool:
+    if not isinstance(target, str) or not target.startswith("avatar."):
+        return False
+    try:
+        found = hydra.utils.get_object(target)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(found, type) and found.__module__.startswith("avatar.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from avatar.nn.attention import CrossAttention, SelfAttention, silence
 from avatar.nn.embeddings import (
     AudioEntrance,
+    Carry,
     LabelEmbedding,
     PatchEmbedding,
     ScalarEmbedding,
@@ -65,7 +66,7 @@ class VideoDiT(nn.Module):
         patch: edge of a patch, in latent pixels.
         audio_features, audio_tokens: width and number of audio tokens per latent and role.
         text: the entrance of the text (byte ids or a frozen encoder's features → tokens of width `dim`).
-        reference_channels: whether the reference also enters by the patches, beside being the sink.
+        reference_channels: whether the reference also enters by the patches and the carry, beside being the sink.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class VideoDiT(nn.Module):
         self.norm_out = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Parameter(torch.randn(2, dim) / math.sqrt(dim))
         self.out = nn.Linear(dim, channels * patch * patch)
+        self.carry = Carry(dim, channels, patch, reference_channels)
         for late in (self.target_time.linear_2, self.guidance.linear_2, self.out):
             silence(late)
 
@@ -141,5 +143,5 @@ class VideoDiT(nn.Module):
         for block in self.blocks:
             y = block(y, modulation, text, audio, view, rotation)
         shift, scale = (time[:, :, None] + self.modulation_out).unbind(2)
-        y = self.out(modulate(self.norm_out(y), shift, scale))
-        return unpatched(y.unflatten(1, (latents, per_latent)), self.patch, height, width)
+        y = modulate(self.norm_out(y), shift, scale).unflatten(1, (latents, per_latent))
+        return unpatched(self.out(y), self.patch, height, width) + self.carry(y, x, cond.reference)

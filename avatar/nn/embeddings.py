@@ -1,4 +1,4 @@
-"""What enters the backbone: times, patches, and the entrances of audio, text and labels.
+"""What enters the backbone: times, patches, and the entrances of audio, text and labels; and what goes around it.
 
 Every entrance adds one learned *null* token that is always on, so a missing modality leaves something to attend to.
 """
@@ -126,6 +126,29 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "b c l h w"], reference: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b l n d"]:
         tokens = self.proj(patches(x, self.patch))
         return tokens if self.reference is None else tokens + self.reference(patches(reference, self.patch))
+
+
+class Carry(nn.Module):
+    """What goes straight from input to output: learned shares, by token and channel, of the noisy latents and (if it
+    enters by channels) of the reference; nothing at first.
+
+    Velocity has all of the noise in it, as many numbers as a patch has. Without a way around they'd have to pass
+    through the width of the model, which a small one lacks (arXiv:2511.13720).
+    """
+
+    def __init__(self, dim: int, channels: int, patch: int, reference: bool):
+        super().__init__()
+        self.patch, self.inputs = patch, 1 + reference
+        self.shares = nn.Linear(dim, self.inputs * channels)
+        silence(self.shares)
+
+    def forward(
+        self, y: Float[Tensor, "b l n d"], x: Float[Tensor, "b c l h w"], reference: Float[Tensor, "b c 1 h w"]
+    ) -> Float[Tensor, "b c l h w"]:
+        rows, p = x.shape[-2] // self.patch, self.patch
+        shares = rearrange(self.shares(y), "b l (h w) (i c) -> i b c l h w", i=self.inputs, h=rows)
+        shares = shares.repeat_interleave(p, dim=-2).repeat_interleave(p, dim=-1)
+        return (shares * torch.stack([x, reference.expand_as(x)][: self.inputs])).sum(0)
 
 
 def patches(x: Float[Tensor, "b c l h w"], p: int) -> Float[Tensor, "b l n d"]:

@@ -180,6 +180,7 @@ class RingCache:
         return SinkView(torch.tensor([SINK], device=self.held.device))
 
     def view(self, positions: Sequence[int], ends: Sequence[int]) -> RingView:
+        assert positions[-1] - (min(ends) - self.window) < self.size, "the pass would overwrite keys that it attends to"
         where = torch.tensor(list(positions), device=self.held.device)
         slots = where % self.size
         self.held.index_copy_(0, slots, where)

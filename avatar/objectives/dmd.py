@@ -1,8 +1,8 @@
 """Distribution matching distillation on the student's own rollouts (DMD2, arXiv:2405.14867; Self-Forcing,
 arXiv:2506.08009).
 
-    every step    roll the student out without gradients; the critic learns to denoise what it makes
-    every n-th    roll out with gradients at a random exit step; follow the critic's score minus the teacher's
+    n updates     roll the student out without gradients; the critic learns to denoise what it makes
+    then one      roll out with gradients at a random exit step; follow the critic's score minus the teacher's
 
 The rollout is the one that streams. Teacher and critic are bidirectional and see whole clips.
 """
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from avatar.diffusion import path
 from avatar.diffusion.guidance import Guidance, guided
 from avatar.diffusion.packing import Bidirectional, TimestepSampler
-from avatar.diffusion.rollout import Noise, Plan, generate
+from avatar.diffusion.rollout import Noise, Plan, generate, replay
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.objectives.flow_matching import lip_weights
@@ -31,7 +31,7 @@ class DistributionMatching(lightning.LightningModule):
         model, critic: trained; the critic usually starts from the teacher's weights.
         critic_steps: critic updates per student update.
         accumulate: batches per update of either; `clip` bounds the norm of an update's gradient.
-        gradient: of the rollout, `exit_step` or `history`.
+        gradient: of the rollout: `exit_step`; `replayed`, the same with the memory of one chunk; or `history`.
     """
 
     def __init__(
@@ -52,8 +52,11 @@ class DistributionMatching(lightning.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
+        if gradient not in ("exit_step", "replayed", "history"):
+            raise ValueError(f"gradient {gradient!r}; choose exit_step, replayed or history")
         if critic_steps < 1 or accumulate < 1:
             raise ValueError(f"critic_steps {critic_steps}, accumulate {accumulate}: both must be at least 1")
+        plan.check_trainable()
         self.net, self.critic, self.teacher = model, critic, teacher.requires_grad_(False).eval()
         self.plan, self.guidance, self.timesteps = plan, guidance, timesteps
         self.critic_steps, self.accumulate, self.clip, self.gradient = critic_steps, accumulate, clip, gradient
@@ -71,7 +74,7 @@ class DistributionMatching(lightning.LightningModule):
         """The distribution matching loss of a fresh rollout."""
         cond = batch.conditioning
         exit_step = int(torch.randint(len(self.plan.times), ()))
-        x = generate(self.net, cond, self.plan, self._noise(batch), exit_step, self.gradient).latents
+        x = self._rollout(batch, exit_step)
         t = self._times(x)
         with torch.no_grad():
             x_t = path.noised(x, torch.randn_like(x), t)
@@ -92,6 +95,17 @@ class DistributionMatching(lightning.LightningModule):
         loss = losses.flow_matching(v, x, eps, lip_weights(batch, self.lip_weight))
         self.log("train/critic_loss", loss, prog_bar=True)
         return loss
+
+    def _rollout(self, batch: Batch, exit_step: int) -> Latents:
+        """A rollout of the student, whose gradient reaches its weights by the policy."""
+        if self.gradient != "replayed":
+            noise = self._noise(batch)
+            return generate(self.net, batch.conditioning, self.plan, noise, exit_step, self.gradient).latents
+        with torch.no_grad():
+            generated = generate(self.net, batch.conditioning, self.plan, self._noise(batch), exit_step)
+        x = generated.latents.requires_grad_()
+        x.register_hook(lambda gradient: replay(self.net, generated, gradient))
+        return x
 
     def _update(self, optimizer, net: nn.Module, loss: Tensor, index: int) -> None:
         self.manual_backward(loss / self.accumulate)

@@ -66,7 +66,7 @@ class FlowMatching(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(index)
             self.log("val/loss", self._loss(batch, batch.conditioning), prog_bar=True, batch_size=len(batch.latents))
 

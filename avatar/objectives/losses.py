@@ -35,7 +35,7 @@ def distribution_matching(x: Latents, real: Latents, fake: Latents, weight: Weig
 
 
 def reconstruction(video: Pixels, target: Pixels, weight: Weights) -> Scalar:
-    """E w |x - y| of the frames and of their differences across space: edges count beside colours."""
+    """E w |x - y| of the frames, and E |.| of that error's differences across space: edges count beside colours."""
     error = video - target
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return (weight * error.abs()).mean() + edges

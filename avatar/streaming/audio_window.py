@@ -5,7 +5,7 @@ depend on `reach` samples to either side of it, so latent l is known once
 
     640 (s (l + 1) + right) + reach    samples
 
-have come. Before the timeline stand `left` frames of the encoder's silence, as in the clips that training crops.
+have come. Before the timeline stand `left` frames of the encoder's silence.
 
 Features are made frame by frame, each from a piece of sound of one fixed length: the bits that come out never depend on
 how the sound was cut into packets, and equal what `encode` makes of the whole track.

@@ -87,7 +87,9 @@ class Session:
         self.state, self.emotion, self.intensity = 0, 0, 0.0
         self.gestures = (0, 0)  # the gesture, and the latent that it ends before
 
-        spare = max_rollback * max(plan.chunk, plan.first_chunk)
+        if max_rollback < 0:
+            raise ValueError(f"max_rollback {max_rollback}; give the chunks that an interrupt may take back, or 0")
+        spare = max(1, max_rollback) * max(plan.chunk, plan.first_chunk)  # a merged pass writes a chunk ahead
         self.windows = [AudioWindow(audio, self.stride, spare) for _ in ROLES]
         self.waiting = torch.zeros(len(ROLES), 0)  # sound that has come and that no chunk was made of yet
         self.received = 0  # samples on the timeline

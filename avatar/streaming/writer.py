@@ -78,14 +78,23 @@ class Mp4Writer:
             raise type(error)(
                 f"can't write {path} ({error.strerror}), wanted a folder to write in; choose another one"
             ) from None
+        try:
+            self._open()
+        except BaseException as error:
+            self.partial.unlink(missing_ok=True)
+            if isinstance(error, av.error.FFmpegError):
+                raise self._cannot_write(error) from error
+            raise
+
+    def _open(self) -> None:
         self._container = av.open(str(self.partial), "w", format="mp4", options=FRAGMENTED)
         # zerolatency: no frame waits in the encoder, where a kill would lose it.
         self._video = self._container.add_stream(
-            "libx264", rate=frame_rate, options={"preset": "veryfast", "tune": "zerolatency", "crf": "18"}
+            "libx264", rate=self.frame_rate, options={"preset": "veryfast", "tune": "zerolatency", "crf": "18"}
         )
         self._video.height, self._video.width, self._video.pix_fmt = self.height, self.width, "yuv420p"
         self._video.codec_context.colorspace = Colorspace.ITU601  # how PyAV converts RGB; else players guess
-        self._audio = self._container.add_stream("aac", rate=sample_rate, layout="mono", bit_rate=64_000)
+        self._audio = self._container.add_stream("aac", rate=self.sample_rate, layout="mono", bit_rate=64_000)
 
     def write(self, frames: UInt8[np.ndarray, "f h w 3"], samples: Float32[np.ndarray, " s"]) -> None:
         """Appends frames and the speech that sounds during them, in [-1, 1]."""
@@ -119,11 +128,12 @@ class Mp4Writer:
             self._refuse_existing()
             os.replace(whole, self.path)
         except (av.error.FFmpegError, OSError) as error:
-            whole.unlink(missing_ok=True)
             self.abandon()
             if isinstance(error, FileExistsError):
                 raise
             raise self._cannot_write(error) from error
+        finally:
+            whole.unlink(missing_ok=True)
         self.partial.unlink()
 
     def abandon(self) -> None:

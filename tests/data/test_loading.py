@@ -1,16 +1,20 @@
 """Batches are functions of (seed, step), crops are slices of whole clips, and what is kept on disk is what was made."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from avatar import files
 from avatar.data import encoded
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.encoded import ClipSet, encoded_clips
-from avatar.data.puppet_frames import FrameBatches
-from avatar.data.puppet_latents import LatentBatches
+from avatar.data.puppet import speech
+from avatar.data.puppet_frames import FrameBatches, PuppetFrames
+from avatar.data.puppet_latents import LatentBatches, PuppetLatents
 from avatar.data.worlds import StateWorld
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
@@ -66,6 +70,12 @@ def test_frames_started_later_are_those_that_would_have_come(cache):
     assert not torch.equal(first[0].video, first[1].video)
 
 
+def test_frames_come_two_at_a_time_at_least(cache):
+    """Half of a batch begins with a scene cut: of one clip there is no half."""
+    with pytest.raises(ValueError, match="give 2 or more"):
+        PuppetFrames(StateWorld(), frames=5, batch=1, steps=1, seed=1, workers=0, cache=str(cache))
+
+
 def test_batches_come_in_all_lengths_each_within_the_budget(clips):
     shapes = Counter(
         (batch.latents.shape[2], len(batch.latents)) for batch in map(batches(clips).__getitem__, range(40))
@@ -87,12 +97,6 @@ def test_lengths_are_drawn_by_their_weights():
 def test_buckets_that_can_not_be_filled_are_refused(wrong):
     with pytest.raises(ValueError, match=r"give one weight|raise it"):
         LengthBuckets(*wrong)
-
-
-def test_crops_longer_than_the_clips_are_refused(clips):
-    long = LatentBatches(clips, LengthBuckets((LATENTS + 1,), (1.0,), 10), AUDIO, 1, 0, 1)
-    with pytest.raises(ValueError, match="make the clips longer"):
-        long[0]
 
 
 @pytest.mark.parametrize("start, length", [(0, 2), (2, 3), (4, 2)])
@@ -133,9 +137,67 @@ def test_clips_from_the_cache_are_those_that_were_made(clips, cache, monkeypatch
         assert torch.equal(getattr(again, name), tensor), name
 
 
+def test_clips_are_known_again_after_their_encoder_was_used(monkeypatch):
+    """An encoder may keep what it has computed, such as its silence; that makes no other encoder of it."""
+
+    def key() -> str:
+        return encoded.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteEncoder(96))
+
+    audio = LogMel(mels=8)
+    before = key()
+    assert audio.silence.shape == (1, audio.dim)
+    assert key() == before
+    other = next(name for name in speech.BACKENDS if name != speech.available())
+    monkeypatch.setattr(speech, "available", lambda: other)
+    assert key() != before
+
+
+@pytest.mark.parametrize("other", [LogMel(mels=8, left_context=4, right_context=1), LogMel(mels=10)])
+def test_clips_of_another_encoder_are_kept_apart(other):
+    first, second = (
+        encoded.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteEncoder(96)) for audio in (AUDIO, other)
+    )
+    assert first != second
+
+
+def test_a_cache_that_fills_up_is_left_without_a_half_file(tmp_path, monkeypatch):
+    def full(tensors, path, **_):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match=r"can't write .*encoded-.*No space left.*free some space"):
+        encode(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["speech"]
+
+
+@pytest.mark.parametrize("short", ["train", "dev"])
+def test_buckets_longer_than_the_clips_are_refused_at_once(short):
+    sets = {name: replace(CLIPS, split=name, latents=4 if name == short else 6) for name in ("train", "dev")}
+
+    def data(lengths: tuple[int, ...]) -> PuppetLatents:
+        buckets = LengthBuckets(lengths, (1.0,) * len(lengths), 10)
+        return PuppetLatents(
+            StateWorld(),
+            autoencoder(),
+            AUDIO,
+            ByteEncoder(96),
+            **sets,
+            buckets=buckets,
+            steps=1,
+            seed=1,
+            workers=0,
+            cache="nowhere",
+        )
+
+    data((2, 4))
+    with pytest.raises(ValueError, match=f"5 latents from {short} clips of 4"):
+        data((2, 5))
+
+
 def test_latents_of_another_autoencoder_are_kept_apart(clips, cache):
     before = set(cache.glob("encoded-*"))
     other = encode(cache, mean=0.5)
     assert len(set(cache.glob("encoded-*")) - before) == 1
     assert not torch.equal(other.latents, clips.latents)
-    assert not list(cache.glob("*.tmp"))
+    assert all(path.name == "speech" or path.suffix == ".safetensors" for path in cache.iterdir())  # nothing half done

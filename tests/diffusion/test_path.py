@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avatar.diffusion import path
-from avatar.diffusion.guidance import Guidance, guide, guided
+from avatar.diffusion.guidance import Guidance, guided
 from avatar.diffusion.samplers import euler, heun
 from avatar.diffusion.timesteps import LogitNormal, ShiftedUniform, schedule, shifted
 from tests.conftest import make_cond
@@ -23,14 +23,10 @@ def test_time_one_is_noise():
     torch.testing.assert_close(path.noised(x0, eps, torch.ones(1, 3)), eps)
 
 
-def test_guidance_of_one_is_the_conditional_and_of_zero_the_unconditional():
-    u, c = torch.randn(2, 1, 3, 2, 4, 4).unbind(0)
-    torch.testing.assert_close(guide(u, c, 1.0), c)
-    torch.testing.assert_close(guide(u, c, 0.0), u)
-    torch.testing.assert_close(guide(u, c, 3.0), u + 3 * (c - u))
-
-
-@pytest.mark.parametrize("scales, evaluations", [((1.0, 1.0), 1), ((2.0, 1.0), 2), ((3.0, 3.0), 2), ((2.0, 4.0), 3)])
+@pytest.mark.parametrize(
+    "scales, evaluations",
+    [((1.0, 1.0), 1), ((0.0, 0.0), 1), ((0.0, 1.0), 1), ((2.0, 1.0), 2), ((3.0, 3.0), 2), ((2.0, 4.0), 3)],
+)
 def test_guidance_with_two_scales_is_text_first_and_audio_on_top(scales, evaluations):
     cond, x = make_cond(latents=5), torch.randn(2, 3, 5, 4, 4)
     calls = []
@@ -46,7 +42,7 @@ def test_guidance_with_two_scales_is_text_first_and_audio_on_top(scales, evaluat
     none, text, both = 1.0, 101.0, 111.0
     expected = none + scales[1] * (text - none) + scales[0] * (both - text)
     torch.testing.assert_close(v, torch.full_like(x, expected))
-    assert calls == [evaluations] and guidance.evaluations == evaluations
+    assert calls == [evaluations]
 
 
 @pytest.mark.parametrize("sampler", [euler, heun])

@@ -8,7 +8,9 @@ import torch
 from avatar.diffusion import path
 from avatar.diffusion.packing import packed_velocity
 from avatar.diffusion.rollout import Noise, Plan, Rollout, chunk_step, generate, replay
+from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.nn.kv_cache import PrefixCache, RingCache
+from avatar.types import SAMPLES_PER_FRAME
 from tests.conftest import make_cond, make_net
 
 SEEDS = Noise((3, 4))
@@ -42,7 +44,7 @@ def test_packed_mask_equals_cached_rollout(net, kind, latents, window):
         part, positions = slice(start, start + length), range(start, start + length)
         ends = [positions.stop] * length
         cached = chunk_step(net, x_t[:, :, part], 0.7, cond.at(part), cache.view(positions, ends))
-        torch.testing.assert_close(cached, packed[:, :, part], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(cached, packed[:, :, part], rtol=1e-4, atol=1e-4)
         view = cache.view(positions, ends)
         chunk_step(net, clean[:, :, part], 0.0, cond.at(part), view)
         cache.advance(view, length)
@@ -53,7 +55,7 @@ def test_packed_mask_equals_cached_rollout(net, kind, latents, window):
 def test_ring_equals_prefix_far_beyond_the_window(net):
     cond, plan = make_cond(latents=19), Plan((1.0, 0.6), window=4)
     torch.testing.assert_close(
-        stream(net, cond, plan, ring(net, 4)), generate(net, cond, plan, SEEDS).latents, rtol=1e-4, atol=1e-5
+        stream(net, cond, plan, ring(net, 4)), generate(net, cond, plan, SEEDS).latents, rtol=1e-4, atol=1e-4
     )
 
 
@@ -64,8 +66,15 @@ def test_merged_context_equals_a_pass_of_its_own(net, window, times):
     cond, plan = make_cond(latents=9, events=3), Plan(times, window=window)
     merged = replace(plan, context="merged")
     expected = stream(net, cond, plan, ring(net, window))
-    torch.testing.assert_close(stream(net, cond, merged, ring(net, window)), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(generate(net, cond, merged, SEEDS).latents, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stream(net, cond, merged, ring(net, window)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(generate(net, cond, merged, SEEDS).latents, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_ring_too_small_for_a_merged_pass_says_so_instead_of_forgetting(net):
+    plan = Plan((1.0,), window=4, context="merged")
+    with pytest.raises(AssertionError, match="overwrite keys"):
+        stream(net, make_cond(latents=9), plan, ring(net, 4, spare=1))
 
 
 @torch.no_grad()
@@ -97,16 +106,41 @@ def test_inputs_of_later_chunks_get_zero_gradient(net):
     assert x_t.grad[:, :, :1].abs().sum() == 0  # nor does it see the earlier chunk's noisy latents
 
 
-def test_truncated_gradient_is_exactly_zero_in_earlier_chunks(net):
-    cond, plan = make_cond(latents=3), Plan((1.0, 0.5))
+@pytest.mark.parametrize("exit_step", [0, 1])
+@pytest.mark.parametrize("context", ["clean", "merged"])
+def test_truncated_gradient_is_exactly_zero_in_earlier_chunks(net, context, exit_step):
+    cond, plan = make_cond(latents=3), Plan((1.0, 0.5), context=context)
     gradients = {}
     for policy in ("exit_step", "history"):
         seen = GradientOfInputs(net)
-        generate(seen, cond, plan, SEEDS, exit_step=0, gradient=policy).latents[:, :, 1:].square().sum().backward()
+        made = generate(seen, cond, plan, SEEDS, exit_step=exit_step, gradient=policy).latents
+        made[:, :, 1:].square().sum().backward()
         gradients[policy] = seen.gradients
-    # passes: sink, chunk 1 exit, chunk 1 context, chunk 2 exit, chunk 2 context
-    assert [g > 0 for g in gradients["exit_step"]] == [False, False, False, True, False]
-    assert gradients["history"][1] > 0
+    # passes: sink, chunk 1 up to its exit, its context, chunk 2 up to its exit, perhaps its context
+    first, context_pass, second = 1 + exit_step, 2 + exit_step, 3 + 2 * exit_step
+    assert [at for at, size in enumerate(gradients["exit_step"]) if size > 0] == [second]
+    assert [at for at, size in enumerate(gradients["history"]) if size > 0] == [0, first, context_pass, second]
+
+
+@pytest.mark.parametrize("exit_step", [0, 1, 2])
+def test_the_gradient_of_history_is_the_same_with_merged_context(net, exit_step):
+    cond, plan = make_cond(latents=5), Plan((1.0, 0.6, 0.3))
+    weight = torch.randn(2, 3, 5, 4, 4)
+
+    def gradient(context: str, policy: str) -> dict[str, torch.Tensor]:
+        net.zero_grad()
+        made = generate(net, cond, replace(plan, context=context), SEEDS, exit_step, policy).latents
+        (made * weight).sum().backward()
+        return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    clean, merged, truncated = (
+        gradient(*of) for of in (("clean", "history"), ("merged", "history"), ("clean", "exit_step"))
+    )
+    assert clean.keys() == merged.keys()
+    for name, expected in clean.items():
+        torch.testing.assert_close(merged[name], expected, rtol=1e-3, atol=1e-4)
+    name = "blocks.0.attention.k.weight"
+    assert not torch.allclose(truncated[name], clean[name], rtol=1e-2)  # history is not the truncated one by accident
 
 
 class GradientOfInputs(torch.nn.Module):
@@ -151,7 +185,7 @@ def test_padding_the_prompt_changes_nothing(net, cond):
     )
     plan = Plan((1.0,))
     torch.testing.assert_close(
-        generate(net, padded, plan, SEEDS).latents, generate(net, cond, plan, SEEDS).latents, rtol=1e-4, atol=1e-5
+        generate(net, padded, plan, SEEDS).latents, generate(net, cond, plan, SEEDS).latents, rtol=1e-4, atol=1e-4
     )
 
 
@@ -161,6 +195,30 @@ def test_padding_the_prompt_changes_nothing(net, cond):
 def test_a_plan_that_cannot_run_is_refused(wrong):
     with pytest.raises(ValueError):
         Plan(**wrong)
+
+
+def test_sound_beyond_the_right_context_has_no_influence(net):
+    """From the raw samples on: encoder, windows, and the network under the causal mask."""
+    encoder, latents, stride = LogMel(2, left_context=2, right_context=1), 5, 4
+    plan, net = Plan((1.0,)), make_net(audio_features=encoder.dim, audio_tokens=encoder.tokens(stride))
+    frames = latents * stride + encoder.right_context
+    samples = (torch.randn((frames + 1) * SAMPLES_PER_FRAME) * 0.2).requires_grad_()
+    before = encoder.silence.expand(encoder.left_context, -1)
+    own = encoder.window(torch.cat([before, encoder.encode(samples)[:frames]]), stride)
+    cond = make_cond(batch=1, latents=latents)
+    cond = replace(
+        cond,
+        audio=torch.stack([own, torch.randn_like(own)])[None],
+        audio_mask=torch.ones_like(cond.audio_mask),
+    )
+    clean, x_t = torch.randn(2, 1, 3, latents, 4, 4)
+    v = packed_velocity(net, x_t, torch.full((1, latents), 0.5), cond, plan.spec(latents), clean)
+    for first, end in ((0, 1), (1, 3), (3, 5)):
+        (gradient,) = torch.autograd.grad(v[:, :, first:end].square().sum(), samples, retain_graph=True)
+        known = (end * stride + encoder.right_context) * SAMPLES_PER_FRAME + encoder.reach
+        assert gradient[known:].abs().sum() == 0
+        assert gradient[known - 60 : known].abs().sum() > 0
+        assert gradient[:SAMPLES_PER_FRAME].abs().sum() > 0
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")

@@ -1,9 +1,13 @@
 """Bundles: what goes in comes out, and what doesn't fit is refused by name."""
 
+import json
+
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from avatar import files
 from avatar.models import checkpoint
 from avatar.types import Bundle
 
@@ -61,12 +65,63 @@ def test_weights_that_do_not_fit_are_named(tmp_path, spoil, told):
         checkpoint.load(str(tmp_path / "a.safetensors"))
 
 
-def test_a_bundle_can_not_call_foreign_code(tmp_path):
-    checkpoint.write(
-        make_bundle(config={"network": {"_target_": "os.system", "command": "true"}}), tmp_path / "a.safetensors"
-    )
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"_target_": "os.system", "command": "true"},
+        {"_target_": "builtins.dict"},
+        {"_target_": 5},
+        # through a module of ours to an object that is not: what it imports is its, not ours
+        {"_target_": "avatar.files.os.getcwd"},
+        {"_target_": "avatar.models.checkpoint.os.getcwd"},
+        {"_target_": "avatar.models.checkpoint.torch.zeros", "size": [1]},
+        {"_target_": "avatar.models.checkpoint.nn.Linear", "in_features": 1, "out_features": 1},
+        # functions of ours do things, classes are
+        {"_target_": "avatar.models.checkpoint.load", "path": "a.safetensors"},
+        {"_target_": "avatar.models.nowhere.Net"},
+        NETWORK | {"_args_": [4, [4, 4]]},
+        NETWORK | {"_partial_": True},
+        NETWORK | {"widths": [{"_target_": "os.getcwd"}, 4]},
+        NETWORK | {"widths": {"_target_": "avatar.files.os.getcwd"}},
+    ],
+    ids=repr,
+)
+def test_a_bundle_can_not_call_foreign_code(tmp_path, network):
+    checkpoint.write(make_bundle(config={"network": network}), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="only classes of this package"):
         checkpoint.load(str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("part", ["audio", "text"])
+def test_nor_can_what_is_built_of_it_later(tmp_path, part):
+    config = {"network": NETWORK, part: {"_target_": "avatar.files.os.getcwd"}}
+    checkpoint.write(make_bundle(config=config), tmp_path / "a.safetensors")
+    origin = checkpoint.origin_of(checkpoint.load(str(tmp_path / "a.safetensors")))
+    with pytest.raises(ValueError, match="only classes of this package"):
+        origin.made(part)
+
+
+WHOLE = {"kind": "student", "config": {"network": NETWORK}, "components": {}, "plan": None, "format": checkpoint.FORMAT}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[]",
+        "5",
+        "{",
+        json.dumps({name: value for name, value in WHOLE.items() if name != "components"}),
+        json.dumps(WHOLE | {"author": "nobody"}),
+        json.dumps(WHOLE | {"config": {}}),
+        json.dumps(WHOLE | {"config": []}),
+        json.dumps(WHOLE | {"config": None}),
+        json.dumps(WHOLE | {"format": checkpoint.FORMAT + 1}),
+    ],
+)
+def test_a_damaged_header_is_told(tmp_path, header):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"avatar": header})
+    with pytest.raises(ValueError, match=r"a\.safetensors .*(make the bundle anew|copy or make it again|give a file)"):
+        checkpoint.read(tmp_path / "a.safetensors")
 
 
 def test_what_is_no_bundle_is_told_so(tmp_path):
@@ -92,11 +147,33 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path):
         checkpoint.check_latents(net, second)
 
 
-def test_a_write_that_fails_leaves_the_old_bundle(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_write_that_fails_leaves_the_old_bundle_and_no_other_file(tmp_path, monkeypatch, error, before):
+    def full(tensors, path, **_):
+        path.write_bytes(b"half")
+        raise error
+
     path = tmp_path / "a.safetensors"
-    checkpoint.write(make_bundle(), path)
-    before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    if before:
         checkpoint.write(make_bundle(), path)
-    assert path.read_bytes() == before
+    old = path.read_bytes() if before else None
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write(make_bundle(), path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({path.name: old} if before else {})
+
+
+def test_a_full_disk_is_told_with_the_file_and_a_cure(tmp_path, monkeypatch):
+    """Safetensors has an error of its own for it, which is no OSError."""
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(files, "save_file", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(OSError, match=r"can't write .*a\.safetensors .*free some space there or choose another folder"):
+        checkpoint.write(make_bundle(), tmp_path / "a.safetensors")
+
+
+def test_a_place_that_can_not_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        checkpoint.write(make_bundle(), tmp_path / "file" / "a.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

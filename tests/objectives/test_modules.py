@@ -89,6 +89,17 @@ def test_dmd_accumulates_before_it_steps():
     assert len(steps) == 2
 
 
+def test_noisy_context_is_refused_for_training():
+    """A pattern under which training would show the network what its stream doesn't: no mask packs noisy context."""
+    noisy = Plan((1.0, 0.5), context="noisy")
+    for refused in (lambda: TeacherForced(noisy), lambda: make_dmd(plan=noisy)):
+        with pytest.raises(ValueError, match="clean or merged"):
+            refused()
+    for context in ("clean", "merged"):
+        make_dmd(plan=Plan((1.0, 0.5), context=context))
+        TeacherForced(Plan((1.0, 0.5), context=context))
+
+
 def make_consistency(n: int = 4) -> Consistency:
     return silent(
         Consistency(
@@ -125,37 +136,41 @@ def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
     torch.testing.assert_close(v, u + 2.0 * (c - u), rtol=1e-4, atol=1e-4)
 
 
+def make_flow_matching(net=None, pattern=None) -> FlowMatching:
+    dropout, adam = Dropout(), functools.partial(torch.optim.Adam, lr=1e-2)
+    net, pattern = net or make_net(), pattern or Bidirectional()
+    return silent(FlowMatching(net, pattern, LogitNormal(), dropout, adam, lip_weight=0.0, steps=10**6))
+
+
 @pytest.mark.parametrize("pattern", [Bidirectional(), TeacherForced(PLAN)])
 def test_one_batch_overfits(pattern):
-    torch.manual_seed(0)
+    """A batch with its noise is learnt by heart: the loss falls far below that of predicting nothing, which is about
+    E |eps - x0|² = 2."""
     net = make_net()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(0.3)
-    module = silent(
-        FlowMatching(
-            net,
-            pattern,
-            LogitNormal(),
-            Dropout(),
-            functools.partial(torch.optim.Adam, lr=1e-2),
-            lip_weight=0.0,
-            steps=10**6,
-        )
-    )
-    batch, optimizer = make_batch(), torch.optim.Adam(net.parameters(), lr=1e-2)
-
-    def loss():
+    module, batch = make_flow_matching(net, pattern), make_batch()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(80):
         torch.manual_seed(1)
-        return module._loss(batch, batch.conditioning)
-
-    before = loss().item()
-    for _ in range(60):
+        loss = module._loss(batch, batch.conditioning)
         optimizer.zero_grad()
-        value = loss()
-        value.backward()
+        loss.backward()
         optimizer.step()
-    assert value.item() < 0.5 * before
+    assert loss.item() < 0.05
+
+
+def test_validation_draws_the_same_each_time_and_nothing_from_the_training():
+    module, batch, logged = make_flow_matching(), make_batch(), []
+    module.log = lambda name, value, **_: logged.append(value.item())
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        module.validation_step(batch, 0)
+        assert torch.equal(torch.get_rng_state(), before)
+    module.validation_step(batch, 1)
+    assert logged[0] == logged[1] != logged[2]
 
 
 def test_dropout_takes_modalities_away_one_by_one():

@@ -125,6 +125,15 @@ def test_a_sample_at_a_time_gives_the_same_bits(opened):
     assert torch.equal(streamed(opened(), speech, 1), streamed(opened(), speech, len(speech)))
 
 
+def test_merged_context_is_clean_context_without_room_to_roll_back(opened):
+    """The ring keeps a chunk's room all the same: a merged pass writes a chunk ahead of what it attends to."""
+    clean, merged = PLANS[:2]
+    speech = sound(15)
+    frames = streamed(opened(merged, max_rollback=0), speech, 900)
+    close(frames, streamed(opened(clean, max_rollback=0), speech, 900))
+    close(frames, streamed(opened(merged), speech, 900))
+
+
 def test_heard_voice_and_wishes_reach_the_network(opened, picture):
     speech, heard = sound(5), sound(5)
     session = opened()
@@ -221,6 +230,25 @@ def test_an_interrupt_to_where_it_cannot_go_is_refused(opened, shown, message):
     session.push(sound(12))
     with pytest.raises(ValueError, match=message):
         session.interrupt(shown)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)
+def test_without_rollback_an_interrupt_goes_to_the_last_frame_out_and_no_further(opened, plan):
+    session, speech = opened(plan, max_rollback=0), sound(12)
+    frames = session.push(speech)
+    with pytest.raises(ValueError, match="raise max_rollback"):
+        session.interrupt(frames.shape[1] - 1)
+    assert session.interrupt() == frames.shape[1]
+    other = opened(plan)
+    other.push(speech)
+    other.interrupt()
+    new = sound(5)
+    close(session.push(new), other.push(new))
+
+
+def test_a_negative_rollback_is_refused(opened):
+    with pytest.raises(ValueError, match="max_rollback -1"):
+        opened(max_rollback=-1)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.context)

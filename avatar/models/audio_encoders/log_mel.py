@@ -5,7 +5,9 @@ samples past its end. Hence a frame's features are known once 120 samples of the
 its own frames, the `right_context` after them, and these 120 samples (7.5 ms) more.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import librosa
 import torch
@@ -19,6 +21,7 @@ HOP, WINDOW = 160, 400
 OVERLAP = (WINDOW - HOP) // 2  # samples that a hop's window reaches to either side
 
 
+@dataclass(frozen=True)
 class LogMel:
     """Log-mel energies of the four hops of a frame, scaled to about unit range.
 
@@ -27,13 +30,20 @@ class LogMel:
         left_context, right_context: frames that a latent hears before and after its own.
     """
 
-    reach = OVERLAP  # samples to either side of a frame that its features depend on
+    reach: ClassVar[int] = OVERLAP  # samples to either side of a frame that its features depend on
+    mels: int = 40
+    left_context: int = 3
+    right_context: int = 2
 
-    def __init__(self, mels: int = 40, left_context: int = 3, right_context: int = 2):
-        if right_context < 1 or left_context < 1:
-            raise ValueError(f"contexts of {left_context} and {right_context} frames; a frame's hops need ≥ 1 of each")
-        self.mels, self.left_context, self.right_context = mels, left_context, right_context
-        self.dim = mels * SAMPLES_PER_FRAME // HOP
+    def __post_init__(self):
+        if self.right_context < 1 or self.left_context < 1:
+            raise ValueError(
+                f"contexts of {self.left_context} and {self.right_context} frames; a frame's hops need ≥ 1 of each"
+            )
+
+    @property
+    def dim(self) -> int:
+        return self.mels * SAMPLES_PER_FRAME // HOP
 
     def tokens(self, stride: int) -> int:
         """Audio tokens per latent of `stride` frames: one per frame, contexts included."""

@@ -1,0 +1,146 @@
+"""The backbone's optional inputs, its carry, and that it compiles whole."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+from avatar.models.video_dit import VideoDiT
+from avatar.nn.attention import silence
+from avatar.nn.embeddings import ByteTextEntrance, Carry
+from avatar.nn.masks import MaskSpec, mask_view
+from avatar.types import Conditioning, View, join
+from tests.conftest import AUDIO_TOKENS, CHANNELS, FEATURES, make_cond, make_net
+
+LATENTS = 3
+SIZES = {"channels": CHANNELS, "dim": 24, "ffn": 32, "heads": 2, "layers": 2, "patch": 2}
+SIZES |= {"audio_features": FEATURES, "audio_tokens": AUDIO_TOKENS}
+
+
+def inputs(latents: int = LATENTS) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
+    """A pass over [sink | clip]."""
+    cond = make_cond(latents=latents)
+    x = torch.cat([cond.reference, torch.randn(2, CHANNELS, latents, 4, 4)], dim=2)
+    t = torch.rand(2, 1 + latents) * 0.8 + 0.1
+    return x, t, join([cond.blank(1), cond], "l")
+
+
+def causal(net: VideoDiT, latents: int = LATENTS) -> View:
+    return mask_view(MaskSpec((1,) * latents), net.tokens(4, 4), torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_target_time_and_guidance_say_nothing_until_they_have_learnt_to():
+    net, (x, t, cond) = make_net(), inputs()
+    silence(net.target_time.linear_2)
+    silence(net.guidance.linear_2)
+    told = net(x, t, cond, causal(net), r=t / 2, guidance=torch.full_like(t, 3.0))
+    assert told.shape == x.shape
+    torch.testing.assert_close(told, net(x, t, cond, causal(net)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["r", "guidance"])
+def test_each_latent_has_a_target_time_and_a_guidance_of_its_own(net, name):
+    x, t, cond = inputs()
+    before = torch.full_like(t, 0.3)
+    after = before.clone()
+    after[:, 2] = 0.7  # of the second latent on the timeline, behind the sink
+    first, second = (net(x, t, cond, causal(net), **{name: value}) for value in (before, after))
+    assert not torch.allclose(first, net(x, t, cond, causal(net)))
+    torch.testing.assert_close(second[:, :, :2], first[:, :, :2])
+    changed = (second - first).abs().amax(dim=(0, 1, 3, 4))
+    assert (changed[2:] > 1e-4).all()
+
+
+@torch.no_grad()
+def test_target_time_and_guidance_are_not_taken_for_each_other(net):
+    x, t, cond = inputs()
+    a, b = torch.full_like(t, 0.3), torch.full_like(t, 0.7)
+    assert not torch.allclose(
+        net(x, t, cond, causal(net), r=a, guidance=b), net(x, t, cond, causal(net), r=b, guidance=a), atol=1e-3
+    )
+
+
+def fresh(**changes) -> VideoDiT:
+    text = ByteTextEntrance(24, width=8, layers=1, max_bytes=16)
+    return VideoDiT(**SIZES | changes, text=text).eval()
+
+
+@torch.no_grad()
+def test_a_fresh_network_carries_nothing():
+    net, (x, t, cond) = fresh(), inputs()
+    torch.nn.init.normal_(net.out.weight)
+    whole = net(x, t, cond, causal(net))
+    assert whole.abs().max() > 0.1
+    net.carry = None
+    net.register_module("carry", Nothing())
+    assert torch.equal(net(x, t, cond, causal(net)), whole)
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, *_):
+        return 0.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reference", [True, False])
+def test_shares_of_input_and_reference_arrive_channel_by_channel(reference):
+    net, (x, t, cond) = make_net(reference_channels=reference), inputs()
+    silence(net.carry.shares)
+    without = net(x, t, cond, causal(net))
+    shares = torch.linspace(-1, 1, CHANNELS * (1 + reference)).view(-1, CHANNELS, 1, 1, 1)
+    net.carry.shares.bias.copy_(shares.flatten())
+    expected = shares[0] * x + (shares[1] * cond.reference if reference else 0)
+    torch.testing.assert_close(net(x, t, cond, causal(net)) - without, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_every_token_has_its_own_shares_over_its_own_patch():
+    carry = Carry(dim=6, channels=2, patch=2, reference=True)
+    torch.nn.init.normal_(carry.shares.weight)
+    x, reference, y = torch.randn(1, 2, 3, 4, 6), torch.randn(1, 2, 1, 4, 6), torch.randn(1, 3, 6, 6)
+    out = carry(y, x, reference)
+    for latent in range(3):
+        for row in range(2):
+            for column in range(3):
+                own, other = carry.shares(y[0, latent, 3 * row + column]).view(2, 2, 1, 1)
+                place = (slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2))
+                expected = own * x[0, :, latent][:, *place] + other * reference[0, :, 0][:, *place]
+                torch.testing.assert_close(out[0, :, latent][:, *place], expected)
+
+
+@pytest.fixture
+def compilable(monkeypatch):
+    """Imports a module of the project without the checks of shapes, which can't be compiled (pytorch#122093)."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "avatar"]:
+        monkeypatch.delitem(sys.modules, name)
+    unhooked = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
+    monkeypatch.setattr(sys, "meta_path", unhooked)
+    yield importlib.import_module
+    for name in [name for name in sys.modules if name.split(".")[0] == "avatar"]:
+        del sys.modules[name]  # those that stood there before come back now
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mask", "ring"])
+def test_it_compiles_without_a_break(kind, compilable):
+    video_dit, embeddings = compilable("avatar.models.video_dit"), compilable("avatar.nn.embeddings")
+    checked, (x, t, cond) = make_net(layers=1), inputs()
+    text = embeddings.ByteTextEntrance(24, width=8, layers=1, max_bytes=16)
+    net = video_dit.VideoDiT(**SIZES | {"layers": 1}, text=text).eval()
+    net.load_state_dict(checked.state_dict())
+    if kind == "mask":
+        masks = compilable("avatar.nn.masks")
+        view = masks.mask_view(masks.MaskSpec((1, 2)), net.tokens(4, 4), x.device)
+    else:
+        cache = compilable("avatar.nn.kv_cache").RingCache(1, 2, net.heads, 12, net.tokens(4, 4), window=4, spare=1)
+        sink = cache.prime()
+        net(x[:, :, :1], t[:, :1], cond.at(slice(0, 1)), sink)
+        cache.advance(sink, 1)
+        x, t, cond = x[:, :, 1:], t[:, 1:], cond.at(slice(1, None))
+        view = cache.view(range(LATENTS), [LATENTS] * LATENTS)
+    expected = net(x, t, cond, view)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, t, cond, view), expected, rtol=1e-4, atol=1e-5)

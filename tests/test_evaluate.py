@@ -1,0 +1,63 @@
+"""An evaluation of any bundle leaves a whole report: random networks, a few frames, all the way to the pictures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from avatar.evaluate import evaluate
+from avatar.report import CONTROLS
+from tests.stages import composed, random_autoencoder, random_bundle
+
+PIXELS, STATES = ("world.channels=4",), ("world=states", "model=states")
+SMALL = ("clips=2", "latents=2", "stream_frames=12", "threads=1", "workers=0", "teacher_sampler.steps=2")
+MANY = [1.0, 0.8, 0.6, 0.4, 0.2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the bundles are, and the clips that all evaluations share."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    random_autoencoder(folder / "autoencoder.safetensors")
+    return folder
+
+
+def evaluated(folder: Path, name: str, *overrides: str) -> dict:
+    place = [f"folder='{folder / name}'", f"cache='{folder / 'cache'}'"]
+    evaluate(composed("evaluate", *SMALL, *place, *overrides))
+    report = json.loads((folder / name / "report.json").read_text())
+    assert set(report["controls"]) == set(CONTROLS) and None not in report["controls"].values()
+    assert report["student"]["clips"] == 2
+    return report
+
+
+def pixels(folder: Path, kind: str) -> list[str]:
+    bundle = random_bundle(folder / f"{kind}.safetensors", kind, *PIXELS)
+    return [f"world.autoencoder.path='{folder / 'autoencoder.safetensors'}'", f"student='{bundle}'"]
+
+
+def test_a_student_beside_its_teacher(folder):
+    teacher = random_bundle(folder / "its_teacher.safetensors", "teacher", *PIXELS)
+    report = evaluated(folder, "student", *pixels(folder, "student"), f"teacher='{teacher}'")
+    assert report["teacher"]["clips"] == 2 and report["teacher"] != report["student"]
+    assert report["stream"]["frames"] == 12 and report["stream"]["evaluations_per_chunk"] == 3
+    page = (folder / "student" / "report.md").read_text()
+    assert "|  | ground truth | autoencoder | frozen | shuffled audio | teacher | student |" in page
+    with Image.open(folder / "student" / "contact_sheet.png") as sheet:
+        assert sheet.format == "PNG" and min(sheet.size) > 100
+    assert "](contact_sheet.png)" in page
+
+
+def test_a_teacher_alone_is_scored_whole_clip_by_whole_clip(folder):
+    report = evaluated(folder, "teacher", *pixels(folder, "teacher"), "teacher=null")
+    assert report["stream"] is None and report["teacher"] is None
+    page = (folder / "teacher" / "report.md").read_text()
+    assert "## Stream" not in page and "](contact_sheet.png)" in page
+
+
+def test_a_causal_teacher_takes_the_many_steps_it_was_trained_for(folder):
+    plan = {"times": MANY, "chunk": 2, "first_chunk": 1, "window": 8, "context": "clean"}
+    bundle = random_bundle(folder / "many.safetensors", "causal_teacher", *STATES, plan=plan)
+    report = evaluated(folder, "causal", "world=states", f"student='{bundle}'", "teacher=null")
+    assert report["stream"]["evaluations_per_chunk"] == len(MANY) + 1
