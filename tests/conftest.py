@@ -1,5 +1,6 @@
 """Small real networks and conditionings for every test."""
 
+import jaxtyping
 import pytest
 import torch
 
@@ -13,6 +14,15 @@ CHANNELS, FEATURES, AUDIO_TOKENS = 3, 5, 2
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked():
+    """As a user runs it: without the tests' check of every annotation, which may be the first to object, and looks at
+    properties that would otherwise be computed later."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def make_net(**changes) -> VideoDiT:

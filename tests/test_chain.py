@@ -13,20 +13,21 @@ from tests.stages import FILTERS, composed, fitted
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 DATA = (
-    "data.train.count=96",
+    "data.train.count=64",
     "data.train.latents=16",
     "data.train.schedule=speaking",
-    "data.buckets.budget=64",
+    "data.buckets.budget=96",
     "+trainer.limit_val_batches=0",
 )
+NET = ("model.network.layers=3", "objective.optimizer.lr=2e-3")
 
 
 def test_a_student_of_the_whole_chain_moves_its_lips_to_the_sound(tmp_path):
-    teacher = fitted("train", tmp_path / "teacher", *DATA, "steps=400")
+    teacher = fitted("train", tmp_path / "teacher", *DATA, *NET, "steps=400")
     causal = fitted(
-        "distill", tmp_path / "causal", *DATA, "objective=teacher_forcing", "steps=100", f"teacher='{teacher}'"
+        "distill", tmp_path / "causal", *DATA, "objective=teacher_forcing", "steps=60", f"teacher='{teacher}'"
     )
-    jumps = fitted("distill", tmp_path / "jumps", *DATA, "objective=consistency", "steps=80", f"teacher='{causal}'")
+    jumps = fitted("distill", tmp_path / "jumps", *DATA, "objective=consistency", "steps=60", f"teacher='{causal}'")
     student = fitted(
         "distill", tmp_path / "student", *DATA, "objective=dmd", "steps=12", f"init='{jumps}'", f"teacher='{teacher}'"
     )
@@ -49,6 +50,6 @@ def test_a_student_of_the_whole_chain_moves_its_lips_to_the_sound(tmp_path):
     lip_sync = {name: report["controls"][name]["lip_sync_r"] for name in ("autoencoder", "shuffled_audio")}
     lip_sync |= {name: report[name]["lip_sync_r"] for name in ("teacher", "student")}
     assert lip_sync["autoencoder"] > 0.99
-    assert lip_sync["teacher"] > 0.6 and lip_sync["student"] > 0.6 and lip_sync["shuffled_audio"] < 0.2, lip_sync
-    assert report["student"]["undecodable_rate"] < 0.05
+    assert lip_sync["teacher"] > 0.55 and lip_sync["student"] > 0.55 and lip_sync["shuffled_audio"] < 0.2, lip_sync
+    assert report["student"]["undecodable_rate"] < 0.1
     assert report["stream"]["frames"] == 80 and report["stream"]["evaluations_per_chunk"] <= 4

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av.error
-import jaxtyping
 import lightning
 import numpy as np
 import pytest
@@ -46,14 +45,6 @@ def command(monkeypatch, capsys, tmp_path):
         return 0, capsys.readouterr().err
 
     return call
-
-
-@pytest.fixture
-def unchecked():
-    """As a user runs it: without the tests' check of every annotation, which would be the first to object."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +189,7 @@ def test_a_bundle_of_other_encoders_is_a_mistake(command, tmp_path, role, part, 
         world = ("world=states", "model=states")
         made[name] = random_bundle(tmp_path / f"{name}.safetensors", "causal_teacher", *world, **changed)
     bundles = [f"init='{made['init']}'", f"teacher='{made['teacher']}'"]
-    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'"]
+    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1"]
     code, stderr = command("distill", *TINY, "objective=consistency", *bundles, *place)
     check_mistake(code, stderr, f"trained with {part}")
     assert not (tmp_path / "cache").exists()
@@ -207,7 +198,7 @@ def test_a_bundle_of_other_encoders_is_a_mistake(command, tmp_path, role, part, 
 def test_a_run_does_not_go_into_another_runs_folder(command, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.yaml").write_text("seed: 7")
-    code, stderr = command("train", *TINY, f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'")
+    code, stderr = command("train", *TINY, f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1")
     check_mistake(code, stderr, f"{tmp_path}/a")
     assert "another folder=" in stderr and "resume=" in stderr
     assert {path.name: path.read_text() for path in (tmp_path / "a").iterdir()} == {"config.yaml": "seed: 7"}
@@ -235,7 +226,7 @@ def test_what_a_run_can_not_go_on_from_is_a_mistake(command, tmp_path, what):
         torch.save({"state_dict": own | {name.replace("net.", "teacher."): w for name, w in own.items()}}, path)
     elif what == "shape":
         torch.save({"state_dict": own | {"net.out.bias": torch.zeros(3)}}, path)
-    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", f"resume='{path}'"]
+    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1", f"resume='{path}'"]
     code, stderr = command("train", *TINY, *SMALL_NET, *place)
     check_mistake(code, stderr, str(path))
     assert not (tmp_path / "cache").exists()
@@ -260,14 +251,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_nothing(command, tmp_p
     monkeypatch.setattr(losses, "flow_matching", spoilt)
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=6", "data.workers=0"]
     code, stderr = command("train", *TINY, *SMALL_NET, *place, "callbacks.checkpoint.every_n_train_steps=2")
-    check_mistake(code, stderr, f"train/loss is {bad}")
+    check_mistake(code, stderr, f"a loss is {bad} after 2 updates")
     assert not (tmp_path / "a" / "teacher.safetensors").exists()
     saved = [torch.load(path, weights_only=True) for path in (tmp_path / "a" / "checkpoints").glob("*.ckpt")]
     assert saved and all(weight.isfinite().all() for state in saved for weight in state["state_dict"].values())
 
 
 def test_batches_of_one_frame_crop_are_a_mistake(command, tmp_path):
-    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "threads=1"]
+    place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "threads=1", "steps=1"]
     code, stderr = command("train", "objective=autoencoder", "data.batch=1", *place)
     check_mistake(code, stderr, "batches of 1")
 

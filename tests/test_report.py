@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatar import report
+from avatar import files, report
 from avatar.metrics.reading import ReadClip
 from avatar.metrics.scores import score
 
@@ -152,7 +152,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, content, 
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         report.write(tmp_path, {**content, "seed": 8})
     assert (tmp_path / "report.json").read_bytes() == before

@@ -127,7 +127,8 @@ def encoded_clips(
     frames = 1 + stride * clips.latents
     # One frame more than the right context, whose features would end in silence that isn't there.
     drawn = _Drawn(clips, world, frames, audio.right_context + 1, cache / "speech")
-    loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None)
+    own = torch.Generator()  # else the loader draws from the training's numbers, only when clips are encoded now
+    loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None, generator=own)
     rows = [_encode(clip, video, lips, autoencoder, audio, text) for clip, video, lips in progress(loader)]
     tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     save_tensors(tensors, path)

@@ -137,6 +137,7 @@ def test_clips_from_the_cache_are_those_that_were_made(clips, cache, monkeypatch
         assert torch.equal(getattr(again, name), tensor), name
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_clips_are_known_again_after_their_encoder_was_used(monkeypatch):
     """An encoder may keep what it has computed, such as its silence; that makes no other encoder of it."""
 
