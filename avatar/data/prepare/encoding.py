@@ -1,0 +1,87 @@
+"""What models take, made of clips once: latents, audio features, text features. Each part may be None."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from avatar.data.prepare.reasons import Rejected
+from avatar.types import AudioEncoder, TextEncoder, VideoAutoencoder
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The encoders of a data set; latents belong to the autoencoder's weights, features to what `repr` says."""
+
+    autoencoder: VideoAutoencoder | None = None
+    audio: AudioEncoder | None = None
+    text: TextEncoder | None = None
+
+    def check(self, temporal_stride: int, multiple: int) -> None:
+        """Raise ValueError where clips of these strides are not what the autoencoder takes."""
+        net = self.autoencoder
+        if net is not None and (net.temporal_stride != temporal_stride or multiple % net.spatial_stride):
+            raise ValueError(
+                f"clips of 1 + {temporal_stride} k frames and sides of multiples of {multiple}, but the autoencoder's "
+                f"strides are {net.temporal_stride} and {net.spatial_stride}; set rules.temporal_stride and "
+                "rules.multiple to these"
+            )
+
+    def line(self) -> dict[str, Any]:
+        """Who made what, for `meta.json`."""
+        return {
+            "latent": None if self.autoencoder is None else {"autoencoder": self.autoencoder.origin.fingerprint},
+            "audio_features": None if self.audio is None else repr(self.audio),
+            "text_features": None if self.text is None else repr(self.text),
+        }
+
+    def write(
+        self,
+        stem: Path,
+        frames: UInt8[np.ndarray, "f h w 3"] | None,
+        reference: UInt8[np.ndarray, "h w 3"],
+        around: Float32[np.ndarray, " s"],
+        clip: slice,
+        caption: str | None,
+    ) -> None:
+        """`latent.npy`, `ref_latent.npy`, `afeat.npy`, `text.npy`, as far as there are encoders for them.
+
+        Args:
+            stem: A path that these names are appended to.
+            frames: The clip's pictures; None will do without an autoencoder.
+            reference: The picture of `ref.png`.
+            around: The sound of the clip and of some frames before and after it.
+            clip: Where the clip lies in `around`, in frames.
+            caption: None writes no text features.
+
+        Raises:
+            Rejected: "bad_caption" where the text encoder refuses it.
+        """
+        if self.autoencoder is not None:
+            assert frames is not None
+            _save(stem, "latent", self._latent(frames))
+            _save(stem, "ref_latent", self._latent(reference[None]))
+        if self.audio is not None:
+            _save(stem, "afeat", self.audio.encode(torch.from_numpy(around))[clip, None].half())
+        if self.text is not None and caption is not None:
+            try:
+                text, mask = self.text.encode([caption])
+            except ValueError as error:
+                raise Rejected("bad_caption", str(error)) from None
+            _save(stem, "text", text[0][mask[0]])
+
+    @torch.inference_mode()
+    def _latent(self, frames: UInt8[np.ndarray, "f h w 3"]) -> Tensor:
+        """`c l h w` in fp16."""
+        assert self.autoencoder is not None
+        device = next(self.autoencoder.parameters(), torch.zeros(())).device
+        video = torch.from_numpy(frames.copy()).to(device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        return self.autoencoder.encode(video)[0].half().cpu()
+
+
+def _save(stem: Path, name: str, tensor: Tensor) -> None:
+    np.save(stem.with_name(f"{stem.name}.{name}.npy"), tensor.numpy())

@@ -1,0 +1,149 @@
+"""Data sets that come as annotations of videos: TalkVid's JSON list and HDTF's text files, over local videos.
+
+Both name clips of longer videos. A video may lie there whole, and its clips become spans of it; or it was cut already,
+and each clip is a file of its own. Videos that are not there are left out, and told.
+"""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from urllib.parse import parse_qs, urlparse
+
+from avatar.data.prepare.sources import SUFFIXES, Source, Span
+
+TALKVID_SCORES = {"dover_scores": "dover", "cotracker_ratio": "cotracker"}
+RADIO = "RD"  # HDTF's subset whose videos are named "Radio" and a number, whoever speaks
+
+
+def talkvid(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
+    """Sources of TalkVid's list (`id`, `start-time`, `end-time`, `info`, scores), and the ids without a video.
+
+    A clip's video is `ID.mp4`, already cut, or `VIDEO.mp4` by the id of the YouTube video, whole.
+
+    Raises:
+        ValueError: the file is no such list.
+    """
+    try:
+        entries = json.loads(annotations.read_text(encoding="utf-8"))
+        clips = [(entry["id"], _talkvid_span(entry), entry["info"]["Video Link"]) for entry in entries]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{annotations} is no list in TalkVid's layout ({type(error).__name__}: {error}); wanted objects with id, "
+            "start-time, end-time and info, as in filtered_video_clips.json"
+        ) from error
+    files, whole, cut, missing = _by_stem(videos), defaultdict(list), [], []
+    for clip, span, link in clips:
+        if clip in files:
+            cut.append(_source(videos, files[clip], [_all_of(span)]))
+        elif (video := _youtube_id(link)) in files:
+            whole[video].append(span)
+        else:
+            missing.append(clip)
+    return _sorted(cut + [_source(videos, files[video], spans) for video, spans in whole.items()]), missing
+
+
+def hdtf(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
+    """Sources of a folder with HDTF's `XX_annotion_time.txt`, `XX_crop_wh.txt` and `XX_resolution.txt` (XX: RD, WDA,
+    WRA), and the names without a video.
+
+    A video is `NAME.mp4`, whole, or `NAME_0.mp4`, `NAME_1.mp4` …, cut. The lines of `XX_crop_wh.txt` are left, width,
+    top, height, in pixels of a picture as high as `XX_resolution.txt` says. A number at the end of a name counts the
+    videos of a person, but for "Radio", which is the place.
+
+    Raises:
+        ValueError: there are no such files, or a line in them can't be read.
+    """
+    times = sorted(annotations.glob("*_annotion_time.txt"))
+    if not times:
+        raise ValueError(
+            f"no XX_annotion_time.txt in {annotations}; wanted the folder HDTF_dataset of HDTF's repository"
+        )
+    files, sources, missing = _by_stem(videos), [], []
+    for file in times:
+        subset = file.name.removesuffix("_annotion_time.txt")
+        crops, heights = _table(annotations / f"{subset}_crop_wh.txt"), _table(annotations / f"{subset}_resolution.txt")
+        for name, clips in _table(file).items():
+            person = f"{subset}-{name if subset == RADIO else re.sub('[0-9]+$', '', name)}"
+            height = _number(heights[name][0], file) if name in heights else None
+            spans = []
+            for number, clip in enumerate(clips):
+                start, _, end = clip.partition("-")
+                window = [_number(text, file) for text in crops.get(f"{name}_{number}", ())]
+                spans.append(Span(_clock(start, file), _clock(end, file), person, None, _crop(window, height)))
+            cut = {number: f"{name}_{number}" for number in range(len(clips)) if f"{name}_{number}" in files}
+            if name in files:
+                sources.append(_source(videos, files[name], spans))
+            elif cut:
+                sources += [_source(videos, files[stem], [_all_of(spans[number])]) for number, stem in cut.items()]
+            else:
+                missing.append(name)
+    return _sorted(sources), missing
+
+
+def _talkvid_span(entry: dict) -> Span:
+    given = {name: entry[key] for key, name in TALKVID_SCORES.items() if entry.get(key) is not None}
+    head = (entry.get("head_detail") or {}).get("scores") or {}
+    scores = {name: float(value) for name, value in {**given, **{f"head_{k}": v for k, v in head.items()}}.items()}
+    return Span(
+        float(entry["start-time"]),
+        float(entry["end-time"]),
+        f"talkvid-{entry['info']['Person ID']}" if entry["info"].get("Person ID") else None,
+        entry.get("description") or None,
+        None,
+        scores,
+    )
+
+
+def _youtube_id(link: str) -> str:
+    address = urlparse(link)
+    return (parse_qs(address.query).get("v") or [address.path.rsplit("/", 1)[-1]])[0]
+
+
+def _crop(window: list[float], height: float | None) -> tuple[float, float, float, float] | None:
+    if len(window) != 4 or not height:
+        return None
+    left, width, top, tall = (value / height for value in window)
+    return left, top, width, tall
+
+
+def _table(path: Path) -> dict[str, list[str]]:
+    """Lines of a name, with or without .mp4, and words."""
+    if not path.is_file():
+        return {}
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {row[0].removesuffix(".mp4"): row[1:] for row in rows}
+
+
+def _clock(text: str, file: Path) -> float:
+    """Seconds of "01:35" or "1:02:03"."""
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = 60 * seconds + _number(part, file)
+    return seconds
+
+
+def _number(text: str, file: Path) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{file} and its neighbours have {text!r} where a number or mm:ss-mm:ss is wanted") from None
+
+
+def _by_stem(videos: Path) -> dict[str, Path]:
+    if not videos.is_dir():
+        raise ValueError(f"no folder videos={videos}; give the folder that the annotated videos are in")
+    return {file.stem: file.absolute() for file in sorted(videos.rglob("*")) if file.suffix.lower() in SUFFIXES}
+
+
+def _all_of(span: Span) -> Span:
+    """The span when its file holds nothing else."""
+    return Span(0.0, None, span.person, span.caption, span.crop, span.scores)
+
+
+def _source(videos: Path, file: Path, spans: list[Span]) -> Source:
+    return Source(file.relative_to(videos.absolute()).as_posix(), file, tuple(sorted(spans, key=lambda s: s.start_s)))
+
+
+def _sorted(sources: list[Source]) -> list[Source]:
+    return sorted(sources, key=lambda source: source.name)

@@ -1,0 +1,141 @@
+"""What a video file says of itself: all of its packets and its first frames, before anything is decoded at length."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+import av.error
+
+from avatar.data.decode import TEXT_CODECS
+from avatar.data.prepare.reasons import Rejected
+
+FIRST_FRAMES = 5  # that are looked at for interlacing
+MOST_STEP_SPREAD_S = 0.001  # between the longest and the shortest step of a constant frame rate
+MOST_MISSING_S = 0.5  # of what the container claims
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The picture stream of a file, in seconds of the file's clock."""
+
+    width: int  # as stored, before any rotation
+    height: int
+    pixel_format: str
+    limited_range: bool  # luma from 16 to 235, or nothing said
+    rotation: int  # quarter turns counter-clockwise that make it upright, 0 to 3
+    pixel_aspect: float  # width by height of a stored pixel
+    interlaced: bool
+    claimed: int  # frames by the container's header; 0: nothing said
+    packets: int
+    discarded: int  # packets before the first frame to be shown, for decoding only
+    start_s: float
+    end_s: float
+    step_spread_s: float
+    codec: str
+    audio: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def frame_rate(self) -> float:
+        return (self.packets - self.discarded) / self.seconds if self.seconds > 0 else 0.0
+
+    def line(self) -> dict[str, Any]:
+        """For a source's line."""
+        return {**asdict(self), "frame_rate": self.frame_rate}
+
+
+def probe(path: Path) -> Probe:
+    """Raises Rejected: empty, unreadable, corrupt, no_video, frame_count, too_short."""
+    try:
+        if path.stat().st_size == 0:
+            raise Rejected("empty", "0 bytes")
+    except OSError as error:
+        raise Rejected("unreadable", error.strerror or str(error)) from None
+    with opened(path) as container:
+        stream = picture_stream(container)
+        first = list(islice(container.decode(stream), FIRST_FRAMES))
+        if not first:
+            raise Rejected("corrupt", "no frame can be decoded")
+        turns = first[0].rotation // 90 % 4
+        interlaced = any(frame.interlaced_frame for frame in first)
+        limited = first[0].color_range != 2 and not first[0].format.name.startswith("yuvj")
+    with opened(path) as container:
+        stream = picture_stream(container)
+        times, ends, discarded, last = [], [], 0, 0.0
+        for packet in container.demux():
+            if packet.pts is None or packet.time_base is None:
+                continue  # the demuxer's last packets are empty
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            last = max(last, end)
+            if packet.stream_index == stream.index:
+                if packet.is_discard:
+                    discarded += 1
+                else:
+                    times.append(float(packet.pts * packet.time_base))
+                    ends.append(end)
+        packets = len(times) + discarded
+        claimed_s = float((container.duration or 0) / av.time_base) + float((container.start_time or 0) / av.time_base)
+        if stream.frames and stream.frames != packets:
+            raise Rejected("frame_count", f"claims {stream.frames} frames, holds {packets}")
+        if claimed_s - last > MOST_MISSING_S:
+            raise Rejected("frame_count", f"claims {claimed_s:.2f} s, holds {last:.2f} s")
+        if len(times) < 2:
+            raise Rejected("too_short", f"{len(times)} frames")
+        times.sort()
+        steps = [later - earlier for earlier, later in pairwise(times)]
+        aspect = float(stream.sample_aspect_ratio or 1)
+        return Probe(
+            stream.codec_context.width,
+            stream.codec_context.height,
+            first[0].format.name,
+            limited,
+            turns,
+            aspect if aspect > 0 else 1.0,
+            interlaced,
+            stream.frames,
+            packets,
+            discarded,
+            times[0],
+            max(ends) if max(ends) > times[-1] else times[-1] + steps[-1],  # where packets say no duration
+            max(steps) - min(steps),
+            stream.codec_context.name,
+            bool(container.streams.audio),
+        )
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """A file for reading on one thread; what FFmpeg can't read in it is rejected as corrupt.
+
+    Nothing may be written inside the block: its errors would be taken for the source's.
+    """
+    try:
+        with av.open(str(path)) as container:
+            for stream in container.streams.video:
+                stream.codec_context.thread_count = 1  # sources are prepared side by side
+            yield container
+    except (av.error.FileNotFoundError, av.error.PermissionError) as error:
+        raise Rejected("unreadable", error.strerror or str(error)) from None
+    except av.error.FFmpegError as error:
+        raise Rejected("corrupt", error.strerror or str(error)) from None
+
+
+def picture_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first stream of pictures; FFmpeg reads text as a film of a terminal, which is none."""
+    streams = [s for s in container.streams.video if s.codec_context.name not in TEXT_CODECS]
+    if not streams:
+        raise Rejected("no_video", f"streams: {', '.join(s.type for s in container.streams) or 'none'}")
+    return streams[0]
+
+
+def varies(found: Probe) -> bool:
+    """Whether the steps between frames differ by more than a container's rounding."""
+    return found.step_spread_s > MOST_STEP_SPREAD_S + 1e-6

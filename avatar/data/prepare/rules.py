@@ -1,0 +1,83 @@
+"""What a data set is made by: rules that are numbers and choices, and tools that bring weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from avatar.data.prepare.clips import whole_length
+from avatar.data.prepare.encoding import Encoders
+from avatar.data.prepare.scores import FaceDetector, Scorer
+from avatar.types import FRAME_RATE
+
+CHOICES = ("keep", "reject")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is made of a source, and what is rejected.
+
+    Args:
+        shortest_s, longest_s: Of clips, in seconds; both are rounded down to 1 + s·k frames.
+        temporal_stride: s, the autoencoder's.
+        multiple: Of the sides of pictures in pixels: even, and a multiple of the autoencoder's spatial stride.
+        side: The most of the shorter side in pixels; None: as it is.
+        cut: Threshold of the cut detector, 0 to 1.
+        faces: "keep" or "reject" a clip in which no face, or more than one, is found.
+        no_audio: "keep" sources without a sound stream, over silence, or "reject" them.
+        silent_db: Level of a whole source in dB of full scale under which it is rejected.
+        clipped: Share of samples at full scale from which it is.
+        av_length_s: Seconds that picture and sound may end apart.
+        frozen_s: Seconds without change from which a clip is rejected.
+        preset, crf: Of libx264.
+    """
+
+    shortest_s: float
+    longest_s: float
+    temporal_stride: int
+    multiple: int
+    side: int | None
+    cut: float
+    faces: str
+    no_audio: str
+    silent_db: float
+    clipped: float
+    av_length_s: float
+    frozen_s: float
+    preset: str
+    crf: int
+
+    def __post_init__(self):
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if part.type in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"rules.{part.name}={value}; wanted a number")
+        if self.faces not in CHOICES or self.no_audio not in CHOICES:
+            raise ValueError(f"faces={self.faces}, no_audio={self.no_audio}; wanted keep or reject for each")
+        if self.multiple < 2 or self.multiple % 2:
+            raise ValueError(f"multiple={self.multiple}; wanted an even one, for colour has half the resolution")
+        if self.temporal_stride < 1 or not 2 <= self.shortest <= self.longest:
+            raise ValueError(
+                f"clips of {self.shortest_s} to {self.longest_s} s in steps of {self.temporal_stride} frames; wanted "
+                f"shortest_s from {(1 + self.temporal_stride) / FRAME_RATE} on, and longest_s no less"
+            )
+
+    @property
+    def shortest(self) -> int:
+        return whole_length(int(self.shortest_s * FRAME_RATE), self.temporal_stride)
+
+    @property
+    def longest(self) -> int:
+        return whole_length(int(self.longest_s * FRAME_RATE), self.temporal_stride)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What needs weights; none of it is shipped but the encoders."""
+
+    detector: FaceDetector | None = None
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    encoders: Encoders = field(default_factory=Encoders)
+
+    @property
+    def need_frames(self) -> bool:
+        """Whether any of them looks at a clip's pictures."""
+        return bool(self.scorers) or self.encoders.autoencoder is not None

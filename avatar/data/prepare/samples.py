@@ -1,0 +1,127 @@
+"""The files of one sample beside its pictures: sound, reference, labels, scores, encodings."""
+
+import functools
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from avatar.data.decode import read_video
+from avatar.data.prepare import scores
+from avatar.data.prepare.clips import Clip, write_sound
+from avatar.data.prepare.picture import Form
+from avatar.data.prepare.rules import Tools
+from avatar.data.prepare.sound import Sound, level_db
+from avatar.provenance import versions
+from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A span on the grid, with what is known of its person, and how its pictures are formed."""
+
+    start: int
+    end: int
+    person: str | None
+    caption: str | None
+    scores: Mapping[str, float | None]
+    form: Form
+
+
+def write(
+    clip: Clip, part: Part, reference: Clip, sound: Sound, origin: Mapping[str, Any], tools: Tools
+) -> dict[str, Any]:
+    """Writes a clip's files beside its pictures, all but what depends on other sources; gives its line.
+
+    Args:
+        reference: The clip whose first picture is the sample's reference; the clip itself where there is no other.
+        origin: What is said of the source in `meta.json`.
+
+    Raises:
+        Rejected: "bad_caption" where the text encoder refuses it.
+    """
+    heard = _frames_of(sound, clip.start, clip.frames)
+    voiced = scores.speech_activity(heard)
+    frames = read_video(clip.video)[0] if tools.need_frames else None
+    _encode(clip, part, reference, sound, frames, tools)
+    write_sound(clip.file("audio.flac"), heard)
+    shutil.copyfile(reference.first, clip.file("ref.png"))
+    np.save(clip.file("vad.npy"), voiced.astype(np.uint8))
+    if clip.faces is not None:
+        np.save(clip.file("face.npy"), clip.faces)
+    if part.caption is not None:
+        clip.file("txt").write_text(part.caption, encoding="utf-8")
+    measured = {
+        **part.scores,
+        "motion": clip.motion,
+        "sharpness": clip.sharpness,
+        "loudness_db": level_db(heard) if sound.sha256 else None,
+        "speech": float(voiced.mean()) if sound.sha256 else None,
+        "sync_proxy": scores.sync_proxy(heard, clip.mouth) if clip.mouth is not None else None,
+    }
+    for name, scorer in tools.scorers.items():
+        assert frames is not None
+        measured[name] = scorer(frames, heard)
+    known = {
+        "start_s": clip.start / FRAME_RATE,
+        "frames": clip.frames,
+        "height": part.form.height,
+        "width": part.form.width,
+        "shot": clip.shot,
+        "person_id": part.person,
+        "scores": {name: _finite(value) for name, value in measured.items()},
+    }
+    meta = known | {
+        **origin,
+        "schema": SCHEMA,
+        "fps": FRAME_RATE,
+        "reference": "inside" if reference is clip else "outside",
+        "vad": "level",
+        "faces": None if clip.faces is None else {"most": clip.most_faces},
+        "body": None,
+        **tools.encoders.line(),
+        "versions": _versions(),
+    }
+    clip.file("meta.json").write_text(dumps(meta), encoding="utf-8")
+    return {"status": "accepted", "stem": clip.stem.name, **known}
+
+
+def dumps(content: Any) -> str:
+    """JSON of one line, the same for the same content."""
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return versions()  # which takes longer than to write a sample
+
+
+def _encode(
+    clip: Clip, part: Part, reference: Clip, sound: Sound, frames: UInt8[np.ndarray, "f h w 3"] | None, tools: Tools
+) -> None:
+    audio = tools.encoders.audio
+    # One frame more than the right context, whose features would end in silence that isn't there.
+    left, right = (audio.left_context, audio.right_context + 1) if audio else (0, 0)
+    around = _frames_of(sound, clip.start - left, left + clip.frames + right)
+    with Image.open(reference.first) as image:
+        picture = np.asarray(image)
+    tools.encoders.write(clip.stem, frames, picture, around, slice(left, left + clip.frames), part.caption)
+
+
+def _frames_of(sound: Sound, start: int, frames: int) -> Float32[np.ndarray, " s"]:
+    """The sound of frames of the grid, zeros where there is none."""
+    first, last = start * SAMPLES_PER_FRAME, (start + frames) * SAMPLES_PER_FRAME
+    part = sound.samples[max(first, 0) : max(last, 0)]
+    before = max(-first, 0)
+    return np.pad(part, (before, last - first - before - len(part)))
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)

@@ -1,0 +1,217 @@
+"""From staged sources to a data set: duplicates, splits, tar shards, and the index that ends it.
+
+All is a function of the sources' lines and files, in an order of its own, so that it doesn't matter when and by which
+process they were staged. A sample's place is drawn by its key: neighbours in a shard are strangers.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avatar.data.prepare.samples import SCHEMA, dumps
+from avatar.files import replacing
+from avatar.provenance import versions
+from avatar.types import FRAME_RATE, SAMPLE_RATE
+
+Line = dict[str, Any]  # of a source
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An accepted clip and where its files are staged."""
+
+    key: str
+    split: str
+    group: str  # of persons and sources that must not be parted
+    clip: Mapping[str, Any]
+    folder: Path
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Names within the sample and contents, sorted; the metadata with what only the whole set knows."""
+        stem = self.clip["stem"]
+        for file in sorted(self.folder.glob(f"{stem}.*")):
+            name, content = file.name.removeprefix(f"{stem}."), file.read_bytes()
+            if name == "meta.json":
+                meta = json.loads(content) | {"key": self.key, "split": self.split, "group": self.group}
+                content = dumps(meta).encode()
+            yield name, content
+
+
+def without_duplicates(lines: Sequence[Line]) -> list[Line]:
+    """Lines by name, of which all but the first of those with the same sound are rejected."""
+    first: dict[str, str] = {}
+    kept = []
+    for line in sorted(lines, key=lambda line: line["source"]):
+        digest = line["audio"]["sha256"]
+        if line["status"] == "accepted" and digest is not None:
+            original = first.setdefault(digest, line["source"])
+            line = line if original == line["source"] else _rejected(line, f"the same sound as {original}")
+        kept.append(line)
+    return kept
+
+
+def samples(lines: Sequence[Line], staging: Path, splits: Mapping[str, float]) -> list[Sample]:
+    """The accepted clips in the order of their shards.
+
+    Clips of one person, or of one source, share a split, and so do all that are linked by them. A split is drawn from a
+    hash of the group's name, so that it stays the same when sources of others are added.
+    """
+    group_of = _groups(lines)
+    found = []
+    for line in lines:
+        if line["status"] != "accepted":
+            continue
+        accepted = [clip for clip in line["clips"] if clip["status"] == "accepted"]
+        for number, clip in enumerate(sorted(accepted, key=lambda clip: clip["start_s"])):
+            group = group_of[line["source"]]
+            key = f"{line['key']}-{number:04d}"
+            found.append(Sample(key, _split(group, splits), group, clip, staging / line["key"]))
+    order = list(splits)
+    return sorted(found, key=lambda sample: (order.index(sample.split), _hash(sample.key), sample.key))
+
+
+def write(folder: Path, found: Sequence[Sample], most_bytes: int) -> list[dict[str, Any]]:
+    """Tars of at most so many bytes (or of one sample), `SPLIT-000000.tar` …; gives what the index says of each.
+
+    A shard of the wanted name is written again: whether it is the wanted one is quicker to make sure of than to ask.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Any]] = []
+    for split, members in _by_split(found).items():
+        for number, part in enumerate(_parts(members, most_bytes)):
+            path = folder / f"{split}-{number:06d}.tar"
+            with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for sample in part:
+                    for name, content in sample.files():
+                        _add(tar, f"{sample.key}.{name}", content)
+            shards.append(
+                {
+                    "file": f"{folder.name}/{path.name}",
+                    "split": split,
+                    "bytes": path.stat().st_size,
+                    "sha256": _hash_of_file(path),
+                    "samples": [_entry(sample) for sample in part],
+                }
+            )
+    return shards
+
+
+def index(lines: Sequence[Line], shards: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `index.json` says of a whole data set."""
+    splits = {}
+    for split in dict.fromkeys(shard["split"] for shard in shards):
+        members = [entry for shard in shards if shard["split"] == split for entry in shard["samples"]]
+        splits[split] = {
+            "samples": len(members),
+            "seconds": sum(entry["frames"] for entry in members) / FRAME_RATE,
+            "groups": len({entry["group"] for entry in members}),
+        }
+    return {
+        "schema": SCHEMA,
+        "fps": FRAME_RATE,
+        "sample_rate": SAMPLE_RATE,
+        "config": config,
+        "sources": counts(lines),
+        "clips": _clip_counts(lines),
+        "splits": splits,
+        "shards": list(shards),
+        "versions": versions(),
+    }
+
+
+def counts(lines: Sequence[Line]) -> dict[str, int]:
+    """Sources by what became of them: "accepted" or a reason's code."""
+    return dict(sorted(Counter(line["reason"] or "accepted" for line in lines).items()))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file, or none."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _rejected(line: Line, detail: str) -> Line:
+    """The line of a duplicate."""
+    verdict = {"status": "rejected", "reason": "duplicate", "detail": detail}
+    clips = [clip | verdict if clip["status"] == "accepted" else clip for clip in line["clips"]]
+    return line | verdict | {"clips": clips}
+
+
+def _clip_counts(lines: Sequence[Line]) -> dict[str, int]:
+    clips = [clip for line in lines for clip in line["clips"]]
+    return dict(sorted(Counter(clip.get("reason") or "accepted" for clip in clips).items()))
+
+
+def _groups(lines: Sequence[Line]) -> dict[str, str]:
+    """Source → the least name of all that it is linked to by persons they share; persons and sources are nodes."""
+    linked: dict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        source = f"source {line['source']}"
+        linked[source] = linked[source]
+        for clip in line["clips"]:
+            if (person := clip.get("person_id")) is not None:
+                linked[source].add(f"person {person}")
+                linked[f"person {person}"].add(source)
+    name: dict[str, str] = {}
+    for start in sorted(linked):
+        reached = [start] if start not in name else []
+        while reached:
+            node = reached.pop()
+            name[node] = start
+            reached += [other for other in linked[node] if other not in name]
+    return {line["source"]: name[f"source {line['source']}"] for line in lines}
+
+
+def _split(group: str, splits: Mapping[str, float]) -> str:
+    drawn, passed = int(_hash(group)[:12], 16) / 16**12, 0.0
+    for name, share in splits.items():
+        passed += share
+        if drawn < passed:
+            return name
+    return [name for name, share in splits.items() if share > 0][-1]  # where shares sum to a little less than 1
+
+
+def _by_split(found: Sequence[Sample]) -> dict[str, list[Sample]]:
+    splits = defaultdict(list)
+    for sample in found:
+        splits[sample.split].append(sample)
+    return splits
+
+
+def _parts(members: Sequence[Sample], most_bytes: int) -> Iterator[list[Sample]]:
+    part, size = [], 0
+    for sample in members:
+        more = sum(file.stat().st_size for file in sample.folder.glob(f"{sample.clip['stem']}.*"))
+        if part and size + more > most_bytes:
+            yield part
+            part, size = [], 0
+        part.append(sample)
+        size += more
+    if part:
+        yield part
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no time and no owner: the same content makes the same bytes
+    member.size, member.mode = len(content), 0o644
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _entry(sample: Sample) -> dict[str, Any]:
+    kept = {name: sample.clip[name] for name in ("frames", "height", "width", "person_id", "scores")}
+    return {"key": sample.key, "group": sample.group, **kept}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hash_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

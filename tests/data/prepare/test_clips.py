@@ -1,0 +1,291 @@
+"""Shots, clips of whole groups of frames, their files and their scores."""
+
+import json
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avatar.data.decode import read_audio, read_video
+from avatar.data.prepare import scores
+from avatar.data.prepare.encoding import Encoders
+from avatar.data.prepare.pipeline import stage
+from avatar.data.prepare.rules import Tools
+from avatar.data.prepare.sources import Source, Span, find
+from avatar.models.text_encoders.bytes import ByteEncoder
+from tests.data.prepare.films import RULES, scene, speech, talk, write
+
+
+def staged(path, tmp_path, rules=RULES, tools=None, spans=None):
+    source = Source(path.name, path, spans) if spans else find(str(path))[0]
+    line = stage(source, tmp_path / "staging", rules, tools or Tools())
+    return line, tmp_path / "staging" / source.key
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    return talk(tmp_path_factory.mktemp("film") / "film.mov")
+
+
+@pytest.fixture(scope="module")
+def two_shots(tmp_path_factory):
+    """A cut at frame 33 of 70."""
+    pictures = np.concatenate([scene(np.arange(33) / 25), scene(np.arange(37) / 25, tint=90)])
+    return write(tmp_path_factory.mktemp("film") / "shots.mov", pictures, speech(2.8))
+
+
+def test_clips_end_at_cuts_and_hold_whole_groups_of_frames(two_shots, tmp_path):
+    line, folder = staged(two_shots, tmp_path)
+    assert [(clip["start_s"] * 25, clip["frames"], clip["shot"]) for clip in line["clips"]] == [(0, 33, 0), (33, 37, 1)]
+    frames, _ = read_video(folder / "0000033.video.mp4")
+    assert len(frames) == 37
+    assert np.abs(frames[0].astype(int) - scene([0.0], tint=90)[0]).mean() < 4
+
+
+@pytest.mark.parametrize("stride, lengths", [(4, [29, 29]), (8, [25, 25]), (1, [30, 30])])
+def test_long_shots_become_several_clips_of_the_strides_length(film, tmp_path, stride, lengths):
+    line, folder = staged(film, tmp_path, replace(RULES, longest_s=1.2, temporal_stride=stride))
+    accepted = [clip for clip in line["clips"] if clip["status"] == "accepted"]
+    assert [clip["frames"] for clip in accepted] == lengths
+    assert [clip["start_s"] * 25 for clip in accepted] == pytest.approx([0, lengths[0]])
+    assert len(read_video(folder / f"{lengths[0]:07d}.video.mp4")[0]) == lengths[1]
+
+
+def test_a_shot_that_is_too_short_is_rejected_and_the_rest_kept(two_shots, tmp_path):
+    line, folder = staged(two_shots, tmp_path, replace(RULES, shortest_s=1.5))
+    assert [(clip["status"], clip.get("reason")) for clip in line["clips"]] == [
+        ("rejected", "too_short"),
+        ("accepted", None),
+    ]
+    assert not list(folder.glob("0000000.*"))
+
+
+def test_a_clips_sound_is_that_of_its_frames(film, tmp_path):
+    _, folder = staged(film, tmp_path, replace(RULES, longest_s=1.2))
+    sound = read_audio(folder / "0000029.audio.flac")
+    assert np.abs(sound - speech(2.4)[29 * 640 :][: len(sound)]).max() < 1e-4  # 16 bits
+
+
+def test_the_reference_comes_from_another_clip_of_the_same_shot(film, two_shots, tmp_path):
+    _, folder = staged(film, tmp_path, replace(RULES, longest_s=1.2))
+    for stem, start in (("0000000", 29), ("0000029", 0)):
+        assert json.loads((folder / f"{stem}.meta.json").read_text())["reference"] == "outside"
+        with Image.open(folder / f"{stem}.ref.png") as image:
+            assert np.abs(np.asarray(image).astype(int) - scene([start / 25])[0]).mean() < 4
+    _, folder = staged(two_shots, tmp_path)
+    assert json.loads((folder / "0000033.meta.json").read_text())["reference"] == "inside"
+    assert not list(folder.glob("*.first.png"))
+
+
+def test_spans_are_cut_cropped_and_named_apart_and_overlaps_rejected(film, tmp_path):
+    crop = (0.5, 0.25, 0.75, 0.75)  # of 64: from (32, 16), 48 x 48
+    spans = (
+        Span(1.2, 2.4, "ann", "left", crop, {"dover": 0.5}),
+        Span(0.0, 1.1, "bob"),
+        Span(0.88, 2.0, "eve"),
+        Span(2.28, 9.0, "eve"),
+    )
+    line, folder = staged(film, tmp_path, spans=spans)
+    found = {clip["start_s"]: clip for clip in line["clips"]}
+    assert (found[0.88]["reason"], found[2.28]["reason"]) == ("overlap", "overlap")
+    first, second = found[0.0], found[1.2]
+    assert (first["person_id"], first["frames"], first["width"]) == ("bob", 25, 96)
+    assert (second["person_id"], second["frames"], second["width"], second["height"]) == ("ann", 29, 48, 48)
+    assert second["scores"]["dover"] == 0.5 and "dover" not in first["scores"]
+    assert (folder / "0000030.txt").read_text() == "left"
+    frames, _ = read_video(folder / "0000030.video.mp4")
+    assert np.abs(frames[0].astype(int) - scene([1.2])[0, 16:64, 32:80]).mean() < 5
+
+
+@pytest.mark.parametrize("changes", [{"colours": 1}, {"colours": 5}, {"pixels": "yuvj420p"}, {"pixels": "yuv444p"}])
+def test_colours_look_the_same_afterwards(tmp_path, changes):
+    path = talk(tmp_path / "film.mov", seconds=1.2, **changes)
+    _, folder = staged(path, tmp_path)
+    before, after = read_video(path)[0][0].astype(int), read_video(folder / "0000000.video.mp4")[0][0]
+    assert np.abs(before - after).mean() < 2.5
+    matrix, extent = tags(folder / "0000000.video.mp4")
+    assert matrix == changes.get("colours", 2) and extent != 2  # which would be the full range
+
+
+def tags(path) -> tuple[int, int]:
+    with av.open(str(path)) as file:
+        context = file.streams.video[0].codec_context
+        return context.colorspace, context.color_range
+
+
+@pytest.mark.parametrize("cosine, sine", [(0, 1), (-1, 0), (0, -1)])
+def test_every_quarter_turn_of_the_display_matrix_is_applied_once(tmp_path, cosine, sine):
+    path = talk(tmp_path / "film.mov", seconds=1.2)
+    data = bytearray(path.read_bytes())
+    matrix, one = data.index(b"tkhd") + 44, 1 << 16
+    entries = (cosine * one, sine * one, 0, -sine * one, cosine * one, 0, 0, 0, 1 << 30)
+    data[matrix : matrix + 36] = b"".join(entry.to_bytes(4, "big", signed=True) for entry in entries)
+    path.write_bytes(data)
+    line, folder = staged(path, tmp_path)
+    assert [made["code"] for made in line["repairs"]] == ["rotated"]
+    before, after = read_video(path)[0][0].astype(int), read_video(folder / "0000000.video.mp4")[0][0]
+    assert before.shape == after.shape and np.abs(before - after).mean() < 2.5
+
+
+def test_the_same_file_makes_the_same_bytes(film, tmp_path):
+    contents = []
+    for place in ("one", "two"):
+        _, folder = staged(film, tmp_path / place, replace(RULES, longest_s=1.2))
+        contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    assert contents[0] == contents[1] and len(contents[0]) == 11
+
+
+def test_a_staged_source_is_not_made_again_unless_it_changed(tmp_path):
+    path = talk(tmp_path / "film.mov", seconds=1.2)
+    _, folder = staged(path, tmp_path)
+    made = (folder / "line.json").stat().st_ino
+    staged(path, tmp_path)
+    assert (folder / "line.json").stat().st_ino == made
+    (tmp_path / "film.txt").write_text("a ball")
+    staged(path, tmp_path)
+    assert (folder / "line.json").stat().st_ino != made
+    assert (folder / "0000000.txt").read_text() == "a ball"
+
+
+class Face:
+    """One face, with a mouth where the lamp is; or as many as told."""
+
+    def __init__(self, count: int = 1):
+        self.count = count
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        return np.array([[0.0, -0.5, 0.3, 0.25]] * self.count, np.float32).reshape(-1, 4)
+
+
+def test_faces_are_null_without_a_detector_and_the_users_rule_decides(film, tmp_path):
+    line, folder = staged(film, tmp_path / "null")
+    assert line["clips"][0]["scores"]["sync_proxy"] is None
+    assert json.loads((folder / "0000000.meta.json").read_text())["faces"] is None
+    assert not list(folder.glob("*.face.npy"))
+    rules = replace(RULES, faces="reject")
+    assert staged(film, tmp_path / "a", rules)[0]["reason"] == "no_face"
+    assert staged(film, tmp_path / "b", rules, Tools(Face(0)))[0]["reason"] == "no_face"
+    assert staged(film, tmp_path / "c", rules, Tools(Face(2)))[0]["reason"] == "multi_face"
+    line, folder = staged(film, tmp_path / "d", rules, Tools(Face()))
+    assert np.load(folder / "0000000.face.npy").shape == (57, 4)
+    assert line["status"] == "accepted"
+    line, folder = staged(film, tmp_path / "e", RULES, Tools(Face(0)))
+    assert np.isnan(np.load(folder / "0000000.face.npy")).all() and line["clips"][0]["scores"]["sync_proxy"] is None
+
+
+def test_scores_from_outside_are_stored_and_missing_ones_null(film, tmp_path):
+    scorers = {"length": lambda frames, samples: len(frames) + len(samples) / 1e6, "none": lambda frames, samples: None}
+    line, _ = staged(film, tmp_path, tools=Tools(scorers=scorers))
+    assert line["clips"][0]["scores"]["length"] == pytest.approx(57 + 57 * 640 / 1e6)
+    assert line["clips"][0]["scores"]["none"] is None
+
+
+class Stripes(torch.nn.Module):
+    """Latents that are means over strides: 4 frames, 8 x 8 pixels."""
+
+    temporal_stride, spatial_stride, channels = 4, 8, 3
+
+    class Origin:
+        fingerprint = "stripes"
+
+    origin = Origin()
+
+    def encode(self, video):
+        later = (
+            torch.nn.functional.avg_pool3d(video[:, :, 1:], (4, 8, 8))
+            if video.shape[2] > 1
+            else video[:, :, :0, ::8, ::8]
+        )
+        return torch.cat([torch.nn.functional.avg_pool3d(video[:, :, :1], (1, 8, 8)), later], dim=2)
+
+    def decode(self, latents):
+        raise NotImplementedError
+
+    def decoder_stream(self):
+        raise NotImplementedError
+
+
+class Levels:
+    """Mean level over a frame, the one before and the one after."""
+
+    dim, left_context, right_context, silence = 1, 1, 1, torch.zeros(1, 1)
+
+    def encode(self, samples):
+        level = torch.nn.functional.pad(samples.reshape(-1, 640).square().mean(dim=1).sqrt(), (1, 1))
+        return (level[:-2] + level[1:-1] + level[2:])[:, None] / 3
+
+    def tokens(self, stride):
+        raise NotImplementedError
+
+    def window(self, features, stride):
+        raise NotImplementedError
+
+    def __repr__(self):
+        return "Levels()"
+
+
+def test_encodings_are_of_the_stored_clip_with_real_sound_around_it(film, tmp_path):
+    (film.parent / "film.txt").write_text("a ball")
+    try:
+        tools = Tools(encoders=Encoders(Stripes(), Levels(), ByteEncoder(32)))
+        _, folder = staged(film, tmp_path, replace(RULES, longest_s=1.2), tools)
+    finally:
+        (film.parent / "film.txt").unlink()
+    stem = folder / "0000029"
+    latent = np.load(f"{stem}.latent.npy")
+    assert latent.shape == (3, 8, 8, 12) and latent.dtype == np.float16
+    frames, _ = read_video(f"{stem}.video.mp4")
+    assert latent[0, 1, 0, 0] == pytest.approx(frames[1:5, :8, :8, 0].mean() / 127.5 - 1, abs=2e-3)
+    assert np.load(f"{stem}.ref_latent.npy").shape == (3, 1, 8, 12)
+    features = np.load(f"{stem}.afeat.npy")
+    whole = Levels().encode(torch.from_numpy(speech(2.4)))
+    assert features.shape == (29, 1, 1)
+    assert np.abs(features[:, 0] - whole[29:58].numpy()).max() < 2e-4  # in fp16, edges included
+    assert len(np.load(f"{stem}.text.npy")) == len("a ball") + 1
+    meta = json.loads((folder / "0000029.meta.json").read_text())
+    assert meta["latent"] == {"autoencoder": "stripes"} and meta["audio_features"] == "Levels()"
+
+
+def test_a_caption_that_the_text_encoder_refuses_is_a_reason(tmp_path):
+    path = talk(tmp_path / "film.mov", seconds=1.2)
+    path.with_suffix(".txt").write_text("far too long for it")
+    assert staged(path, tmp_path, tools=Tools(encoders=Encoders(text=ByteEncoder(8))))[0]["reason"] == "bad_caption"
+
+
+def test_strides_that_are_not_the_autoencoders_are_refused():
+    with pytest.raises(ValueError, match=r"rules\.temporal_stride"):
+        Encoders(Stripes()).check(temporal_stride=8, multiple=8)
+
+
+def test_blur_lowers_sharpness_and_stillness_motion():
+    sharp = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
+    blurred = (sharp.astype(int) + np.roll(sharp, 1, 0) + np.roll(sharp, 1, 1) + np.roll(sharp, (1, 1), (0, 1))) // 4
+    assert scores.sharpness(blurred.astype(np.uint8)) < 0.3 * scores.sharpness(sharp)
+    rng = np.random.default_rng(0)
+    looks = [scores.Look(rng.integers(0, 255, (3, 32, 32)).astype(np.uint8)) for _ in range(6)]
+    assert scores.motion([looks[0]] * 5) == 0 and scores.motion(looks) > 0.2
+    assert scores.longest_still([*looks, *[looks[0]] * 4, looks[1]]) == 4
+    assert scores.motion(looks[:1]) is None
+
+
+def test_speech_activity_finds_the_tones_in_noise():
+    voiced = scores.speech_activity(speech(2.4))
+    expected = np.zeros(60, bool)
+    for first in (10, 30, 40):
+        expected[first : first + 5] = True
+    assert (voiced == expected).all()
+    assert scores.speech_activity(0.3 * np.ones(6400, np.float32)).all()  # without a pause
+    assert not scores.speech_activity(np.zeros(6400, np.float32)).any()
+
+
+def test_the_proxy_of_sync_is_high_for_the_right_sound_only():
+    rng = np.random.default_rng(0)
+    mouth = rng.random(100)
+    sound = np.repeat(mouth, 640).astype(np.float32)
+    assert scores.sync_proxy(sound, mouth) > 0.99
+    assert abs(scores.sync_proxy(np.roll(sound, 640 * 7), mouth)) < 0.4
+    mouth[20:] = np.nan
+    assert scores.sync_proxy(sound, mouth) is None
