@@ -32,8 +32,8 @@ def demo(cfg: DictConfig) -> None:
     seconds = {}
     for number, (stage, command) in enumerate(objectives.items(), 1):
         print(f"\n── {number} of 6: {stage} ──", flush=True)
-        steps = [f"steps={cfg.steps[stage]}", f"seed={cfg.seed}", f"folder={folder / stage}"]
-        seconds[stage] = _run([command[0], "experiment=demo", *command[1:], *steps])
+        place = [f"seed={cfg.seed}", f"folder={folder / stage}"]
+        seconds[stage] = _run([command[0], "experiment=demo", *command[1:], *cfg.stages[stage], *place])
     print("\n── 5 of 6: a stream ──", flush=True)
     portrait, speech = _held_out(folder, cfg.seed)
     files = [f"image={portrait}", f"audio={speech}", f"student={student}", f"out={folder / 'avatar.mp4'}"]
