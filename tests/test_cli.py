@@ -24,7 +24,7 @@ from tests.stages import FILTERS, SMALL_NET, TINY, composed, fitted, plain, rand
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 ROOT = Path(__file__).parents[1]
-QUIET = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null")
+QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
 TASKS = {"train": run.fit, "distill": run.fit, "infer": film.film, "evaluate": evaluate.evaluate}
 
 
