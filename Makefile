@@ -17,7 +17,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check fmt
+.PHONY: help setup demo gallery test test-slow test-gpu check fmt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ setup: $(VENV)/.setup ## make .venv and install the project into it, with CPU to
 
 demo: setup ## clips -> teacher -> student -> stream, small, on the CPU; leaves outputs/demo/
 	$(PY) -m avatar.demo
+
+gallery: setup ## draw a page of the puppet world: outputs/gallery.png
+	$(PY) -m avatar.gallery
 
 test: check ## ruff, pyright and the fast tests
 	$(PYTEST)

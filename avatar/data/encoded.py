@@ -8,7 +8,7 @@ by themselves; a crop takes one from outside its window where there is one.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from avatar.data.puppet import speech
 from avatar.data.puppet.clip import Clip, make_clip
+from avatar.data.puppet.scene import Scene
 from avatar.data.worlds import World
 from avatar.files import save_tensors
 from avatar.types import AudioEncoder, Batch, Conditioning, TextEncoder, VideoAutoencoder
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
-VERSION = 2  # of what this module stores and of the puppets' looks and motion; part of the cache's key
+VERSION = 3  # of what this module stores and of the puppets' looks and motion; part of the cache's key
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Which clips: the `count` first of a split's schedule from `first` on, each of so many latents."""
+    """Which clips: the `count` first of a split's schedule from `first` on, each of so many latents, as directed."""
 
     split: str
     schedule: str
@@ -38,9 +39,18 @@ class ClipSet:
     latents: int
     first: int = 0
     identities: int = 10_000
+    scene: Scene = field(default_factory=Scene)
 
     def make(self, index: int, frames: int, speech_cache: Path | None) -> Clip:
-        return make_clip(self.first + index, self.split, frames, self.schedule, self.identities, cache=speech_cache)
+        return make_clip(
+            self.first + index,
+            self.split,
+            frames,
+            self.schedule,
+            self.identities,
+            cache=speech_cache,
+            directed=self.scene,
+        )
 
 
 @dataclass
@@ -52,8 +62,9 @@ class EncodedClips:
     reference_at: Int[Tensor, "n r"]  # the latent that each reference's frame lies in
     features: Float[Tensor, "n roles f d"]  # of the timeline's frames, with the audio encoder's contexts around them
     heard: Bool[Tensor, " n"]  # whether there is another voice
-    text: Shaped[Tensor, "n m ..."]
-    text_mask: Bool[Tensor, "n m"]
+    text: Shaped[Tensor, "n e m ..."]  # up to e captions, of which some may be empty
+    text_mask: Bool[Tensor, "n e m"]
+    captioned: Int[Tensor, "n k"]  # which caption holds at each latent
     labels: Int[Tensor, "n 3 k"]  # state, emotion, gesture
     intensity: Float[Tensor, "n k"]
     lips: Float[Tensor, "n k h w"]
@@ -67,7 +78,7 @@ class EncodedClips:
         stride = (self.features.shape[2] - context) // self.latents.shape[2]
         parts = [self._crop(int(n), int(s), length, audio, stride) for n, s in zip(which, start, strict=True)]
         latents, lips, fields = zip(*parts, strict=True)
-        cond = Conditioning(**{name: torch.stack([f[name] for f in fields]) for name in fields[0]})
+        cond = Conditioning(**{name: _stacked([f[name] for f in fields]) for name in fields[0]})
         keys = [f"{n}@{s}" for n, s in zip(which.tolist(), start.tolist(), strict=True)]
         return Batch(torch.stack(latents).float(), cond, torch.stack(lips).float(), keys)
 
@@ -77,6 +88,7 @@ class EncodedClips:
         windows = [audio.window(track.float(), stride)[part] for track in self.features[n]]
         present = torch.stack([torch.ones(length, dtype=torch.bool), self.heard[n].expand(length)])
         state, emotion, gesture = self.labels[n][:, part]
+        captions, event = self.captioned[n][part].unique(return_inverse=True)  # only those of the crop
         return (
             self.latents[n][:, part],
             self.lips[n][part],
@@ -84,9 +96,9 @@ class EncodedClips:
                 "reference": self.references[n][int(away.argmax())][:, None].float(),
                 "audio": torch.stack(windows),
                 "audio_mask": present,
-                "text": self.text[n][None],
-                "text_mask": self.text_mask[n][None],
-                "text_event": torch.zeros(length, dtype=torch.long),
+                "text": self.text[n][captions],
+                "text_mask": self.text_mask[n][captions],
+                "text_event": event,
                 "state": state,
                 "emotion": emotion,
                 "emotion_intensity": self.intensity[n][part],
@@ -130,7 +142,7 @@ def encoded_clips(
     own = torch.Generator()  # else the loader draws from the training's numbers, only when clips are encoded now
     loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None, generator=own)
     rows = [_encode(clip, video, lips, autoencoder, audio, text) for clip, video, lips in progress(loader)]
-    tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    tensors = {name: _stacked([row[name] for row in rows]) for name in rows[0]}
     save_tensors(tensors, path)
     return EncodedClips(**tensors)
 
@@ -160,7 +172,7 @@ def _encode(
     device = next(autoencoder.parameters(), torch.zeros(())).device
     video = video[None].to(device)
     at = torch.linspace(0, frames - 1, REFERENCES).long()
-    ids, mask = text.encode([clip.caption])
+    ids, mask = text.encode(list(clip.captions))
     middle = slice(1 + stride // 2, frames, stride)  # the frame whose labels stand for a latent
     labels = np.stack([clip.state[middle], clip.emotion[middle], clip.gesture[middle]])
     edge = autoencoder.spatial_stride
@@ -170,12 +182,21 @@ def _encode(
         "reference_at": (at - 1).clamp(min=0) // stride,
         "features": torch.stack([_features(track, audio) for track in (clip.own, clip.heard)]).half(),
         "heard": torch.tensor(bool(np.abs(clip.heard).max() > 0)),
-        "text": ids[0],
-        "text_mask": mask[0],
+        "text": ids,
+        "text_mask": mask,
+        "captioned": torch.from_numpy(clip.captioned[middle].astype(np.int64)),
         "labels": torch.from_numpy(labels.astype(np.int64)),
         "intensity": torch.from_numpy(clip.intensity[middle].astype(np.float32)),
         "lips": torch.nn.functional.avg_pool3d(lips[None, 1:], (stride, edge, edge))[0].half(),
     }
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """Rows in a stack, the shorter ones (with fewer captions) filled up with zeros."""
+    if all(row.shape == rows[0].shape for row in rows):
+        return torch.stack(rows)
+    most = max(len(row) for row in rows)
+    return torch.stack([torch.cat([row, row.new_zeros(most - len(row), *row.shape[1:])]) for row in rows])
 
 
 def _features(track: Float[np.ndarray, " s"], audio: AudioEncoder) -> Float[Tensor, "f d"]:

@@ -10,21 +10,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from avatar.data.puppet.clip import identity_seed, make_clip
 from avatar.data.puppet.identity import Identity
+from avatar.data.puppet.scene import Scene
 from avatar.data.worlds import World
 from avatar.types import Frames
 
-CROPS_PER_CLIP = (
-    4  # speech costs more than rendering: each clip's motion is used for several crops, each another puppet
-)
+CROPS_PER_CLIP = 4  # speech costs more than rendering: one clip's motion serves several crops, each another puppet
 
 
 class FrameBatches(Dataset):
     """Batch i is a function of (seed, i): crops of `frames` frames, each with another frame of its clip."""
 
     def __init__(
-        self, world: World, split: str, seed: int, steps: int, start: int, batch: int, frames: int, cache: Path
+        self,
+        world: World,
+        scene: Scene,
+        split: str,
+        seed: int,
+        steps: int,
+        start: int,
+        batch: int,
+        frames: int,
+        cache: Path,
     ):
-        self.world, self.split, self.seed, self.steps, self.start = world, split, seed, steps, start
+        self.world, self.scene, self.split, self.seed, self.steps, self.start = world, scene, split, seed, steps, start
         self.batch, self.frames, self.cache = batch, frames, cache
 
     def __len__(self) -> int:
@@ -35,7 +43,8 @@ class FrameBatches(Dataset):
         videos, references, lips, keys = [], [], [], []
         for i in range(self.batch):
             if i % CROPS_PER_CLIP == 0:
-                clip = make_clip(int(rng.integers(2**31)), self.split, 4 * self.frames, cache=self.cache)
+                number = int(rng.integers(2**31))
+                clip = make_clip(number, self.split, 4 * self.frames, cache=self.cache, directed=self.scene)
             number = identity_seed(int(rng.integers(2**31)), self.split)
             clip = replace(clip, identity=Identity.from_seed(number))
             start, other = (int(rng.integers(len(clip.states) - n)) for n in (self.frames, 1))
@@ -55,11 +64,21 @@ class PuppetFrames(lightning.LightningDataModule):
         cache: folder for synthesised speech.
     """
 
-    def __init__(self, world: World, frames: int, batch: int, steps: int, seed: int, workers: int, cache: str):
+    def __init__(
+        self,
+        world: World,
+        scene: Scene,
+        frames: int,
+        batch: int,
+        steps: int,
+        seed: int,
+        workers: int,
+        cache: str,
+    ):
         super().__init__()
         if batch < 2:
             raise ValueError(f"batches of {batch}; half of a batch begins with a scene cut, so give 2 or more")
-        self.world, self.frames, self.batch, self.steps = world, frames, batch, steps
+        self.world, self.scene, self.frames, self.batch, self.steps = world, scene, frames, batch, steps
         self.seed, self.workers, self.cache = seed, workers, Path(cache)
         self.start = 0  # where a resumed run goes on
 
@@ -70,5 +89,5 @@ class PuppetFrames(lightning.LightningDataModule):
         return self._loader("dev", 0, 2, 0)
 
     def _loader(self, split: str, seed: int, steps: int, start: int) -> DataLoader:
-        batches = FrameBatches(self.world, split, seed, steps, start, self.batch, self.frames, self.cache)
+        batches = FrameBatches(self.world, self.scene, split, seed, steps, start, self.batch, self.frames, self.cache)
         return DataLoader(batches, batch_size=None, num_workers=self.workers if split == "train" else 0)

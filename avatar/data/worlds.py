@@ -16,6 +16,7 @@ from avatar.data.puppet.clip import Clip
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import HIGH, LOW
 from avatar.data.puppet.render import render
+from avatar.data.puppet.setting import Setting
 
 BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be drawn
 
@@ -60,8 +61,8 @@ class StateWorld:
         return torch.zeros(stop - start, 1, 1)
 
     def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
-        """The states worn by one and the same puppet."""
-        return render(Identity.from_seed(0), video[:, :, 0, 0].T.clamp(*BOUNDS).cpu().numpy(), 64)
+        """The states worn by one and the same puppet, arms and all."""
+        return render(Identity.from_seed(0), video[:, :, 0, 0].T.clamp(*BOUNDS).cpu().numpy(), 64, Setting("half"))
 
 
 def from_uint8(frames: UInt8[np.ndarray, "f h w c"]) -> Float[Tensor, "c f h w"]:

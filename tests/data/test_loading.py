@@ -13,6 +13,8 @@ from avatar.data import encoded
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.encoded import ClipSet, encoded_clips
 from avatar.data.puppet import speech
+from avatar.data.puppet.motion import CHANNELS
+from avatar.data.puppet.scene import Scene
 from avatar.data.puppet_frames import FrameBatches, PuppetFrames
 from avatar.data.puppet_latents import LatentBatches, PuppetLatents
 from avatar.data.worlds import StateWorld
@@ -28,7 +30,7 @@ BUCKETS = LengthBuckets((2, 5), (0.5, 0.5), 10)
 
 def autoencoder(mean: float = 0.0):
     target = "avatar.models.autoencoders.state.StateAutoencoder"
-    return checkpoint.new({"_target_": target, "mean": [mean] * 14, "std": [1.0] * 14})
+    return checkpoint.new({"_target_": target, "mean": [mean] * len(CHANNELS), "std": [1.0] * len(CHANNELS)})
 
 
 def encode(cache, mean: float = 0.0):
@@ -65,7 +67,8 @@ def test_batches_started_later_are_those_that_would_have_come(clips):
 
 
 def test_frames_started_later_are_those_that_would_have_come(cache):
-    started, first = (FrameBatches(StateWorld(), "train", 1, 4, start, 2, 5, cache / "speech") for start in (1, 0))
+    place = cache / "speech"
+    started, first = (FrameBatches(StateWorld(), Scene(), "train", 1, 4, start, 2, 5, place) for start in (1, 0))
     assert started[0].keys == first[1].keys and torch.equal(started[0].video, first[1].video)
     assert not torch.equal(first[0].video, first[1].video)
 
@@ -73,7 +76,7 @@ def test_frames_started_later_are_those_that_would_have_come(cache):
 def test_frames_come_two_at_a_time_at_least(cache):
     """Half of a batch begins with a scene cut: of one clip there is no half."""
     with pytest.raises(ValueError, match="give 2 or more"):
-        PuppetFrames(StateWorld(), frames=5, batch=1, steps=1, seed=1, workers=0, cache=str(cache))
+        PuppetFrames(StateWorld(), Scene(), frames=5, batch=1, steps=1, seed=1, workers=0, cache=str(cache))
 
 
 def test_batches_come_in_all_lengths_each_within_the_budget(clips):

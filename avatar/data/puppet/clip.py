@@ -8,21 +8,24 @@ The puppet speaks, listens (another voice in `heard`, its own silent) or idles (
 longer scene, so it may begin and end in mid-sentence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from avatar.data.puppet import render, sentences
+from avatar.data.puppet import render, scene
+from avatar.data.puppet.gestures import Event
 from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import animate
+from avatar.data.puppet.motion import Direction, animate
+from avatar.data.puppet.scene import SCHEDULES, Scene, Timeline
 from avatar.data.puppet.sentences import SPLITS
-from avatar.data.puppet.speech import Phoneme, Voice, synthesize
+from avatar.data.puppet.setting import PORTRAIT, Setting
+from avatar.data.puppet.speech import Phoneme, Voice
 from avatar.data.puppet.visemes import mouth_targets
-from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, SAMPLE_RATE, SAMPLES_PER_FRAME, STATES
+from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, SAMPLES_PER_FRAME, STATES
 
-SCHEDULES = ("mixed", "speaking")
 MARGIN = 12  # frames of the scene before and after the clip, so that motion is under way at its ends
 VOICES = ("en-us+m1", "en-us+m3", "en-us+m7", "en-us+f2", "en-us+f4", "en-gb-x-rp+m3", "en-gb-x-rp+f2", "en-gb-x-rp+f5")
 # rate, pitch and range of the voice, relative to neutral
@@ -40,6 +43,20 @@ MOODS = {
     "angry": "angry",
     "surprised": "surprised",
 }  # words of captions
+DOING = {
+    "wave": "waving",
+    "point": "pointing",
+    "nod": "nodding",
+    "shake": "shaking the head",
+    "shrug": "shrugging",
+    "beat": "gesturing",
+}
+# What no training clip of a scene with gestures or moods combines, though it has each of both: what a model makes of
+# such words together tells whether it understands them.
+HELD_OUT = frozenset(
+    {("angry", "rabbit"), ("sad", "fox"), ("happy", "alien"), ("surprised", "bear"), ("nod", "cat"), ("wave", "dog")}
+)
+CALM = Scene()
 
 
 @dataclass(frozen=True)
@@ -54,17 +71,25 @@ class Clip:
     state: Int[np.ndarray, " f"]  # index into types.STATES
     emotion: Int[np.ndarray, " f"]  # index into types.EMOTIONS
     intensity: Float[np.ndarray, " f"]  # of the emotion, in [0, 1]
-    gesture: Int[np.ndarray, " f"]  # index into types.GESTURES
-    caption: str
+    gesture: Int[np.ndarray, " f"]  # index into types.GESTURES: what the puppet is told to do
+    doing: Int[np.ndarray, " f"]  # index into types.GESTURES: what it does
+    captions: tuple[str, ...]
+    captioned: Int[np.ndarray, " f"]  # which of the captions is spoken of at each frame
     phonemes: tuple[Phoneme, ...]  # of the own voice; times count from the clip's start and may lie beyond its ends
+    setting: Setting = PORTRAIT
+
+    @property
+    def caption(self) -> str:
+        """What it begins with."""
+        return self.captions[self.captioned[0]]
 
     def frames(self, size: int, start: int = 0, stop: int | None = None) -> UInt8[np.ndarray, "f h w 3"]:
         """The rendered frames [start, stop), `size` pixels square."""
-        return render.render(self.identity, self.states[start:stop], size)
+        return render.render(self.identity, self.states[start:stop], size, self.setting)
 
     def mouth_region(self, size: int, start: int = 0, stop: int | None = None) -> Float[np.ndarray, "f h w"]:
         """The share of each pixel that belongs to the surroundings of the mouth, in [0, 1]."""
-        return render.mouth_region(self.identity, self.states[start:stop], size)
+        return render.mouth_region(self.identity, self.states[start:stop], size, self.setting)
 
 
 def make_clip(
@@ -75,11 +100,13 @@ def make_clip(
     identities: int = 10_000,
     backend: str | None = None,
     cache: Path | None = None,
+    directed: Scene = CALM,
 ) -> Clip:
     """The clip number `seed` of a split.
 
     `schedule` is "mixed" (mostly speaking, at times listening or idle) or "speaking" (nothing else, for lip-sync
-    scores); `identities` is how many puppets the split has; `backend` and `cache` are those of `speech.synthesize`.
+    scores); `identities` is how many puppets the split has; `backend` and `cache` are those of `speech.synthesize`;
+    `directed` says what there is beside a calm portrait.
     Raises ValueError for an unknown split or schedule and for fewer than one frame or identity.
     """
     if split not in SPLITS:
@@ -88,31 +115,49 @@ def make_clip(
         raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
     if frames < 1 or identities < 1 or seed < 0:
         raise ValueError(f"frames {frames}, identities {identities}, seed {seed}: pass 1 or more, 1 or more, 0 or more")
-    rng = np.random.default_rng([seed, SPLITS.index(split), SCHEDULES.index(schedule)])
+    place = [seed, SPLITS.index(split), SCHEDULES.index(schedule)]
+    rng, more = np.random.default_rng(place), np.random.default_rng([*place, 0x5CE7E])
     identity = Identity.from_seed(identity_seed(int(rng.integers(identities)), split))
     emotion = str(rng.choice(list(PROSODY), p=(0.3, 0.2, 0.15, 0.15, 0.2)))
-    scene = _Scene(frames + 2 * MARGIN, split, rng, backend, cache)
-    scene.play(schedule, voice_of(identity.seed, emotion), voice_of(int(rng.integers(2**31)), "neutral"))
-    state = np.array(scene.state)
-    mouth = mouth_targets(scene.phonemes, scene.own, len(state))
-    emotions = np.full(len(state), EMOTIONS.index(emotion))
-    intensity = np.full(len(state), rng.uniform(0.5, 1), np.float32)
-    motion = animate(*mouth, state, emotions, intensity, seed=int(rng.integers(2**31)))
+    free = more.random() < 0.5
+    timeline = Timeline(frames + 2 * MARGIN, split, rng, backend, cache)
+    own, other = voice_of(identity.seed, emotion), voice_of(int(rng.integers(2**31)), "neutral")
+    timeline.play(schedule, own, other, directed.cues if free else 0.0)
+    mouth = mouth_targets(timeline.phonemes, timeline.own, timeline.frames)
+    intensity = np.full(timeline.frames, rng.uniform(0.5, 1), np.float32)
+    setting = directed.setting(more)
+    emotions = _emotions(emotion, timeline.frames, directed, identity, split, more)
+    events = _events(timeline, directed, setting, free, identity, split, more)
+    direction = Direction(
+        events=events,
+        target=None if setting.thing is None else setting.thing.gaze,
+        liveliness=1.0 if directed.lively == 0 else 1.5 if more.random() < directed.lively else 0.65,
+        heard_pauses=scene.reactions(timeline, more),
+    )
+    motion = animate(*mouth, timeline.state, emotions, intensity, int(rng.integers(2**31)), direction)
+    if more.random() < directed.noise:
+        timeline.own = scene.with_noise(timeline.own, directed, more)
     kept = slice(MARGIN, MARGIN + frames)
     heard_at = slice(MARGIN * SAMPLES_PER_FRAME, (MARGIN + frames) * SAMPLES_PER_FRAME)
     shift = MARGIN / FRAME_RATE
+    doing = scene.gesture_track(events, timeline.frames)[kept]
+    told = np.zeros_like(doing) if free and directed.gestures else doing
+    captions, captioned = _captions(identity, emotions[kept], timeline.state[kept], told)
     return Clip(
         key=f"puppet-{split}-{schedule}-{seed}",
         identity=identity,
-        own=scene.own[heard_at],
-        heard=scene.heard[heard_at],
+        own=timeline.own[heard_at],
+        heard=timeline.heard[heard_at],
         states=motion[kept],
-        state=state[kept],
+        state=timeline.state[kept],
         emotion=emotions[kept],
         intensity=intensity[kept],
-        gesture=np.full(frames, GESTURES.index("none")),
-        caption=caption(identity, emotion, state[kept]),
-        phonemes=tuple(Phoneme(p.symbol, p.start_s - shift, p.end_s - shift) for p in scene.phonemes),
+        gesture=told,
+        doing=doing,
+        captions=captions,
+        captioned=captioned,
+        phonemes=tuple(Phoneme(p.symbol, p.start_s - shift, p.end_s - shift) for p in timeline.phonemes),
+        setting=setting,
     )
 
 
@@ -133,49 +178,59 @@ def voice_of(seed: int, emotion: str) -> Voice:
     )
 
 
-def caption(identity: Identity, emotion: str, state: Int[np.ndarray, " f"]) -> str:
-    """A sentence on who does what: "a happy orange cat is speaking and then listening"."""
-    changes = np.flatnonzero(np.diff(state, prepend=-1))
-    mood = MOODS[emotion]
+def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: int) -> str:
+    """A sentence on who does what: "a happy orange cat is speaking and then listening", "… is speaking and waving"."""
+    mood = MOODS[EMOTIONS[emotion]]
     article = "an" if mood[0] in "aeiou" else "a"
-    return f"{article} {mood} {identity.description} is {' and then '.join(STATES[state[i]] for i in changes[:3])}"
+    doing = DOING.get(GESTURES[gesture])
+    what = " and then ".join(STATES[i] for i in states) + ("" if doing is None else f" and {doing}")
+    return f"{article} {mood} {identity.description} is {what}"
 
 
-class _Scene:
-    """A timeline under construction: two tracks of sound, the phonemes of the first, and a state per frame."""
+def _captions(
+    identity: Identity, emotions: Int[np.ndarray, " f"], states: Int[np.ndarray, " f"], told: Int[np.ndarray, " f"]
+) -> tuple[tuple[str, ...], Int[np.ndarray, " f"]]:
+    """The captions of a clip, and which of them holds at each frame: a new one where mood or gesture changes."""
+    cuts = np.flatnonzero(np.diff(emotions, prepend=-1) | np.diff(told, prepend=-1))
+    captions: list[str] = []
+    captioned = np.zeros(len(states), int)
+    for start, stop in zip(cuts, [*cuts[1:], len(states)], strict=True):
+        part = states[start:stop]
+        order = part[np.flatnonzero(np.diff(part, prepend=-1))[: 1 if told[start] > 1 else 3]]
+        text = caption(identity, int(emotions[start]), order.tolist(), int(told[start]))
+        if text not in captions:
+            captions.append(text)
+        captioned[start:stop] = captions.index(text)
+    return tuple(captions), captioned
 
-    def __init__(self, frames: int, split: str, rng: np.random.Generator, backend: str | None, cache: Path | None):
-        self.own, self.heard = np.zeros((2, frames * SAMPLES_PER_FRAME), np.float32)
-        self.phonemes: list[Phoneme] = []
-        self.state = [STATES.index("idle")] * frames
-        self.frames, self.split, self.rng, self.backend, self.cache = frames, split, rng, backend, cache
 
-    def play(self, schedule: str, own: Voice, other: Voice) -> None:
-        """Fill the timeline with speaking, listening and idling."""
-        frame = 0
-        while frame < self.frames:
-            chances = (1, 0, 0) if schedule == "speaking" else (0.78, 0.12, 0.1)
-            state = str(self.rng.choice(("speaking", "listening", "idle"), p=chances))
-            if state == "idle":
-                end = frame + int(self.rng.uniform(0.8, 2.2) * FRAME_RATE)
-            else:
-                end = frame + self._say(frame, own if state == "speaking" else other, state)
-            self.state[frame:end] = [STATES.index(state)] * (min(end, self.frames) - frame)
-            frame = end
+def _emotions(
+    emotion: str, frames: int, directed: Scene, identity: Identity, split: str, rng: np.random.Generator
+) -> Int[np.ndarray, " f"]:
+    """The emotion at each frame; where it changes, the face does, and the voice keeps what it began with."""
+    moods = [emotion]
+    if rng.random() < directed.moods:
+        moods.append(str(rng.choice([name for name in PROSODY if name != emotion])))
+    if directed.moods and split == "train":
+        moods = ["neutral" if (mood, identity.kind) in HELD_OUT else mood for mood in moods]
+    track = np.full(frames, EMOTIONS.index(moods[0]))
+    track[int(rng.uniform(0.25, 0.75) * frames) :] = EMOTIONS.index(moods[-1])
+    return track
 
-    def _say(self, frame: int, voice: Voice, state: str) -> int:
-        """Put a sentence on a track, from `frame` on; returns how many frames it takes with the pause after it.
 
-        The first one of a scene may have begun before it.
-        """
-        spoken = synthesize(sentences.draw(self.rng, self.split), voice, self.cache, self.backend)
-        pause = self.rng.uniform(0.1, 0.4)
-        late = int(self.rng.uniform(0, 0.6) * len(spoken.samples)) if frame == 0 else 0
-        begin, samples = frame * SAMPLES_PER_FRAME, spoken.samples[late:]
-        samples = samples[: len(self.own) - begin]
-        track = self.own if state == "speaking" else self.heard
-        track[begin : begin + len(samples)] = samples
-        if state == "speaking":
-            shift = (begin - late) / SAMPLE_RATE
-            self.phonemes += [Phoneme(p.symbol, p.start_s + shift, p.end_s + shift) for p in spoken.phonemes]
-        return int(np.ceil(((len(spoken.samples) - late) / SAMPLE_RATE + pause) * FRAME_RATE))
+def _events(
+    timeline: Timeline,
+    directed: Scene,
+    setting: Setting,
+    free: bool,
+    identity: Identity,
+    split: str,
+    rng: np.random.Generator,
+) -> list[Event]:
+    if not directed.gestures:
+        return []
+    if free:
+        events = scene.free_gestures(timeline, directed, setting, rng)
+    else:
+        events = scene.commanded_gestures(timeline.frames, directed, setting, rng) if directed.commands_hz else []
+    return [event for event in events if split != "train" or (event.gesture, identity.kind) not in HELD_OUT]

@@ -6,10 +6,14 @@ wide. The motion is calm and smooth: what the sound doesn't settle (where to loo
 sways) is drawn from the seed, and low in frequency.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.ndimage import gaussian_filter1d
 
+from avatar.data.puppet import gestures
 from avatar.types import EMOTIONS, FRAME_RATE, STATES
 
 RANGES = {
@@ -27,6 +31,13 @@ RANGES = {
     "head_yaw": (-1.0, 1.0),
     "head_pitch": (-1.0, 1.0),
     "breath": (-1.0, 1.0),
+    "shoulders": (0.0, 1.0),  # shrugged
+    "upper_l": (0.0, 1.0),  # upper arms, from hanging to sideways and up; left and right are the viewer's
+    "upper_r": (0.0, 1.0),
+    "fore_l": (-1.0, 1.0),  # forearms: across the body, straight, folded up
+    "fore_r": (-1.0, 1.0),
+    "hand_l": (-1.0, 1.0),  # pointing, relaxed, open
+    "hand_r": (-1.0, 1.0),
 }
 CHANNELS = tuple(RANGES)
 LOW, HIGH = np.array(list(RANGES.values()), dtype=np.float32).T
@@ -43,6 +54,16 @@ FACES = {
 BLINK = (0.45, 1.0, 0.9, 0.35)  # how far the lid is down, frame by frame
 
 
+@dataclass(frozen=True)
+class Direction:
+    """What the sound doesn't settle and the emotion neither; the default is a calm puppet that nothing distracts."""
+
+    events: Sequence[gestures.Event] = ()
+    target: tuple[float, float] | None = None  # gaze_x and gaze_y of a thing that draws the eyes
+    liveliness: float = 1.0  # of head and body, relative
+    heard_pauses: Sequence[int] = ()  # frames at which the other's voice pauses, to which a listener nods
+
+
 def channel(name: str) -> int:
     """The column of a channel in a state vector."""
     return CHANNELS.index(name)
@@ -55,24 +76,25 @@ def animate(
     emotions: Int[np.ndarray, " f"],
     intensity: Float[np.ndarray, " f"],
     seed: int,
+    direction: Direction = Direction(),
 ) -> Float[np.ndarray, "f s"]:
     """The trajectory: the mouth as given, all else in keeping with `states` and `emotions` (indices of types.STATES and
-    types.EMOTIONS), `intensity` in [0, 1]. A deterministic function of its arguments.
+    types.EMOTIONS), `intensity` in [0, 1], and `direction`. A deterministic function of its arguments.
     """
     frames = len(mouth_open)
     rng = np.random.default_rng([seed, 0x307])
     speaking, listening = ((states == STATES.index(s)).astype(float) for s in ("speaking", "listening"))
     idle = 1 - speaking - listening
-    liveliness = _eased(0.9 * speaking + 0.5 * listening + 0.45 * idle)
+    liveliness = direction.liveliness * _eased(0.9 * speaking + 0.5 * listening + 0.45 * idle)
     sway = {name: _drift(rng, frames, 1.0) * liveliness for name in ("x", "y", "roll", "yaw", "pitch")}
     faces = np.array([FACES[name] for name in EMOTIONS])
     smile, raised, tilt, lid, bowed = _eased(faces[emotions] * intensity[:, None]).T
-    nods = _nods(rng, listening)
-    accents = _eased(mouth_open) - _eased(
-        mouth_open, 0.5
-    )  # stressed syllables lift the brows and dip the head a little
+    nods = _nods(rng, listening, direction.heard_pauses)
+    # Stressed syllables lift the brows and dip the head a little.
+    accents = _eased(mouth_open) - _eased(mouth_open, 0.5)
     blinks = _blinks(rng, frames)
-    gaze_x, gaze_y = _gaze(rng, listening, idle)
+    gaze_x, gaze_y = _gaze(rng, listening, idle, direction.target)
+    held, added = gestures.perform(direction.events, np.clip(2 * accents, 0, 1))
     out = {
         "mouth_open": mouth_open,
         "mouth_wide": mouth_wide,
@@ -88,7 +110,10 @@ def animate(
         "head_yaw": 0.4 * sway["yaw"] + 0.3 * gaze_x * idle,
         "head_pitch": 0.25 * sway["pitch"] + 0.5 * bowed + 0.4 * nods,
         "breath": 0.7 * np.sin(2 * np.pi * (rng.random() + np.arange(frames) / FRAME_RATE / rng.uniform(3, 4.5))),
+        **held,
     }
+    for name, value in added.items():
+        out[name] = out[name] + value
     return np.clip(np.stack([out[name] for name in CHANNELS], axis=1), LOW, HIGH).astype(np.float32)
 
 
@@ -114,23 +139,35 @@ def _blinks(rng: np.random.Generator, frames: int) -> Float[np.ndarray, " f"]:
     return lid[:frames]
 
 
-def _gaze(rng: np.random.Generator, listening: Float[np.ndarray, " f"], idle: Float[np.ndarray, " f"]):
-    """Where the eyes look, x and y: jumps between fixations; at the viewer when listening, about when idle."""
+def _gaze(
+    rng: np.random.Generator,
+    listening: Float[np.ndarray, " f"],
+    idle: Float[np.ndarray, " f"],
+    target: tuple[float, float] | None,
+) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
+    """Where the eyes look, x and y: jumps between fixations; at the viewer when listening, about when idle, and where
+    there is something to look at, there.
+    """
     x, y, frame = np.zeros(len(idle)), np.zeros(len(idle)), 0
     while frame < len(idle):
         end = frame + int(rng.uniform(0.6, 2.2) * FRAME_RATE)
         away = rng.random() < (0.0 if listening[frame] else 0.75 if idle[frame] else 0.35)
-        x[frame:end], y[frame:end] = away * rng.uniform((-0.8, -0.5), (0.8, 0.5)) + rng.normal(0, 0.04, 2)
+        place = rng.uniform((-0.8, -0.5), (0.8, 0.5)) if target is None else np.array(target)
+        x[frame:end], y[frame:end] = away * place + rng.normal(0, 0.04, 2)
         frame = end
     looking = 1 - _eased(listening, 0.1)
     return _eased(x, 0.035) * looking, _eased(y, 0.035) * looking
 
 
-def _nods(rng: np.random.Generator, listening: Float[np.ndarray, " f"]) -> Float[np.ndarray, " f"]:
-    """Small nods of half a second, one or two in a row, now and then while listening; down is 1."""
+def _nods(
+    rng: np.random.Generator, listening: Float[np.ndarray, " f"], pauses: Sequence[int]
+) -> Float[np.ndarray, " f"]:
+    """Small nods of half a second, one or two in a row: at the other's pauses, and now and then; down is 1."""
     nods, frame = np.zeros(len(listening) + FRAME_RATE), int(rng.uniform(0.2, 1.2) * FRAME_RATE)
     length = FRAME_RATE // 2
     dip = np.sin(np.pi * np.arange(length) / length) ** 2
+    for pause in pauses:
+        nods[pause : pause + length] = dip[: max(len(nods) - pause, 0)]
     while frame < len(listening):
         for start in range(frame, frame + length * int(rng.integers(1, 3)), length):
             nods[start : start + length] += dip[: max(len(nods) - start, 0)]

@@ -1,16 +1,19 @@
 """A puppet's state → pixels.
 
-Everything is a filled polygon. `layers` computes the polygons of all frames at once, back to front, in frame units
-(1 = the side of the square frame, y down); `paint` fills them, anti-aliased and to a fraction of a pixel, so that
-small motion shows. The read-out inverts these functions, so they are the only place that says how a puppet looks.
+Everything is a filled polygon. `layers` computes the polygons of all frames at once, back to front: of the puppet in
+its own units (1 = the side of a portrait, y down), which the setting's camera maps to the frame. `paint` fills them,
+anti-aliased and to a fraction of a pixel, so that small motion shows. The read-out inverts these functions, so they and
+`body`'s are the only place that says how a puppet looks.
 """
 
 import aggdraw
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from avatar.data.puppet import body
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import CHANNELS
+from avatar.data.puppet.setting import PORTRAIT, Setting
 
 SIZES = (64, 256)  # the smallest and the largest frame, in pixels
 MIDDLE = (0.5, 0.49)  # of the head at rest
@@ -26,7 +29,9 @@ _ACROSS = np.linspace(-1, 1, 13)
 _ARC = np.sqrt(np.clip(1 - _ACROSS**2, 0, 1))
 
 
-def render(identity: Identity, states: Float[np.ndarray, "f s"], size: int) -> UInt8[np.ndarray, "f h w 3"]:
+def render(
+    identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
+) -> UInt8[np.ndarray, "f h w 3"]:
     """The frames of a trajectory (rows of motion.CHANNELS), `size` pixels square, 64 to 256."""
     if not SIZES[0] <= size <= SIZES[1]:
         raise ValueError(
@@ -34,14 +39,16 @@ def render(identity: Identity, states: Float[np.ndarray, "f s"], size: int) -> U
         )
     if states.ndim != 2 or states.shape[1] != len(CHANNELS) or not len(states):
         raise ValueError(f"states of shape {states.shape}; wanted rows of motion.CHANNELS, {len(CHANNELS)} columns")
-    return paint(layers(identity, states), identity.palette, size)
+    return paint(layers(identity, states, setting), identity.palette | setting.colours, size)
 
 
 def paint(polygons: Parts, palette: dict, size: int) -> UInt8[np.ndarray, "f h w 3"]:
     """Fill (colour name, polygons) back to front; a stack of one polygon holds for every frame."""
     frames = max(len(points) for _, points in polygons)
     flat = [
-        ((points * size).reshape(len(points), -1).tolist(), aggdraw.Brush(palette[name])) for name, points in polygons
+        ((points * size).reshape(len(points), -1).tolist(), aggdraw.Brush(palette[name]))
+        for name, points in polygons
+        if points.min() < 1 and points.max() > 0 and points[..., 1].min() < 1  # the rest is out of sight
     ]
     flat = [(points * frames if len(points) == 1 else points, brush) for points, brush in flat]
     out = np.empty((frames, size, size, 3), np.uint8)
@@ -53,26 +60,32 @@ def paint(polygons: Parts, palette: dict, size: int) -> UInt8[np.ndarray, "f h w
     return out
 
 
-def mouth_region(identity: Identity, states: Float[np.ndarray, "f s"], size: int) -> Float[np.ndarray, "f h w"]:
+def mouth_region(
+    identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
+) -> Float[np.ndarray, "f h w"]:
     """How much of each pixel belongs to the surroundings of the mouth, in [0, 1], with a soft edge.
 
     An ellipse that holds the mouth at its widest and fully open: it follows the head, not the lips.
     """
     reach = (np.arange(size, dtype=np.float32) + 0.5) / size
     place = np.array([[[0.0, identity.mouth_y + 0.03]]])
-    x, y = np.moveaxis(_posed(_columns(states), place, depth=1.1)[:, 0].astype(np.float32), -1, 0)
-    dx = ((reach - x[:, None]) / (1.35 * identity.mouth_w)) ** 2
-    dy = ((reach - y[:, None]) / 0.145) ** 2
+    middle = setting.camera(_posed(_columns(states), place, depth=1.1)[:, 0])
+    x, y = np.moveaxis(middle.astype(np.float32), -1, 0)
+    zoom = setting.camera.zoom
+    dx = ((reach - x[:, None]) / (1.35 * zoom * identity.mouth_w)) ** 2
+    dy = ((reach - y[:, None]) / (0.145 * zoom)) ** 2
     return np.clip((1.3 - np.sqrt(dy[:, :, None] + dx[:, None, :])) / 0.5, 0, 1)
 
 
-def layers(identity: Identity, states: Float[np.ndarray, "f s"]) -> Parts:
+def layers(identity: Identity, states: Float[np.ndarray, "f s"], setting: Setting) -> Parts:
     """The polygons of every frame, back to front, each with the name of its colour in the palette."""
     s = _columns(states)
     head = _head_outline(identity, s)
-    return [
-        ("disc", _ellipse(0.5, 0.45, identity.disc, identity.disc)[None]),
+    disc = [("disc", _ellipse(0.5, 0.45, identity.disc, identity.disc)[None])] if setting.backdrop == "disc" else []
+    puppet = [
+        *disc,
         *_posed_all(s, _hair_behind(identity), depth=-0.35),
+        *body.torso(identity, s),
         *_shoulders(identity, s),
         *_posed_all(s, _ears(identity), depth=-0.35),
         *_posed_all(s, [("skin", head)], depth=0.0),
@@ -81,7 +94,10 @@ def layers(identity: Identity, states: Float[np.ndarray, "f s"]) -> Parts:
         *_posed_all(s, _eyes(identity, s), depth=1.0),
         *_posed_all(s, _nose(identity), depth=1.35),
         *_posed_all(s, _mouth(identity, s), depth=1.1),
+        *body.arms(identity, s),
     ]
+    behind = [(name, points[None]) for name, points in setting.layers()]
+    return [*behind, *((name, setting.camera(points)) for name, points in puppet)]
 
 
 def _columns(states: Float[np.ndarray, "f s"]) -> dict[str, Float[np.ndarray, "f 1"]]:
@@ -108,9 +124,9 @@ def _ellipse(x, y, rx, ry, unit=_ROUND) -> np.ndarray:
 
 
 def _shoulders(p: Identity, s: dict) -> Parts:
-    """What follows the head in part: the shoulders, which breathe, the collar and the neck."""
-    shoulders = _ellipse(0.5 + 0.3 * s["head_x"], 1.06 - 0.008 * s["breath"], p.shoulders, 0.2)
-    collar = _ellipse(0.5 + 0.3 * s["head_x"], 0.89 - 0.008 * s["breath"], 0.17, 0.055, _SMALL)
+    """What follows the head in part: the shoulders, which breathe and shrug, the collar and the neck."""
+    shoulders = _ellipse(0.5 + body.sway(s), 1.06 - body.lift(s), p.shoulders, 0.2)
+    collar = _ellipse(0.5 + body.sway(s), 0.89 - 0.008 * s["breath"] - 0.03 * s["shoulders"], 0.17, 0.055, _SMALL)
     neck = np.array([(0.39, 0.7), (0.61, 0.7), (0.62, 0.91), (0.38, 0.91)])[None]
     return [
         ("shirt", shoulders),

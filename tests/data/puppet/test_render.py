@@ -7,6 +7,7 @@ from PIL import Image
 from avatar.data.puppet.identity import KINDS, Identity
 from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
 from avatar.data.puppet.render import mouth_region, render
+from avatar.data.puppet.setting import Setting
 
 
 def pose(**channels: float) -> np.ndarray:
@@ -31,7 +32,9 @@ def test_every_channel_shows(name):
     low, high = np.repeat(pose(mouth_open=0.3), 2, axis=0)[:, None]
     low[0, index], high[0, index] = LOW[index], HIGH[index]
     for seed in range(6):
-        before, after = (render(Identity.from_seed(seed), state, 64).astype(int) for state in (low, high))
+        before, after = (
+            render(Identity.from_seed(seed), state, 96, Setting("half")).astype(int) for state in (low, high)
+        )
         assert (np.abs(before - after).max(-1) > 40).sum() >= 8, "at least eight pixels change clearly"
 
 

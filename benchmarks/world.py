@@ -1,0 +1,62 @@
+"""What the puppet world costs: `OMP_NUM_THREADS=1 python benchmarks/world.py --out benchmarks/results/world.json`.
+
+Milliseconds per frame of making a clip's sound and motion, of drawing its frames and of reading them, for each framing;
+and what it takes to build a read-out for a puppet that hasn't been seen. The aim is to draw and read a frame of 64
+pixels in at most 5 ms on one core.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from time import perf_counter
+
+from avatar.data.puppet.clip import make_clip
+from avatar.data.puppet.readout import Readout
+from avatar.data.puppet.scene import Scene
+from avatar.data.puppet.setting import CAMERAS
+from avatar.provenance import machine, versions
+
+
+def measure(framing: str, size: int, clips: int, frames: int) -> dict[str, float]:
+    """Of one framing: milliseconds per frame of each step, and seconds to build a read-out."""
+    scene = Scene(framings={framing: 1.0}, cues=0.5, beats=0.5, commands_hz=0.5, things=0.5)
+    took = dict.fromkeys(("make", "draw", "read", "build"), 0.0)
+    for seed in range(clips):
+        times = [perf_counter()]
+        clip = make_clip(seed, "test", frames, "speaking", backend="formant", directed=scene)
+        times.append(perf_counter())
+        drawn = clip.frames(size)
+        times.append(perf_counter())
+        readout = Readout(clip.identity, size, clip.setting)
+        times.append(perf_counter())
+        readout.read(drawn)
+        times.append(perf_counter())
+        for name, before, after in zip(("make", "draw", "build", "read"), times, times[1:], strict=False):
+            took[name] += after - before
+    per_frame = {f"{name}_ms": 1000 * took[name] / (clips * frames) for name in ("make", "draw", "read")}
+    return {**per_frame, "build_s": took["build"] / clips}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="milliseconds per frame of making, drawing and reading puppets")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--clips", type=int, default=6)
+    parser.add_argument("--frames", type=int, default=200, help="of each clip")
+    parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    arguments = parser.parse_args()
+    measured = {name: measure(name, arguments.size, arguments.clips, arguments.frames) for name in CAMERAS}
+    for name, row in measured.items():
+        print(f"{name:10}" + "".join(f"{key} {value:7.3f}   " for key, value in row.items()))
+    if arguments.out is not None:
+        threads = os.environ.get("OMP_NUM_THREADS", "unset")
+        command = f"OMP_NUM_THREADS={threads} " + shlex.join(["python", "benchmarks/world.py", *sys.argv[1:]])
+        result = {"command": command, "machine": machine(), "versions": versions(), "measured": measured}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Scenes: words cause gestures, commands are told, things draw the eyes, and a calm portrait has none of it."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from avatar.data.puppet import cues, sentences
+from avatar.data.puppet.clip import HELD_OUT, Clip, make_clip
+from avatar.data.puppet.gestures import SECONDS, WITHOUT_ARMS
+from avatar.data.puppet.motion import channel
+from avatar.data.puppet.scene import Scene, Timeline, free_gestures
+from avatar.data.puppet.setting import PORTRAIT, Setting
+from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
+
+HALF = Scene(framings={"half": 1.0}, cues=0.7, beats=1.0, commands_hz=0.5)
+
+
+def clips(count: int, scene: Scene, split: str = "train", schedule: str = "speaking", frames: int = 150) -> list[Clip]:
+    return [make_clip(seed, split, frames, schedule, backend="formant", directed=scene) for seed in range(count)]
+
+
+def column(clip: Clip, name: str) -> np.ndarray:
+    return clip.states[:, channel(name)]
+
+
+def free(clip: Clip) -> bool:
+    return not clip.gesture.any()
+
+
+def spans(track: np.ndarray) -> list[tuple[str, slice]]:
+    """The gestures of a track that lie wholly inside of it."""
+    cuts = np.flatnonzero(np.diff(track, prepend=-1, append=-1))
+    found = [(GESTURES[track[a]], slice(a, b)) for a, b in pairwise(cuts) if a and b < len(track)]
+    return [(name, span) for name, span in found if name != "none"]
+
+
+@pytest.fixture(scope="module")
+def half() -> list[Clip]:
+    return clips(36, HALF)
+
+
+def test_a_calm_portrait_takes_no_notice_of_scenes():
+    for clip in clips(6, Scene(), schedule="mixed"):
+        assert clip.setting == PORTRAIT and len(clip.captions) == 1
+        assert set(clip.doing) == set(clip.gesture) == {GESTURES.index("none")}
+        for name in ("upper_l", "fore_r", "hand_l", "shoulders"):
+            assert np.ptp(column(clip, name)) == 0
+
+
+def test_what_a_free_puppet_does_is_not_told_and_what_a_directed_one_does_is(half):
+    assert {free(clip) for clip in half} == {True, False}
+    for clip in half:
+        assert free(clip) or (clip.gesture == clip.doing).all()
+        for caption, at in ((clip.captions[i], clip.captioned == i) for i in range(len(clip.captions))):
+            told = {GESTURES[i] for i in clip.gesture[at]}
+            assert len(told) == 1
+            assert ("waving" in caption) == (told == {"wave"}) and ("shrugging" in caption) == (told == {"shrug"})
+
+
+def test_gestures_move_what_they_are_made_of(half):
+    seen = dict.fromkeys(SECONDS, 0)
+    for clip in half:
+        for name, span in spans(clip.doing):
+            seen[name] += 1
+            if name in ("wave", "point"):
+                raised = np.maximum(column(clip, "upper_l"), column(clip, "upper_r"))[span].max()
+                shape = [column(clip, f"hand_{side}")[span] for side in "lr"]
+                assert raised > 0.55
+                assert max(map(np.max, shape)) > 0.9 if name == "wave" else min(map(np.min, shape)) < -0.9
+            elif name == "shrug":
+                assert column(clip, "shoulders")[span].max() > 0.9
+            elif name in ("nod", "shake"):
+                assert np.ptp(column(clip, "head_pitch" if name == "nod" else "head_yaw")[span]) > 0.9
+    assert min(seen.values()) >= 2, seen
+
+
+def test_words_cause_gestures_and_soon(half):
+    """The sound is all there is to go by: the cue opens a sentence, and the gesture begins with it."""
+    rng = np.random.default_rng(0)
+    said = [cues.draw(rng, "test", 1.0) for _ in range(60)]
+    assert {cues.gesture_of(text) for text in said} == set(cues.CUES)
+    assert all(sentences.split_of(text) == "test" for text in said)
+    assert cues.gesture_of("Nobody found the map.") is None and cues.gesture_of("No, we lost it.") == "shake"
+    timeline = Timeline(200, "train", rng, "formant", None)
+    timeline.sentences = [("Hello, we left.", 10, 70), ("We left.", 70, 120), ("Who knows, we left.", 120, 180)]
+    events = free_gestures(timeline, Scene(cues=1.0), Setting("half"), rng)
+    assert [event.gesture for event in events] == ["wave", "shrug"]
+    assert np.abs([events[0].start - 10, events[1].start - 120]).max() <= 4
+    begun = [
+        clip.phonemes[np.argmin([abs(p.start_s - span.start / FRAME_RATE) for p in clip.phonemes])].start_s
+        - span.start / FRAME_RATE
+        for clip in half
+        if free(clip)
+        for name, span in spans(clip.doing)
+        if name != "beat"
+    ]
+    assert len(begun) >= 8 and np.abs(begun).max() < 0.2
+
+
+def test_a_portrait_shows_only_gestures_without_arms():
+    scene = replace(HALF, framings={"portrait": 1.0})
+    done = {GESTURES[i] for clip in clips(12, scene) for i in set(clip.doing)}
+    assert done <= {"none", *WITHOUT_ARMS} and len(done) > 2
+
+
+def test_training_never_combines_what_is_held_out_and_testing_does():
+    scene = replace(HALF, moods=1.0)
+
+    def combined(split: str) -> set[tuple[str, str]]:
+        pairs = set()
+        for clip in clips(50, scene, split, frames=80):
+            pairs |= {(EMOTIONS[i], clip.identity.kind) for i in set(clip.emotion)}
+            pairs |= {(GESTURES[i], clip.identity.kind) for i in set(clip.doing)}
+        return pairs & HELD_OUT
+
+    assert not combined("train") and len(combined("test")) >= 2
+
+
+def test_a_thing_draws_the_eyes_and_the_pointing_arm():
+    sides, pointed = [], []
+    for clip in clips(24, replace(HALF, things=1.0), schedule="mixed"):
+        assert clip.setting.thing is not None
+        side = np.sign(clip.setting.thing.x - 0.5)
+        sides.append(side * column(clip, "gaze_x")[clip.state == STATES.index("idle")])
+        for name, span in spans(clip.doing):
+            if name == "point":
+                arm = "r" if side > 0 else "l"
+                pointed.append(column(clip, f"upper_{arm}")[span].max() > 0.55)
+    assert np.concatenate(sides).mean() > 0.3 and all(pointed) and len(pointed) >= 2
+
+
+def test_a_listener_nods_at_the_others_pauses():
+    """Nods at random moments would dip the head as much before a pause as after it."""
+    before, after = [], []
+    for clip in clips(40, Scene(), schedule="mixed"):
+        heard = np.abs(clip.heard).reshape(-1, 640).max(1) > 0.01
+        for i in np.flatnonzero(heard[:-1] & ~heard[1:]):
+            listening = clip.state[i : i + 16] == STATES.index("listening")
+            if i >= 12 and listening.sum() >= 14 and len(listening) == 16 and not heard[i + 1 : i + 4].any():
+                before.append(column(clip, "head_pitch")[i - 8 : i].mean())
+                after.append(column(clip, "head_pitch")[i + 6 : i + 14].mean())
+    assert len(after) >= 6 and np.mean(after) > np.mean(before) + 0.08
+
+
+def test_noise_is_under_the_voice_and_moves_nothing():
+    plain, noisy = (clips(4, replace(Scene(), noise=share)) for share in (0.0, 1.0))
+    for a, b in zip(plain, noisy, strict=True):
+        assert np.array_equal(a.states, b.states) and a.phonemes == b.phonemes
+        ratio = 20 * np.log10(np.std(a.own) / np.std(b.own - a.own))
+        assert 6 < ratio < 27
+
+
+def test_moods_change_in_the_face_and_the_caption():
+    for clip in clips(6, Scene(moods=1.0)):
+        assert len(set(clip.emotion)) == 2 == len(clip.captions)
+        assert set(clip.captioned) == {0, 1} and clip.captions[0].split()[1] != clip.captions[1].split()[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"framings": {"close": 1.0}}, "'close'"),
+        ({"framings": {"half": 0.0}}, "at least one"),
+        ({"backdrops": ("sky",)}, "'sky'"),
+        ({"cues": 1.5}, "cues is 1.5"),
+        ({"commands_hz": -1.0}, "commands_hz"),
+    ],
+)
+def test_scenes_that_make_no_sense_are_refused(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        Scene(**wrong)
