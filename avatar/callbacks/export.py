@@ -36,7 +36,8 @@ class Export(lightning.Callback):
             callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights
         ]
         weights = averages[0] if averages else module.net.state_dict()
-        weights = {n: w.to(self.precision) if w.is_floating_point() else w for n, w in weights.items()}
+        learned = {name for name, _ in module.net.named_parameters()}  # statistics may be too large for half precision
+        weights = {name: w.to(self.precision) if name in learned else w for name, w in weights.items()}
         components = {}
         if self.kind != "autoencoder":
             components = {"autoencoder": checkpoint.origin_of(trainer.datamodule.autoencoder).fingerprint}

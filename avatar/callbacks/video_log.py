@@ -45,17 +45,15 @@ class VideoLog(lightning.Callback):
     @torch.no_grad()
     def _show(self, trainer: Any, module: Any) -> None:
         data = trainer.datamodule
-        encoded = data.clips["dev"]
-        which = torch.arange(min(self.clips, len(encoded)))
-        batch = encoded.batch(which, torch.zeros_like(which), encoded.latents.shape[2], data.audio)
+        batch = data.held_out(self.clips)
         cond = batch.conditioning.map(lambda x: x.to(module.device))
         was_training = module.net.training
-        latents = self.generator(module.net.eval(), cond, tuple(range(len(which)))).cpu()
+        latents = self.generator(module.net.eval(), cond, tuple(range(len(batch.keys))))
         module.net.train(was_training)
-        decoder = data.autoencoder.decoder_stream()
+        decoder, device = data.autoencoder.decoder_stream(), batch.latents.device  # where the autoencoder is
         decoder.push(batch.conditioning.reference)
-        video = decoder.push(latents)
-        frames = data.world.pictures(torch.cat(list(video), dim=-1) if video.shape[-1] > 1 else video[0])
+        video = decoder.push(latents.to(device)).cpu()
+        frames = data.to_pictures(torch.cat(list(video), dim=-1) if video.shape[-1] > 1 else video[0])
         path = self.folder / f"{self.batches:06d}.mp4"
         # A run that was resumed from before this batch makes the same video again.
         with Mp4Writer(path, frames.shape[1:3], overwrite=True) as writer:

@@ -99,7 +99,9 @@ def read(path: Path) -> Bundle:
 
 
 def write(bundle: Bundle, path: Path) -> None:
-    """Store a bundle, under a temporary name first."""
+    """Store a bundle, under a temporary name first. Raises ValueError for weights that are no numbers."""
+    if broken := [name for name, weight in bundle.weights.items() if not weight.isfinite().all()]:
+        raise ValueError(f"{broken[0]} isn't finite; {path} is not written: check the run's losses and its precision")
     header = {name: getattr(bundle, name) for name in ("kind", "config", "components", "plan")} | {"format": FORMAT}
     save_tensors(bundle.weights, path, {"avatar": json.dumps(header, sort_keys=True)})
 

@@ -205,3 +205,20 @@ def test_latents_of_another_autoencoder_are_kept_apart(clips, cache):
     assert len(set(cache.glob("encoded-*")) - before) == 1
     assert not torch.equal(other.latents, clips.latents)
     assert all(path.name == "speech" or path.suffix == ".safetensors" for path in cache.iterdir())  # nothing half done
+
+
+def test_each_latent_of_a_crop_is_told_the_caption_of_its_own_moment(cache):
+    """Captions change in mid-clip; a crop carries those that it needs, in an order of its own."""
+    directed = ClipSet("train", "speaking", 4, LATENTS, scene=Scene(moods=1.0))
+    text = ByteEncoder(96)
+    made = encoded_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0, iter)
+    whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]
+    assert any(len(set(clip.captioned[1 : 1 + STRIDE * LATENTS])) == 2 for clip in whole_clips)
+    starts = torch.tensor([0, 1, 2, 3])
+    cond = made.batch(torch.arange(4), starts, 3, AUDIO).conditioning
+    for n, clip in enumerate(whole_clips):
+        for k in range(3):
+            frame = 1 + STRIDE * (int(starts[n]) + k) + STRIDE // 2
+            ids, mask = text.encode([clip.captions[clip.captioned[frame]]])
+            event = cond.text_event[n, k]
+            assert torch.equal(cond.text[n, event], ids[0]) and torch.equal(cond.text_mask[n, event], mask[0])

@@ -61,7 +61,7 @@ class Direction:
     events: Sequence[gestures.Event] = ()
     target: tuple[float, float] | None = None  # gaze_x and gaze_y of a thing that draws the eyes
     liveliness: float = 1.0  # of head and body, relative
-    heard_pauses: Sequence[int] = ()  # frames at which the other's voice pauses, to which a listener nods
+    heard_pauses: Sequence[int] = ()  # frames soon after the other's voice pauses, at which a listener nods and blinks
 
 
 def channel(name: str) -> int:
@@ -92,7 +92,7 @@ def animate(
     nods = _nods(rng, listening, direction.heard_pauses)
     # Stressed syllables lift the brows and dip the head a little.
     accents = _eased(mouth_open) - _eased(mouth_open, 0.5)
-    blinks = _blinks(rng, frames)
+    blinks = _blinks(rng, frames, direction.heard_pauses)
     gaze_x, gaze_y = _gaze(rng, listening, idle, direction.target)
     held, added = gestures.perform(direction.events, np.clip(2 * accents, 0, 1))
     out = {
@@ -130,12 +130,14 @@ def _drift(rng: np.random.Generator, frames: int, width_s: float) -> Float[np.nd
     return 2 * np.tanh(noise * np.sqrt(2 * width * np.sqrt(np.pi)) / 2)
 
 
-def _blinks(rng: np.random.Generator, frames: int) -> Float[np.ndarray, " f"]:
-    """Lids that close for some 150 ms every 1.5 to 5 s."""
+def _blinks(rng: np.random.Generator, frames: int, pauses: Sequence[int]) -> Float[np.ndarray, " f"]:
+    """Lids that close for some 150 ms every 1.5 to 5 s, and of a listener where the other pauses."""
     lid, frame = np.zeros(frames + len(BLINK)), int(rng.uniform(0, 3) * FRAME_RATE)
     while frame < frames:
         lid[frame : frame + len(BLINK)] = BLINK
         frame += int(rng.uniform(1.5, 5) * FRAME_RATE)
+    for pause in pauses:
+        lid[pause : pause + len(BLINK)] = BLINK[: max(len(lid) - pause, 0)]
     return lid[:frames]
 
 

@@ -2,6 +2,8 @@
 can't read.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -9,7 +11,8 @@ from scipy.ndimage import gaussian_filter
 from avatar.data.puppet.clip import make_clip
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import HIGH, LOW, channel
-from avatar.data.puppet.readout import Readout, lab, palette_error
+from avatar.data.puppet.readout import WITH_ARMS, Readout, lab, palette_error, readable
+from avatar.data.puppet.scene import Scene
 
 SEEDS = (4, 9)  # a person and a cat
 
@@ -96,3 +99,32 @@ def test_frames_of_another_size_are_refused(scene):
         readout.read(np.zeros((1, 96, 96, 3), np.uint8))
     with pytest.raises(ValueError, match="64 to 256"):
         Readout(Identity.from_seed(0), 48)
+
+
+@pytest.mark.parametrize("framing", ["half", "full"])
+def test_bodies_are_read_by_parts(framing):
+    directed = Scene(framings={framing: 1.0}, backdrops=("room",), commands_hz=1.0, things=1.0)
+    clip = make_clip(12, "test", 150, "speaking", backend="formant", directed=directed)  # shakes its head and shrugs
+    assert len(set(clip.doing)) >= 3
+    readout = Readout(clip.identity, 64, clip.setting)
+    reading = readout.read(clip.frames(64))
+    assert reading.valid.mean() > 0.95
+    assert agreement(clip, reading, "mouth_open") > 0.99
+    moved = [name for name in WITH_ARMS if np.std(clip.states[:, channel(name)]) > 0.05 and "hand" not in name]
+    assert {"head_yaw", "shoulders", "fore_l", "fore_r"} <= set(moved)
+    for name in ("head_yaw", "shoulders", "fore_l", "fore_r", "upper_l", "upper_r"):
+        assert name not in moved or agreement(clip, reading, name) > 0.95, name
+    error = np.abs(reading.states - clip.states) / (HIGH - LOW)
+    assert max(error[:, channel(name)].mean() for name in readable(clip.setting)) < 0.08
+    assert not readout.read(replace(clip, identity=Identity.from_seed(5)).frames(64)).valid.any()
+    assert np.median(palette_error(clip.identity, clip.frames(64), reading.states, clip.setting)) < 1
+
+
+def test_a_raised_arm_is_told_from_the_other():
+    """Both arms explain their own side: a bank that mixed them up would raise both."""
+    clip = make_clip(0, "test", 40, "speaking", backend="formant", directed=Scene(framings={"half": 1.0}))
+    states = clip.states.copy()
+    states[:, channel("upper_l")], states[:, channel("fore_l")], states[:, channel("hand_l")] = 0.6, 0.55, 1.0
+    reading = Readout(clip.identity, 64, clip.setting).read(replace(clip, states=states).frames(64))
+    assert np.abs(reading.column("upper_l") - 0.6).max() < 0.08 and np.abs(reading.column("fore_l") - 0.55).max() < 0.1
+    assert np.abs(reading.column("upper_r") - 0.05).max() < 0.08

@@ -131,9 +131,9 @@ def test_a_thing_draws_the_eyes_and_the_pointing_arm():
     assert np.concatenate(sides).mean() > 0.3 and all(pointed) and len(pointed) >= 2
 
 
-def test_a_listener_nods_at_the_others_pauses():
+def test_a_listener_nods_and_blinks_at_the_others_pauses():
     """Nods at random moments would dip the head as much before a pause as after it."""
-    before, after = [], []
+    before, after, blinks = [], [], []
     for clip in clips(40, Scene(), schedule="mixed"):
         heard = np.abs(clip.heard).reshape(-1, 640).max(1) > 0.01
         for i in np.flatnonzero(heard[:-1] & ~heard[1:]):
@@ -141,6 +141,8 @@ def test_a_listener_nods_at_the_others_pauses():
             if i >= 12 and listening.sum() >= 14 and len(listening) == 16 and not heard[i + 1 : i + 4].any():
                 before.append(column(clip, "head_pitch")[i - 8 : i].mean())
                 after.append(column(clip, "head_pitch")[i + 6 : i + 14].mean())
+                blinks.append(column(clip, "lid")[i : i + 14].max() > 0.9)
+    assert np.mean(blinks) > 0.55  # by chance it would be a quarter
     assert len(after) >= 6 and np.mean(after) > np.mean(before) + 0.08
 
 

@@ -1,0 +1,47 @@
+"""The bundle at the end of a run: half-precision weights say the same, and what is no number isn't written."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from avatar.callbacks.export import Export
+from avatar.models import checkpoint
+
+NETWORK = {
+    "_target_": "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder",
+    "channels": 4,
+    "widths": [4, 4],
+}
+
+
+def export(path, net, precision: str = "float16") -> None:
+    trainer = SimpleNamespace(callbacks=[], datamodule=None)
+    Export(str(path), "autoencoder", {}, None, precision).on_fit_end(trainer, SimpleNamespace(net=net))
+
+
+def test_statistics_beyond_half_precision_survive_it(tmp_path):
+    """The variance of unnormalised latents is in the hundred thousands, and float16 ends at 65,504."""
+    net = checkpoint.new(NETWORK).eval()
+    net.normalise.variance[:] = 2.4e5
+    export(tmp_path / "a.safetensors", net)
+    loaded = checkpoint.load(str(tmp_path / "a.safetensors")).eval()
+    assert torch.equal(loaded.normalise.variance, net.normalise.variance)
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode(video), net.encode(video), atol=2e-2, rtol=2e-2)
+    assert (tmp_path / "a.safetensors").stat().st_size < 0.7 * _size(net)
+
+
+@pytest.mark.parametrize(("value", "precision"), [(float("nan"), "float32"), (1e6, "float16")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value, precision):
+    net = checkpoint.new(NETWORK)
+    with torch.no_grad():
+        next(net.parameters()).view(-1)[0] = value
+    with pytest.raises(ValueError, match="isn't finite"):
+        export(tmp_path / "a.safetensors", net, precision)
+    assert not list(tmp_path.iterdir())
+
+
+def _size(net) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
