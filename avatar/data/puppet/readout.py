@@ -84,7 +84,7 @@ class Readout:
         rng = np.random.default_rng(0)
         self._arms = None
         if setting.framing != "portrait":
-            self._arms = ArmBank(rng, lambda states: self._rendered(states)[:, : 3 * CELLS**2], CELLS, head)
+            self._arms = ArmBank(rng, lambda states: features(self._drawn(states)), CELLS, head)
         truth = self._random_states(rng, BANK)
         clean = self._rendered(truth)
         seen = _spoilt(rng, clean)
@@ -122,7 +122,10 @@ class Readout:
         return states, _mismatch(seen, rendered), _mismatch(seen[:, self._mouth], rendered[:, self._mouth])
 
     def _rendered(self, states: Float[np.ndarray, "f s"]) -> Float[np.ndarray, "f n"]:
-        return features(render(self.identity, states, self._work, self.setting), self._boxes)
+        return features(self._drawn(states), self._boxes)
+
+    def _drawn(self, states: Float[np.ndarray, "f s"]) -> Frames:
+        return render(self.identity, states, self._work, self.setting)
 
     def _first_guess(self, seen: Float[np.ndarray, "f n"]) -> Float[np.ndarray, "f s"]:
         return self._mean_state + (seen - self._mean) @ self._guess * _HALF
