@@ -25,15 +25,16 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avatar import run
-from avatar.data.prepare import importers, page, pipeline, shards
+from avatar.data.prepare import importers, pipeline, shards
+from avatar.data.prepare.detectors import Detectors
 from avatar.data.prepare.encoding import Encoders
 from avatar.data.prepare.rules import Rules, Tools
 from avatar.data.prepare.samples import dumps
 from avatar.data.prepare.sources import Source, find
 
-VERSION = 1  # of what the stages make; part of the config that an unfinished set belongs to
+VERSION = 2  # of what the stages make; part of the config that an unfinished set belongs to
 LAYOUTS = {"talkvid": importers.talkvid, "hdtf": importers.hdtf}
-MADE_OF = ("rules", "face_detector", "scorers", "encode", "splits", "shard_mb")  # what a data set depends on
+MADE_OF = ("rules", "detectors", "scorers", "encode", "splits", "shard_mb")  # what a data set depends on
 OWN = ("config.json", "stamps.json", "sources.jsonl", "report.html", "index.json")
 SPLITS_WANTED = "splits={train: 0.9, dev: 0.05, test: 0.05}"
 
@@ -46,8 +47,9 @@ def prepare(cfg: DictConfig) -> None:
     assert isinstance(config, dict)
     made_of: dict[str, Any] = {"version": VERSION, **{name: config[name] for name in MADE_OF}}
     _check_splits(made_of["splits"])
-    sources = _sources(cfg)
     out = Path(cfg.out).absolute()
+    staging = out / ".staging"
+    sources = [source for source in _sources(cfg) if not source.path.is_relative_to(staging)]  # an earlier run's clips
     if inside := [source.path for source in sources if source.path.is_relative_to(out)]:
         raise ValueError(f"out={out} holds the source {inside[0]}; choose a folder outside of the sources")
     _start(made_of)  # also where others will work: what is wrong with rules or tools shows before anything is written
@@ -55,7 +57,6 @@ def prepare(cfg: DictConfig) -> None:
     stamps = {source.name: source.stamp() for source in sources}
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        staging = out / ".staging"
         for left in [file for name in OWN for file in out.glob(f".{name}.*.tmp")]:
             left.unlink(missing_ok=True)
         if _opened(out, made_of, stamps):
@@ -70,6 +71,8 @@ def prepare(cfg: DictConfig) -> None:
 
 def finish(out: Path, lines: Sequence[shards.Line], made_of: Mapping[str, Any], stamps: Mapping[str, Any]) -> None:
     """From staged sources to the data set; `index.json`, which ends it, comes last."""
+    from avatar.data.prepare import page  # brings matplotlib, for which workers, who import this module, would wait
+
     staging = out / ".staging"
     lines = shards.without_duplicates([{k: v for k, v in line.items() if k != "stamp"} for line in lines])
     found = shards.samples(lines, staging, made_of["splits"])
@@ -94,9 +97,9 @@ def _sources(cfg: DictConfig) -> list[Source]:
     if cfg.layout not in LAYOUTS:
         raise ValueError(f"layout={cfg.layout}; wanted files, {' or '.join(LAYOUTS)}")
     run.check_text(source=cfg.source, videos=cfg.videos)
-    sources, missing = LAYOUTS[cfg.layout](Path(cfg.source), Path(cfg.videos))
-    if missing:
-        print(f"{len(missing)} annotated videos are not in {cfg.videos}, such as {', '.join(missing[:3])}")
+    sources, notes = LAYOUTS[cfg.layout](Path(cfg.source), Path(cfg.videos))
+    for note in notes:
+        print(note)
     if not sources:
         raise ValueError(f"none of the videos that {cfg.source} names is in videos={cfg.videos}; check both")
     return sources
@@ -208,8 +211,8 @@ def _start(made_of: Mapping[str, Any]) -> None:
     encoders.check(rules.temporal_stride, rules.multiple)
     if isinstance(encoders.autoencoder, torch.nn.Module):
         encoders.autoencoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    detector = hydra.utils.instantiate(made_of["face_detector"])
-    _at_hand.update(rules=rules, tools=Tools(detector, _made(made_of["scorers"]), encoders))
+    detectors = Detectors(**_made(made_of["detectors"]))
+    _at_hand.update(rules=rules, tools=Tools(detectors, _made(made_of["scorers"]), encoders))
 
 
 def _made(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
-import lightning
 import torch
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -63,6 +62,8 @@ def main(config: str, task: Callable[[DictConfig], None]) -> None:
 def fit(cfg: DictConfig) -> None:
     """One training run: data, objective, callbacks and loggers from the config, checkpoints and a bundle in its
     folder."""
+    import lightning  # takes longer than all else together, and only training needs it
+
     check_whole(1, steps=cfg.steps)
     check_whole(0, seed=cfg.seed)
     prepare_torch(cfg.threads)
@@ -133,7 +134,7 @@ def _open_folder(cfg: DictConfig) -> None:
         file.write(f"{git_revision() or 'unknown'}\n")
 
 
-def _check_resumable(path: str, objective: lightning.LightningModule) -> None:
+def _check_resumable(path: str, objective: torch.nn.Module) -> None:
     """Raise ValueError for a checkpoint that isn't one of this objective and these networks."""
     wanted = f"give a .ckpt of this run's checkpoints folder, and the arguments of that run; got resume={path}"
     try:

@@ -1,14 +1,17 @@
 """How fast sources are prepared, beside what decoding costs: `python benchmarks/prepare.py --seconds 60 --size 512`.
 
-Draws so many films of a moving scene with noise, as a camera has it, prepares them with `workers` processes, and prints
-source-seconds per wall-second: of the whole command, without the start of its processes, and of PyAV decoding the same
-files with as many processes, one thread each. The share of the second that the first reaches is the figure to compare.
+Draws so many films of a textured scene that moves, with a camera's grain, prepares them with `workers` processes, and
+prints source-seconds per wall-second: of the whole command, without the start of its processes, and of PyAV decoding
+the same files with as many processes, one thread each. The share of the second that the first reaches is the figure to
+compare. The films are what clips are to be, so that pictures are copied; `rules.pictures=encode` has them encoded.
 """
 
 import argparse
+import json
 import multiprocessing
 import shutil
 import tempfile
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -24,20 +27,22 @@ from avatar.types import FRAME_RATE, SAMPLE_RATE
 
 
 def draw(path: Path, seconds: float, size: int, seed: int) -> None:
-    """H.264 and AAC, as they come from the net: a ball that wanders over a slope, under a little noise."""
+    """H.264 and AAC, as they come from the net: a ball that wanders over a swaying texture, under a little grain."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
-    noise = rng.normal(0, 2, (8, size, size, 1))
-    slope = np.stack([90 + 60 * x, 110 + 40 * y, 120 + 30 * x * y], axis=-1)
+    grain = rng.normal(0, 2, (8, size, size, 1))
+    patches = np.kron(rng.normal(0, 12, (size // 8, size // 8)), np.ones((8, 8)))
+    texture = np.stack([90 + 60 * x, 110 + 40 * y, 120 + 30 * x * y], axis=-1) + patches[..., None]
     with av.open(str(path), "w") as file:
-        video = file.add_stream("libx264", rate=FRAME_RATE, options={"preset": "veryfast", "crf": "23"})
+        video = file.add_stream("libx264", rate=FRAME_RATE, options={"preset": "medium", "crf": "20"})
         video.width, video.height, video.pix_fmt = size, size, "yuv420p"
         audio = file.add_stream("aac", rate=48_000, layout="mono")
         for number in range(round(seconds * FRAME_RATE)):
             time = number / FRAME_RATE
-            picture = slope + noise[number % 8]
+            picture = np.roll(texture, (round(3 * np.sin(time)), round(6 * np.sin(1.3 * time))), (0, 1))
+            picture += grain[number % 8]
             ball = (x - 0.5 - 0.1 * np.sin(2 * time + seed)) ** 2 + (y - 0.5 - 0.05 * np.sin(7 * time)) ** 2 < 0.06
-            picture[ball] = (200, 150, 120) + noise[number % 8][ball]
+            picture[ball] = (200, 150, 120) + grain[number % 8][ball]
             frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, FRAME_RATE)
             file.mux(video.encode(frame))
@@ -102,9 +107,14 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     draw(short / "short.mp4", 4.2, 64, 0)
     start_up = whole(short, folder / "short-set")
     took = whole(videos, folder / "set")
+    lines = [json.loads(line) for line in (folder / "set" / "sources.jsonl").read_text().splitlines()]
     print(f"machine      {machine()}")
-    print(f"sources      {arguments.sources} x {arguments.seconds:g} s, {arguments.size} x {arguments.size}")
+    rate = sum(file.stat().st_size for file in files) * 8 / 1000 / total
+    form = f"{arguments.size} x {arguments.size}, {rate:.0f} kb/s"
+    print(f"sources      {arguments.sources} x {arguments.seconds:g} s, {form}")
     print(f"decoding     {total / floor:8.1f} s/s   PyAV alone, {arguments.workers} processes")
+    made = Counter(clip["pictures"] for line in lines for clip in line["clips"] if clip["status"] == "accepted")
+    print(f"clips        {', '.join(f'{count} {how}' for how, count in made.items())}")
     print(f"preparing    {total / took:8.1f} s/s   with {start_up:.1f} s of start-up")
     print(f"             {total / (took - start_up):8.1f} s/s   without: {floor / (took - start_up):.0%} of the floor")
 

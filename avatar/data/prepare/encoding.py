@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from PIL import Image
 from torch import Tensor
 
 from avatar.data.prepare.reasons import Rejected
@@ -43,7 +44,7 @@ class Encoders:
         self,
         stem: Path,
         frames: UInt8[np.ndarray, "f h w 3"] | None,
-        reference: UInt8[np.ndarray, "h w 3"],
+        reference: Path,
         around: Float32[np.ndarray, " s"],
         clip: slice,
         caption: str | None,
@@ -64,7 +65,8 @@ class Encoders:
         if self.autoencoder is not None:
             assert frames is not None
             _save(stem, "latent", self._latent(frames))
-            _save(stem, "ref_latent", self._latent(reference[None]))
+            with Image.open(reference) as picture:
+                _save(stem, "ref_latent", self._latent(np.asarray(picture)[None]))
         if self.audio is not None:
             _save(stem, "afeat", self.audio.encode(torch.from_numpy(around))[clip, None].half())
         if self.text is not None and caption is not None:

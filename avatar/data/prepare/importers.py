@@ -1,7 +1,8 @@
 """Data sets that come as annotations of videos: TalkVid's JSON list and HDTF's text files, over local videos.
 
 Both name clips of longer videos. A video may lie there whole, and its clips become spans of it; or it was cut already,
-and each clip is a file of its own. Videos that are not there are left out, and told.
+and each clip is a file of its own. Videos that are not there are left out, and told: an importer gives the sources
+and notes, sentences for the user.
 """
 
 import json
@@ -17,7 +18,7 @@ RADIO = "RD"  # HDTF's subset whose videos are named "Radio" and a number, whoev
 
 
 def talkvid(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
-    """Sources of TalkVid's list (`id`, `start-time`, `end-time`, `info`, scores), and the ids without a video.
+    """Sources of TalkVid's list (`id`, `start-time`, `end-time`, `info`, scores), and notes.
 
     A clip's video is `ID.mp4`, already cut, or `VIDEO.mp4` by the id of the YouTube video, whole.
 
@@ -40,16 +41,18 @@ def talkvid(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
             whole[video].append(span)
         else:
             missing.append(clip)
-    return _sorted(cut + [_source(videos, files[video], spans) for video, spans in whole.items()]), missing
+    return _sorted(cut + [_source(videos, files[video], spans) for video, spans in whole.items()]), _notes(
+        {f"are not in {videos}": missing}
+    )
 
 
 def hdtf(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
     """Sources of a folder with HDTF's `XX_annotion_time.txt`, `XX_crop_wh.txt` and `XX_resolution.txt` (XX: RD, WDA,
-    WRA), and the names without a video.
+    WRA), and notes.
 
     A video is `NAME.mp4`, whole, or `NAME_0.mp4`, `NAME_1.mp4` …, cut. The lines of `XX_crop_wh.txt` are left, width,
-    top, height, in pixels of a picture as high as `XX_resolution.txt` says. A number at the end of a name counts the
-    videos of a person, but for "Radio", which is the place.
+    top, height, in pixels of a picture as high as `XX_resolution.txt` says; without both a clip isn't cropped. A number
+    at the end of a name counts the videos of a person, but for "Radio", which is the place.
 
     Raises:
         ValueError: there are no such files, or a line in them can't be read.
@@ -59,7 +62,7 @@ def hdtf(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
         raise ValueError(
             f"no XX_annotion_time.txt in {annotations}; wanted the folder HDTF_dataset of HDTF's repository"
         )
-    files, sources, missing = _by_stem(videos), [], []
+    files, sources, missing, uncropped = _by_stem(videos), [], [], []
     for file in times:
         subset = file.name.removesuffix("_annotion_time.txt")
         crops, heights = _table(annotations / f"{subset}_crop_wh.txt"), _table(annotations / f"{subset}_resolution.txt")
@@ -78,7 +81,15 @@ def hdtf(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
                 sources += [_source(videos, files[stem], [_all_of(spans[number])]) for number, stem in cut.items()]
             else:
                 missing.append(name)
-    return _sorted(sources), missing
+                continue
+            uncropped += [f"{name}_{number}" for number, span in enumerate(spans) if span.crop is None]
+    where = f"have no window, for XX_crop_wh.txt or XX_resolution.txt in {annotations} doesn't name them: not cropped"
+    return _sorted(sources), _notes({f"are not in {videos}": missing, where: uncropped})
+
+
+def _notes(names: dict[str, list[str]]) -> list[str]:
+    """A sentence for each thing that can be said of some videos or clips."""
+    return [f"{len(some)} annotated ones {told}; such as {', '.join(some[:3])}" for told, some in names.items() if some]
 
 
 def _talkvid_span(entry: dict) -> Span:

@@ -25,6 +25,7 @@ TURNS = {  # quarter turns counter-clockwise
     2: [("hflip", ""), ("vflip", "")],
     3: [("transpose", "clock")],
 }
+MOST_BEYOND = 0.01  # of the height, that an annotated window may reach beyond the picture
 TREMBLE_S = 1e-6  # of time stamps that fall on the middle of an interval
 
 
@@ -44,7 +45,7 @@ def form_of(found: Probe, crop: tuple[float, float, float, float] | None, side: 
     `crop` is left, top, width and height in heights of the upright picture. Nothing is enlarged.
 
     Raises:
-        Rejected: "too_small" where no multiple fits in.
+        Rejected: "crop" where the window isn't in the picture, "too_small" where no multiple fits in.
     """
     filters: list[tuple[str, str]] = []
     repairs: list[dict[str, str]] = []
@@ -60,10 +61,13 @@ def form_of(found: Probe, crop: tuple[float, float, float, float] | None, side: 
             width, height = height, width
     if crop is not None:
         left, top, wide, tall = (round(share * height) for share in crop)
+        window = f"{wide} x {tall} at {left}, {top} of {width} x {height}"
+        beyond = max(-left, -top, left + wide - width, top + tall - height)
+        if beyond > MOST_BEYOND * height:
+            raise Rejected("crop", window)
+        left, top = max(left, 0), max(top, 0)
         wide, tall = min(wide, width - left), min(tall, height - top)
-        if min(left, top) < 0 or min(wide, tall) < multiple:
-            raise Rejected("too_small", f"a crop of {wide} x {tall} at {left}, {top} in a picture {width} x {height}")
-        repairs.append(repair("cropped", f"{wide} x {tall} at {left}, {top} of {width} x {height}"))
+        repairs.append(repair("cropped", window))
         filters.append(("crop", f"{wide}:{tall}:{left}:{top}:exact=0"))
         width, height = wide, tall
     if side is not None and min(width, height) > side:
@@ -147,7 +151,8 @@ def _decoded(path: Path, found: Probe) -> Iterator[av.VideoFrame]:
             if frame.is_corrupt or frame.time is None:  # the decoder has painted over damage, as it can
                 raise Rejected("corrupt", f"frame {count} is damaged or has no time")
             if (frame.width, frame.height) != (found.width, found.height):
-                raise Rejected("resolution", f"{frame.width} x {frame.height} at frame {count}, before {found.width} x")
+                before = f"{found.width} x {found.height}"
+                raise Rejected("resolution", f"{frame.width} x {frame.height} at frame {count}, before it {before}")
             count += 1
             yield frame
         if found.claimed and count + found.discarded != found.claimed:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from avatar.data.prepare import picture, samples, scores
-from avatar.data.prepare.clips import Clip, ClipWriter
+from avatar.data.prepare import copying, picture, samples, scores
+from avatar.data.prepare.clips import Clip, ClipWriter, Encoded
 from avatar.data.prepare.probe import Probe, probe
 from avatar.data.prepare.reasons import Rejected, repair
 from avatar.data.prepare.rules import Rules, Tools
@@ -72,6 +72,7 @@ class _Maker:
         self.repairs: list[dict[str, str]] = []
         self.clips: list[dict[str, Any]] = []  # one line each, accepted or not
         self._kept: list[tuple[Clip, Part]] = []
+        self._cuts: copying.Cuts | None = None
 
     def run(self) -> dict[str, Any]:
         reason = detail = None
@@ -104,7 +105,7 @@ class _Maker:
         frames = round(found.seconds * FRAME_RATE)
         if frames < rules.shortest:
             raise Rejected("too_short", f"{found.seconds:.2f} s, wanted {rules.shortest} frames")
-        if rules.faces == "reject" and self.tools.detector is None:
+        if rules.faces == "reject" and self.tools.detectors.face is None:
             raise Rejected("no_face", "no face detector was given, and faces=reject")
         frames = self._hear(found, frames)
         parts = self._parts(found, frames, sidecar)
@@ -161,33 +162,62 @@ class _Maker:
         return parts
 
     def _cut(self, found: Probe, parts: Sequence[Part]) -> None:
-        """Decodes the file up to the last part's end and writes the clips of its shots."""
+        """Decodes the file up to the last part's end and makes the clips of its shots."""
         if not parts:
             return
-        left = list(parts)
-        part, former, looker, cut = left.pop(0), None, scores.Looker(), CutDetector(self.rules.cut)
-        clip, shot = None, -1
+        unchanged = self.rules.pictures == "copy" and any(not part.form.filters for part in parts)
+        self._cuts = copying.cuts(self.source.path, found) if unchanged else None
+        left, clip, shot = list(parts), None, -1
+        part, former, cut = self._begun(left)
+        begin, most = part.start, 0  # where the next clip starts; how long the one that is open may get
         for number, shown in enumerate(picture.pictures(self.source.path, found, parts[-1].end)):
             if number >= part.end:
                 clip = self._close(clip, part)
-                part, former, looker, cut = left.pop(0), None, scores.Looker(), CutDetector(self.rules.cut)
+                part, former, cut = self._begun(left)
+                begin = part.start
             if number < part.start:
                 continue
-            former = former or picture.Former(part.form)
             formed = former(shown)
-            look = looker(formed)
+            look = scores.look(formed)
             if cut(look):
-                clip, shot = self._close(clip, part), shot + 1
-            if clip is None:
-                clip = self._writer(number, shot)
-            clip.take(formed, look)
-            if clip.frames == self.rules.longest:
-                clip = self._close(clip, part)
+                clip, shot, begin = self._close(clip, part), shot + 1, number
+            if number == begin:
+                most, begin = self._reach(part, number)
+                clip = self._writer(part, number, shot, most)
+            if clip is not None:
+                clip.take(formed, look)
+                if clip.taken == most:
+                    clip = self._close(clip, part)
         self._close(clip, part)
+        if copied := [clip for clip, _ in self._kept if clip.pictures == "copied"]:
+            assert self._cuts is not None
+            copying.copy(self.source.path, copied, self._cuts)
 
-    def _writer(self, start: int, shot: int) -> ClipWriter:
-        rules, stem = self.rules, self.folder / f"{start:07d}"
-        return ClipWriter(stem, start, shot, rules.temporal_stride, self.tools.detector, rules.preset, rules.crf)
+    def _begun(self, left: list[Part]) -> tuple[Part, picture.Former, CutDetector]:
+        """The next part, and what goes through its pictures."""
+        part = left.pop(0)
+        return part, picture.Former(part.form), CutDetector(self.rules.cut)
+
+    def _reach(self, part: Part, start: int) -> tuple[int, int]:
+        """The most frames of a clip that starts there, and where the next one of its shot does: if possible with a
+        frame from which on pictures can be copied."""
+        rules, last = self.rules, start + self.rules.longest
+        if self._cuts is None or part.form.filters:
+            return rules.longest, last
+        first = start + rules.shortest + rules.temporal_stride
+        after = self._cuts.start_between(first, last + rules.temporal_stride) or last
+        return min(rules.longest, after - start), after
+
+    def _writer(self, part: Part, start: int, shot: int, most: int) -> ClipWriter:
+        rules, stem, lengths = self.rules, self.folder / f"{start:07d}", None
+        if self._cuts is not None and not part.form.filters:
+            lengths = self._cuts.lengths(start, most, rules.temporal_stride)
+        if lengths is None:
+            video = stem.with_name(f"{stem.name}.video.mp4")
+            pictures = Encoded(video, rules.temporal_stride, rules.preset, rules.crf)
+        else:
+            pictures = copying.Copied(lengths)
+        return ClipWriter(stem, start, shot, self.tools.detectors, pictures)
 
     def _close(self, writer: ClipWriter | None, part: Part) -> None:
         """Finishes a clip that is open, and judges it."""
@@ -207,10 +237,10 @@ class _Maker:
             raise Rejected("too_short", f"{clip.frames} frames of a shot, wanted {rules.shortest}")
         if clip.still >= rules.frozen_s * FRAME_RATE:
             raise Rejected("frozen", f"{clip.still / FRAME_RATE:.2f} s without change, wanted < {rules.frozen_s}")
-        if clip.faces is not None and rules.faces == "reject":
-            if clip.most_faces > 1:
-                raise Rejected("multi_face", f"{clip.most_faces} faces")
-            if without := int(np.isnan(clip.faces).any(axis=1).sum()):
+        if clip.seen.faces is not None and rules.faces == "reject":
+            if clip.seen.most_faces > 1:
+                raise Rejected("multi_face", f"{clip.seen.most_faces} faces")
+            if without := int(np.isnan(clip.seen.faces).any(axis=1).sum()):
                 raise Rejected("no_face", f"{without} of {clip.frames} frames without a face")
 
     def _finish(self, clip: Clip, part: Part) -> None:

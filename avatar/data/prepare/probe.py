@@ -70,16 +70,18 @@ def probe(path: Path) -> Probe:
     with opened(path) as container:
         stream = picture_stream(container)
         times, ends, discarded, last = [], [], 0, 0.0
+        ticks = {stream.index: float(stream.time_base or 0) for stream in container.streams}
         for packet in container.demux():
-            if packet.pts is None or packet.time_base is None:
+            if packet.pts is None:
                 continue  # the demuxer's last packets are empty
-            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            tick = ticks[packet.stream_index]
+            end = (packet.pts + (packet.duration or 0)) * tick
             last = max(last, end)
             if packet.stream_index == stream.index:
                 if packet.is_discard:
                     discarded += 1
                 else:
-                    times.append(float(packet.pts * packet.time_base))
+                    times.append(packet.pts * tick)
                     ends.append(end)
         packets = len(times) + discarded
         claimed_s = float((container.duration or 0) / av.time_base) + float((container.start_time or 0) / av.time_base)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from avatar.data.prepare.clips import whole_length
+from avatar.data.prepare.detectors import Detectors
 from avatar.data.prepare.encoding import Encoders
-from avatar.data.prepare.scores import FaceDetector, Scorer
+from avatar.data.prepare.scores import Scorer
 from avatar.types import FRAME_RATE
 
-CHOICES = ("keep", "reject")
+CHOICES = {"faces": ("keep", "reject"), "no_audio": ("keep", "reject"), "pictures": ("copy", "encode")}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Rules:
         clipped: Share of samples at full scale from which it is.
         av_length_s: Seconds that picture and sound may end apart.
         frozen_s: Seconds without change from which a clip is rejected.
-        preset, crf: Of libx264.
+        pictures: "copy" those that need no change from sources in H.264, or "encode" all of them.
+        preset, crf: Of libx264, where pictures are encoded.
     """
 
     shortest_s: float
@@ -42,6 +44,7 @@ class Rules:
     clipped: float
     av_length_s: float
     frozen_s: float
+    pictures: str
     preset: str
     crf: int
 
@@ -50,8 +53,9 @@ class Rules:
             value = getattr(self, part.name)
             if part.type in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"rules.{part.name}={value}; wanted a number")
-        if self.faces not in CHOICES or self.no_audio not in CHOICES:
-            raise ValueError(f"faces={self.faces}, no_audio={self.no_audio}; wanted keep or reject for each")
+        for name, wanted in CHOICES.items():
+            if getattr(self, name) not in wanted:
+                raise ValueError(f"rules.{name}={getattr(self, name)}; wanted {' or '.join(wanted)}")
         if self.multiple < 2 or self.multiple % 2:
             raise ValueError(f"multiple={self.multiple}; wanted an even one, for colour has half the resolution")
         if self.temporal_stride < 1 or not 2 <= self.shortest <= self.longest:
@@ -73,7 +77,7 @@ class Rules:
 class Tools:
     """What needs weights; none of it is shipped but the encoders."""
 
-    detector: FaceDetector | None = None
+    detectors: Detectors = field(default_factory=Detectors)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     encoders: Encoders = field(default_factory=Encoders)
 

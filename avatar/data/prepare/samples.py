@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
 from avatar.data.decode import read_video
 from avatar.data.prepare import scores
@@ -54,8 +53,9 @@ def write(
     write_sound(clip.file("audio.flac"), heard)
     shutil.copyfile(reference.first, clip.file("ref.png"))
     np.save(clip.file("vad.npy"), voiced.astype(np.uint8))
-    if clip.faces is not None:
-        np.save(clip.file("face.npy"), clip.faces)
+    for name, found in (("face", clip.seen.faces), ("body", clip.seen.bodies)):
+        if found is not None:
+            np.save(clip.file(f"{name}.npy"), found)
     if part.caption is not None:
         clip.file("txt").write_text(part.caption, encoding="utf-8")
     measured = {
@@ -64,7 +64,7 @@ def write(
         "sharpness": clip.sharpness,
         "loudness_db": level_db(heard) if sound.sha256 else None,
         "speech": float(voiced.mean()) if sound.sha256 else None,
-        "sync_proxy": scores.sync_proxy(heard, clip.mouth) if clip.mouth is not None else None,
+        "sync_proxy": scores.sync_proxy(heard, clip.seen.mouth) if clip.seen.mouth is not None else None,
     }
     for name, scorer in tools.scorers.items():
         assert frames is not None
@@ -75,6 +75,7 @@ def write(
         "height": part.form.height,
         "width": part.form.width,
         "shot": clip.shot,
+        "pictures": clip.pictures,
         "person_id": part.person,
         "scores": {name: _finite(value) for name, value in measured.items()},
     }
@@ -84,8 +85,8 @@ def write(
         "fps": FRAME_RATE,
         "reference": "inside" if reference is clip else "outside",
         "vad": "level",
-        "faces": None if clip.faces is None else {"most": clip.most_faces},
-        "body": None,
+        "faces": None if clip.seen.faces is None else {"most": clip.seen.most_faces},
+        "body": None if clip.seen.bodies is None else {"points": clip.seen.bodies.shape[1]},
         **tools.encoders.line(),
         "versions": _versions(),
     }
@@ -110,9 +111,7 @@ def _encode(
     # One frame more than the right context, whose features would end in silence that isn't there.
     left, right = (audio.left_context, audio.right_context + 1) if audio else (0, 0)
     around = _frames_of(sound, clip.start - left, left + clip.frames + right)
-    with Image.open(reference.first) as image:
-        picture = np.asarray(image)
-    tools.encoders.write(clip.stem, frames, picture, around, slice(left, left + clip.frames), part.caption)
+    tools.encoders.write(clip.stem, frames, reference.first, around, slice(left, left + clip.frames), part.caption)
 
 
 def _frames_of(sound: Sound, start: int, frames: int) -> Float32[np.ndarray, " s"]:

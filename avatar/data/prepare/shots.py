@@ -4,6 +4,7 @@ Hard cuts are found; fades and dissolves are not.
 """
 
 from collections import deque
+from statistics import median
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class CutDetector:
         if before is None:
             return True
         jump = float(np.abs(histogram - before).sum() / 6)  # 2 for each plane where all cells have moved
-        usual = float(np.median(self._jumps)) if self._jumps else 0.0
+        usual = median(self._jumps) if self._jumps else 0.0
         if jump > self.threshold and jump > OUTSTANDING * usual:
             self._jumps.clear()
             return True

@@ -26,6 +26,7 @@ RULES = Rules(
     clipped=0.01,
     av_length_s=0.5,
     frozen_s=1.0,
+    pictures="copy",
     preset="ultrafast",
     crf=12,
 )

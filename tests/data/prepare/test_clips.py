@@ -11,12 +11,13 @@ from PIL import Image
 
 from avatar.data.decode import read_audio, read_video
 from avatar.data.prepare import scores
+from avatar.data.prepare.detectors import Detectors
 from avatar.data.prepare.encoding import Encoders
 from avatar.data.prepare.pipeline import stage
 from avatar.data.prepare.rules import Tools
 from avatar.data.prepare.sources import Source, Span, find
 from avatar.models.text_encoders.bytes import ByteEncoder
-from tests.data.prepare.films import RULES, scene, speech, talk, write
+from tests.data.prepare.films import EVENTS, RULES, scene, speech, talk, write
 
 
 def staged(path, tmp_path, rules=RULES, tools=None, spans=None):
@@ -100,6 +101,11 @@ def test_spans_are_cut_cropped_and_named_apart_and_overlaps_rejected(film, tmp_p
     assert np.abs(frames[0].astype(int) - scene([1.2])[0, 16:64, 32:80]).mean() < 5
 
 
+def test_a_window_that_reaches_out_of_the_picture_is_rejected(film, tmp_path):
+    line, _ = staged(film, tmp_path, spans=(Span(crop=(1.0, 0.0, 0.6, 0.6)),))  # to 1.6 of 1.5 heights
+    assert (line["status"], line["reason"]) == ("rejected", "crop")
+
+
 @pytest.mark.parametrize("changes", [{"colours": 1}, {"colours": 5}, {"pixels": "yuvj420p"}, {"pixels": "yuv444p"}])
 def test_colours_look_the_same_afterwards(tmp_path, changes):
     path = talk(tmp_path / "film.mov", seconds=1.2, **changes)
@@ -160,6 +166,31 @@ class Face:
         return np.array([[0.0, -0.5, 0.3, 0.25]] * self.count, np.float32).reshape(-1, 4)
 
 
+class Bodies:
+    """Two of two joints, of which the second is surer; none while the lamp is lit."""
+
+    points = 2
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        if picture[:8, :8].mean() > 170:
+            return np.zeros((0, 2, 3), np.float32)
+        return np.array([[[0.1, 0.1, 0.4], [0.2, 0.2, 0.4]], [[0.5, 0.5, 0.9], [np.nan] * 3]], np.float32)
+
+
+def test_the_surest_body_is_stored_and_null_without_a_detector(film, tmp_path):
+    _, folder = staged(film, tmp_path / "null")
+    assert json.loads((folder / "0000000.meta.json").read_text())["body"] is None
+    assert not list(folder.glob("*.body.npy"))
+    _, folder = staged(film, tmp_path / "two", tools=Tools(Detectors(body=Bodies())))
+    bodies = np.load(folder / "0000000.body.npy")
+    assert bodies.shape == (57, 2, 3) and bodies.dtype == np.float32
+    np.testing.assert_allclose(bodies[0], [[0.5, 0.5, 0.9], [np.nan] * 3])
+    lit = [any(event <= frame / 25 + 1e-6 < event + 0.2 for event in EVENTS) for frame in range(57)]
+    assert (np.isnan(bodies).all(axis=(1, 2)) == lit).all()
+    meta = json.loads((folder / "0000000.meta.json").read_text())
+    assert meta["body"] == {"points": 2} and meta["faces"] is None
+
+
 def test_faces_are_null_without_a_detector_and_the_users_rule_decides(film, tmp_path):
     line, folder = staged(film, tmp_path / "null")
     assert line["clips"][0]["scores"]["sync_proxy"] is None
@@ -167,12 +198,12 @@ def test_faces_are_null_without_a_detector_and_the_users_rule_decides(film, tmp_
     assert not list(folder.glob("*.face.npy"))
     rules = replace(RULES, faces="reject")
     assert staged(film, tmp_path / "a", rules)[0]["reason"] == "no_face"
-    assert staged(film, tmp_path / "b", rules, Tools(Face(0)))[0]["reason"] == "no_face"
-    assert staged(film, tmp_path / "c", rules, Tools(Face(2)))[0]["reason"] == "multi_face"
-    line, folder = staged(film, tmp_path / "d", rules, Tools(Face()))
+    assert staged(film, tmp_path / "b", rules, Tools(Detectors(Face(0))))[0]["reason"] == "no_face"
+    assert staged(film, tmp_path / "c", rules, Tools(Detectors(Face(2))))[0]["reason"] == "multi_face"
+    line, folder = staged(film, tmp_path / "d", rules, Tools(Detectors(Face())))
     assert np.load(folder / "0000000.face.npy").shape == (57, 4)
     assert line["status"] == "accepted"
-    line, folder = staged(film, tmp_path / "e", RULES, Tools(Face(0)))
+    line, folder = staged(film, tmp_path / "e", RULES, Tools(Detectors(Face(0))))
     assert np.isnan(np.load(folder / "0000000.face.npy")).all() and line["clips"][0]["scores"]["sync_proxy"] is None
 
 

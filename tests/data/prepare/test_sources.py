@@ -124,8 +124,8 @@ def test_talkvids_list_over_whole_and_over_cut_videos(tmp_path):
     (tmp_path / "clips.json").write_text(json.dumps(clips))
     for name in ("AAA_-1.mp4", "videoBBB-scene1-scene1.mp4"):
         (tmp_path / name).touch()
-    sources, missing = talkvid(tmp_path / "clips.json", tmp_path)
-    assert missing == ["videoCCC-scene1-scene1"]
+    sources, notes = talkvid(tmp_path / "clips.json", tmp_path)
+    assert len(notes) == 1 and notes[0].startswith("1 ") and "videoCCC-scene1-scene1" in notes[0]
     whole, cut = sources
     assert (whole.name, cut.name) == ("AAA_-1.mp4", "videoBBB-scene1-scene1.mp4")
     assert [(span.start_s, span.end_s) for span in whole.spans] == [(0.1, 5.14), (20.0, 30.5)]
@@ -150,8 +150,9 @@ def test_hdtfs_text_files_over_whole_and_over_cut_videos(tmp_path):
     (lists / "WRA_annotion_time.txt").write_text("KevinBrady2.mp4 08:10-08:30 00:33-08:53\nLostMan.mp4 00:01-00:30\n")
     for name in ("Radio11.mp4", "KevinBrady2_1.mp4"):
         (videos / name).touch()
-    sources, missing = hdtf(lists, videos)
-    assert missing == ["Radio12", "LostMan"]
+    sources, (missing, uncropped) = hdtf(lists, videos)
+    assert "Radio12, LostMan" in missing and str(videos) in missing
+    assert uncropped.startswith("2 ") and "KevinBrady2_0, KevinBrady2_1" in uncropped and "not cropped" in uncropped
     cut, whole = sources
     assert [(span.start_s, span.end_s) for span in whole.spans] == [(30.0, 60.0), (3690.0, 3750.0)]
     left, top, width, height = whole.spans[1].crop  # the file has left, width, top, height
@@ -160,6 +161,21 @@ def test_hdtfs_text_files_over_whole_and_over_cut_videos(tmp_path):
     assert [(span.start_s, span.end_s, span.person, span.crop) for span in cut.spans] == [
         (0.0, None, "WRA-KevinBrady", None)
     ]
+
+
+def test_windows_of_unknown_scale_are_told(tmp_path):
+    (tmp_path / "RD_annotion_time.txt").write_text("Radio1.mp4 00:00-01:00\nRadio2.mp4 00:00-01:00\n")
+    (tmp_path / "RD_crop_wh.txt").write_text("Radio1_0.mp4 412 599 0 599\nRadio2_0.mp4 412 599 0 599\n")
+    for name in ("Radio1.mp4", "Radio2.mp4"):
+        (tmp_path / name).touch()
+    _, notes = hdtf(tmp_path, tmp_path)
+    assert len(notes) == 1 and "XX_resolution.txt" in notes[0] and "Radio1_0, Radio2_0" in notes[0]
+    (tmp_path / "RD_resolution.txt").write_text("Radio1.mp4 720\n")
+    sources, (note,) = hdtf(tmp_path, tmp_path)
+    assert "Radio2_0" in note and "Radio1_0" not in note
+    assert [source.spans[0].crop is None for source in sources] == [False, True]
+    (tmp_path / "RD_resolution.txt").write_text("Radio1.mp4 720\nRadio2.mp4 720\n")
+    assert hdtf(tmp_path, tmp_path)[1] == []
 
 
 def test_what_is_no_annotation_is_told(tmp_path):

@@ -1,0 +1,118 @@
+"""Who is to be seen in a clip: faces and bodies, by detectors that bring their weights along. None is shipped.
+
+What nobody looked for is None; what was looked for and not found is NaN.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import av
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from avatar.data.prepare import scores
+
+
+@runtime_checkable
+class FaceDetector(Protocol):
+    """Finds faces in one picture."""
+
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "n 4"]:
+        """Boxes as left, top, right, bottom, in shares of the picture's sides; no row where there is no face."""
+        ...
+
+
+@runtime_checkable
+class BodyDetector(Protocol):
+    """Finds bodies in one picture, by `points` joints each; two corners of a box will do."""
+
+    points: int
+
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "n points 3"]:
+        """x, y in shares of the picture's sides and confidence, 0 to 1; NaN for a joint that isn't seen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """Those that there are."""
+
+    face: FaceDetector | None = None
+    body: BodyDetector | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of f frames, in each the largest face and the surest body."""
+
+    faces: Float32[np.ndarray, "f 4"] | None
+    most_faces: int  # in any of the frames
+    mouth: Float[np.ndarray, " f"] | None  # motion there
+    bodies: Float32[np.ndarray, "f points 3"] | None
+
+
+class Watcher:
+    """Looks at the frames of a clip in turn."""
+
+    def __init__(self, detectors: Detectors):
+        self._detectors = detectors
+        self._faces: list[np.ndarray] = []
+        self._counts: list[int] = []
+        self._mouth: list[float] = []
+        self._bodies: list[np.ndarray] = []
+        self._luma: np.ndarray | None = None
+
+    def take(self, picture: av.VideoFrame) -> None:
+        face, body = self._detectors.face, self._detectors.body
+        if face is None and body is None:
+            return
+        pixels = picture.to_ndarray(format="rgb24")
+        if face is not None:
+            self._take_faces(face(pixels), scores.plane_of(picture, 0).copy())
+        if body is not None:
+            self._bodies.append(surest(body(pixels), body.points))
+
+    def seen(self, frames: int) -> Seen:
+        """What was seen in the first so many frames."""
+        face = self._detectors.face is not None
+        return Seen(
+            np.stack(self._faces[:frames]).astype(np.float32) if face else None,
+            max(self._counts[:frames]) if face else 0,
+            np.array(self._mouth[:frames]) if face else None,
+            np.stack(self._bodies[:frames]).astype(np.float32) if self._detectors.body is not None else None,
+        )
+
+    def _take_faces(self, boxes: Float32[np.ndarray, "n 4"], luma: UInt8[np.ndarray, "h w"]) -> None:
+        face = largest(boxes)
+        self._faces.append(face)
+        self._counts.append(len(boxes))
+        self._mouth.append(mouth_motion(luma, self._luma, face))
+        self._luma = luma
+
+
+def largest(boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, " 4"]:
+    """The largest of the boxes; NaN if there is none."""
+    if not len(boxes):
+        return np.full(4, np.nan, np.float32)
+    return boxes[np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))]
+
+
+def surest(bodies: Float32[np.ndarray, "n points 3"], points: int) -> Float32[np.ndarray, "points 3"]:
+    """The body whose joints have the most confidence in all; NaN if there is none."""
+    if not len(bodies):
+        return np.full((points, 3), np.nan, np.float32)
+    return bodies[np.argmax(np.nansum(bodies[:, :, 2], axis=1))]
+
+
+def mouth_motion(
+    luma: UInt8[np.ndarray, "h w"], before: UInt8[np.ndarray, "h w"] | None, face: Float32[np.ndarray, " 4"]
+) -> float:
+    """Mean change of luma in the lower third of the face, middle half; NaN without a face or a picture before."""
+    if before is None or not np.isfinite(face).all():
+        return float("nan")
+    height, width = luma.shape
+    left, top, right, bottom = face
+    rows = slice(max(int((bottom - (bottom - top) / 3) * height), 0), int(bottom * height))
+    columns = slice(max(int((left + (right - left) / 4) * width), 0), int((right - (right - left) / 4) * width))
+    part = np.abs(luma[rows, columns].astype(np.int16) - before[rows, columns])
+    return float(part.mean()) if part.size else float("nan")
