@@ -2,7 +2,8 @@
 
 Every system makes the same clips, from the same references and sound, and is read by the same reader; beside the models
 stand the controls that say what their figures are worth: the ground truth, the ground truth through the autoencoder,
-the frozen reference, and the student with another clip's sound.
+the frozen reference, and the student with another clip's sound. How puppets move in general, other clips tell. What the
+student's labels do is seen in pairs that differ in the label alone.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import hydra
 import torch
@@ -22,6 +24,8 @@ from avatar.data.encoded import ClipSet, encoded_clips
 from avatar.data.worlds import PixelWorld, World, to_uint8
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
+from avatar.metrics import control, drift
+from avatar.metrics.distribution import Trajectory
 from avatar.metrics.reading import PixelReader, ReadClip, Reader, StateReader
 from avatar.metrics.scores import score
 from avatar.models import checkpoint
@@ -31,6 +35,7 @@ from avatar.streaming.session import Session
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents, VideoAutoencoder
 
 SHOWN = 3  # clips on the contact sheet
+GESTURE_S = 1.6  # how long a gesture is asked for
 
 
 class Evaluation:
@@ -64,6 +69,12 @@ class Evaluation:
         ]
         self.reader: Reader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
 
+    def others(self, count: int, first: int) -> list[Trajectory]:
+        """The true states of other clips of the split, of the same kind and length."""
+        clips, frames = replace(self.clips, count=count, first=first), 1 + self.stride * self.clips.latents
+        numbers = track(range(count), f"drawing {count} other clips' motion")
+        return [clips.make(i, frames, self.cache / "speech").states[1:] for i in numbers]
+
     def ground_truth(self) -> list[Tensor]:
         frames = 1 + self.stride * self.clips.latents
         return [self.world.video(clip, 1, frames) for clip in self.truth]
@@ -76,14 +87,14 @@ class Evaluation:
         return [self._decoded(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
 
     def generated(self, net: VideoDiT, generator: Generator, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
-        """Each clip as a generator makes it, a few at a time."""
+        """As many clips as there is conditioning for, as a generator makes them, a few at a time."""
         device = next(net.parameters()).device
         made = []
-        for part in track(torch.arange(self.clips.count).split(8), title):
+        for part in track(torch.arange(len(cond.state)).split(8), title):
             picked = cond.map(lambda x, part=part: x[part].to(device))
             made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
         latents = torch.cat(made)
-        return [self._decoded(i, latents[i : i + 1]) for i in range(self.clips.count)]
+        return [self._decoded(i, latents[i : i + 1]) for i in range(len(latents))]
 
     def shuffled(self) -> Conditioning:
         """The conditioning, but for the sound, which is the next clip's."""
@@ -91,7 +102,7 @@ class Evaluation:
         return replace(cond, audio=cond.audio.roll(1, 0), audio_mask=cond.audio_mask.roll(1, 0))
 
     def read(self, videos: list[Tensor], title: str) -> list[ReadClip]:
-        pairs = list(zip(self.truth, videos, strict=True))
+        pairs = list(zip(self.truth[: len(videos)], videos, strict=True))
         return [self.reader.read(clip, video, start=1) for clip, video in track(pairs, f"reading {title}")]
 
     @torch.no_grad()
@@ -107,7 +118,7 @@ def evaluate(cfg: DictConfig) -> None:
     """Make, read and score all systems; write report.json, report.md and pictures into the folder."""
     run.check_whole(2, clips=cfg.clips)  # or else shuffled audio would be a clip's own
     run.check_whole(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
-    run.check_whole(0, seed=cfg.seed)
+    run.check_whole(0, seed=cfg.seed, others=cfg.others, control=cfg.control)
     run.prepare_torch(cfg.threads)
     folder = Path(cfg.folder)
     if (folder / "report.json").exists():
@@ -128,7 +139,8 @@ def evaluate(cfg: DictConfig) -> None:
 
     with timed(stages, "evaluate"):
         world = hydra.utils.instantiate(cfg.world.view)
-        clips = ClipSet(cfg.split, "speaking", cfg.clips, cfg.latents)
+        scene = hydra.utils.instantiate(cfg.scene)
+        clips = ClipSet(cfg.split, cfg.schedule, cfg.clips, cfg.latents, scene=scene)
         evaluation = Evaluation(world, autoencoder, student, clips, Path(cfg.cache), cfg.workers)
         cond = evaluation.batch.conditioning
         videos = {
@@ -143,7 +155,15 @@ def evaluate(cfg: DictConfig) -> None:
         if teacher is not None:
             videos["teacher"] = evaluation.generated(teacher, whole, cond, cfg.seed, f"teacher, {whole.steps} steps")
         readings = {name: evaluation.read(video, name) for name, video in videos.items()}
-        scores = {name: score(read) for name, read in readings.items()}
+        others = evaluation.others(cfg.others, first=cfg.clips + cfg.streams)
+        scores = {name: score(read, others) for name, read in readings.items()}
+
+    obeyed = None
+    if cfg.control and cfg.latents * evaluation.stride >= control.LEAST:
+        with timed(stages, "control"):
+            obeyed = counterfactuals(evaluation, student, way, min(cfg.control, cfg.clips), cfg.seed)
+        for attribute, found in obeyed.items():
+            found["ground_truth"] = scores["ground_truth"][f"{attribute}_accuracy"]
 
     long, stats = {}, None
     if streams:
@@ -151,8 +171,8 @@ def evaluate(cfg: DictConfig) -> None:
             made = [streamed(evaluation, student, plan, cfg, number) for number in range(cfg.streams)]
         stats = asdict(StreamStats.of(made[0].emitted))
         long = {"student": [stream.student for stream in made], "ground truth": [stream.truth for stream in made]}
-        scores["student"]["drift"] = score(long["student"])["drift"]
-        scores["ground_truth"]["drift"] = score(long["ground truth"])["drift"]
+        scores["student"]["drift"] = drift.drift(long["student"])
+        scores["ground_truth"]["drift"] = drift.drift(long["ground truth"])
     result = report.assemble(
         {name: scores[name] for name in report.CONTROLS},
         scores.get("teacher"),
@@ -160,6 +180,7 @@ def evaluate(cfg: DictConfig) -> None:
         stats,
         stages,
         cfg.seed,
+        obeyed,
     )
     result["commands"] = {"evaluate": OmegaConf.to_container(cfg, resolve=True)}
     shown = [name for name in ("ground_truth", "teacher", "student") if name in videos]
@@ -177,6 +198,45 @@ def evaluate(cfg: DictConfig) -> None:
     print((folder / "report.md").read_text())
 
 
+def counterfactuals(evaluation: Evaluation, net: VideoDiT, way: Generator, count: int, seed: int) -> dict[str, Any]:
+    """What labels do in the first clips: another emotion throughout, or a gesture in the middle where there is none.
+
+    Reference, sound and noise stay, and there is no text, which might say otherwise.
+    """
+    flags = {name: torch.full((count,), name == "text") for name in ("audio", "text", "labels")}
+    cond = evaluation.batch.conditioning.map(lambda x: x[:count]).without(**flags)
+    cond = replace(cond, gesture=torch.full_like(cond.gesture, GESTURES.index("none")))
+    numbers = torch.arange(count)
+
+    def made(cond: Conditioning, what: str) -> list[ReadClip]:
+        return evaluation.read(evaluation.generated(net, way, cond, seed, f"student, {what}"), what)
+
+    plain = made(cond, "labels alone")
+    moods = len(EMOTIONS) - 1
+    emotion = 1 + (cond.emotion[:, 0] + numbers % (moods - 1)) % moods  # any but the clip's own
+    moody = made(replace(cond, emotion=emotion[:, None].expand_as(cond.emotion)), "other emotions")
+    seen = [control.visible(clip.states) for clip in plain]
+    gesture = torch.tensor([GESTURES.index(names[i % len(names)]) for i, names in enumerate(seen)])
+    length = min(cond.latents, -int(-GESTURE_S * FRAME_RATE // evaluation.stride))
+    start = (cond.latents - length) // 2
+    gestures = cond.gesture.clone()
+    gestures[:, start : start + length] = gesture[:, None]
+    moved = made(replace(cond, gesture=gestures), "gestures")
+    part = slice(start * evaluation.stride, (start + length) * evaluation.stride)
+    return {
+        "emotion": control.counterfactual(
+            [(a.trajectory, b.trajectory) for a, b in zip(plain, moody, strict=True)],
+            [EMOTIONS[i] for i in emotion],
+            "emotion",
+        ),
+        "gesture": control.counterfactual(
+            [(a.trajectory[part], b.trajectory[part]) for a, b in zip(plain, moved, strict=True)],
+            [GESTURES[i] for i in gesture],
+            "gesture",
+        ),
+    }
+
+
 @dataclass(frozen=True)
 class LongStream:
     """One long live stream: what left the session, and what is read of it and of its ground truth."""
@@ -187,7 +247,7 @@ class LongStream:
 
 
 def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictConfig, number: int) -> LongStream:
-    """The stream of the clip `number` beyond those that are scored."""
+    """The stream of the clip `number` beyond those that are scored: a calm portrait, whatever their scene."""
     split = ClipSet(cfg.split, "speaking", cfg.streams, 1, first=cfg.clips)
     clip = split.make(number, cfg.stream_frames, evaluation.cache / "speech")
     title = f"stream {number + 1} of {cfg.streams}, {cfg.stream_frames} frames"

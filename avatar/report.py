@@ -33,6 +33,15 @@ ROWS = {
     "closure_recall": ("p, b, m closed", ".2f"),
     "silence_motion": ("mouth motion in silence", ".4f"),
     "motion": ("motion per frame", ".4f"),
+    "motion_amount": ("– amount ÷ others'", ".2f"),
+    "motion_roughness": ("– roughness ÷ others'", ".2f"),
+    "frechet": ("Fréchet distance of motion", ".2f"),
+    "frechet_ci": ("– 95 % interval", ".2f"),
+    "coverage": ("coverage of motion", ".2f"),
+    "emotion_accuracy": ("emotion as asked for", ".2f"),
+    "state_accuracy": ("state as asked for", ".2f"),
+    "gesture_accuracy": ("gesture as asked for", ".2f"),
+    "unprompted_accuracy": ("gesture as words cause it", ".2f"),
     "identity_delta_e": ("identity ΔE", ".2f"),
     "undecodable_rate": ("undecodable frames", ".3f"),
     "clips": ("clips", "d"),
@@ -49,10 +58,12 @@ def assemble(
     stream: Mapping | None,
     stages: Mapping[str, float],
     seed: int,
+    control: Mapping[str, Mapping] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json, from scores (`metrics.scores.score`) and what the stream measured of itself.
 
-    What wasn't run is None. `stages` gives seconds. Raises ValueError for a control that isn't one of CONTROLS.
+    `control` has for each attribute what `metrics.control.counterfactual` says of the student. What wasn't run is
+    None. `stages` gives seconds. Raises ValueError for a control that isn't one of CONTROLS.
     """
     if unknown := set(controls) - set(CONTROLS):
         raise ValueError(f"unknown controls {', '.join(sorted(unknown))}; the report has {', '.join(CONTROLS)}")
@@ -61,6 +72,7 @@ def assemble(
         "teacher": teacher,
         "student": student,
         "stream": stream,
+        "control": control,
         "stages": dict(stages),
         "machine": machine(),
         "versions": versions(),
@@ -79,7 +91,7 @@ def write(folder: Path, report: Mapping[str, Any], pictures: Sequence[str] = ())
 
 
 def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
-    """The report as a page: controls beside models, then drift, stream, stages, and where it was made."""
+    """The report as a page: controls beside models, then drift, control, stream, stages, and where it was made."""
     systems = {name: scores for name, scores in _systems(report).items() if scores}
     columns = {name: {**scores, "lip_sync_ratio": report["lip_sync_ratio"][name]} for name, scores in systems.items()}
     table = [
@@ -95,6 +107,13 @@ def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     ]
     if moving:
         parts += ["## Drift", _table(["", "slope per 1000 frames", "first tenth", "last tenth", "change"], moving)]
+    if report["control"]:
+        obeyed = [
+            [attribute, *(_cell(found[key], form) for key, form in _CONTROL.items())]
+            for attribute, found in report["control"].items()
+        ]
+        head = ["another label, all else equal", "becomes so", "95 % interval", "stays the same", "pairs"]
+        parts += ["## Control", _table([*head, "ground truth read as labelled"], obeyed)]
     if report["stream"]:
         parts += [
             "## Stream",
@@ -183,6 +202,8 @@ def save_drift(path: Path, streams: Mapping[str, Sequence[ReadClip]]) -> None:
 
 
 _DRIFT = {"slope_per_1000": "+.4f", "first_tenth": ".4f", "last_tenth": ".4f", "change": "+.1%"}
+
+_CONTROL = {"accuracy": ".2f", "accuracy_ci": ".2f", "stayed": ".2f", "pairs": "d", "ground_truth": ".2f"}
 
 
 def _systems(report: Mapping[str, Any]) -> dict[str, Mapping | None]:

@@ -11,7 +11,7 @@ from avatar.report import CONTROLS
 from tests.stages import composed, random_autoencoder, random_bundle
 
 PIXELS, STATES = ("world.channels=4",), ("world=states", "model=states")
-SMALL = ("clips=2", "latents=2", "stream_frames=12", "threads=1", "workers=0", "teacher_sampler.steps=2")
+SMALL = ("clips=2", "others=2", "latents=2", "stream_frames=12", "threads=1", "workers=0", "teacher_sampler.steps=2")
 MANY = [1.0, 0.8, 0.6, 0.4, 0.2]
 
 
@@ -28,7 +28,6 @@ def evaluated(folder: Path, name: str, *overrides: str) -> dict:
     evaluate(composed("evaluate", *SMALL, *place, *overrides))
     report = json.loads((folder / name / "report.json").read_text())
     assert set(report["controls"]) == set(CONTROLS) and None not in report["controls"].values()
-    assert report["student"]["clips"] == 2
     return report
 
 
@@ -40,7 +39,8 @@ def pixels(folder: Path, kind: str) -> list[str]:
 def test_a_student_beside_its_teacher(folder):
     teacher = random_bundle(folder / "its_teacher.safetensors", "teacher", *PIXELS)
     report = evaluated(folder, "student", *pixels(folder, "student"), f"teacher='{teacher}'")
-    assert report["teacher"]["clips"] == 2 and report["teacher"] != report["student"]
+    assert report["teacher"]["clips"] == report["student"]["clips"] == 2 and report["teacher"] != report["student"]
+    assert report["control"] is None and report["student"]["frechet"] is None  # too short, too few
     assert report["stream"]["frames"] == 12 and report["stream"]["evaluations_per_chunk"] == 3
     page = (folder / "student" / "report.md").read_text()
     assert "|  | ground truth | autoencoder | frozen | shuffled audio | teacher | student |" in page
@@ -54,6 +54,20 @@ def test_a_teacher_alone_is_scored_whole_clip_by_whole_clip(folder):
     assert report["stream"] is None and report["teacher"] is None
     page = (folder / "teacher" / "report.md").read_text()
     assert "## Stream" not in page and "](contact_sheet.png)" in page
+
+
+def test_motion_and_control_are_scored_where_clips_are_long_enough(folder):
+    bundle = random_bundle(folder / "labels.safetensors", "student", *STATES)
+    many = ("clips=4", "latents=12", "others=4", "control=2", "schedule=mixed", "scene=grown", "world=states")
+    report = evaluated(folder, "control", *many, f"student='{bundle}'", "teacher=null")
+    truth = report["controls"]["ground_truth"]
+    assert truth["motion_amount"] > 0.5 and report["controls"]["frozen"]["motion_amount"] == 0
+    assert truth["emotion_accuracy"] == 1
+    assert set(report["control"]) == {"emotion", "gesture"} and report["stages"]["control"] > 0
+    for attribute, found in report["control"].items():
+        assert found["pairs"] == 2 and 0 <= found["accuracy"] <= 1
+        assert found["ground_truth"] == truth[f"{attribute}_accuracy"]
+    assert "## Control" in (folder / "control" / "report.md").read_text()
 
 
 def test_a_causal_teacher_takes_the_many_steps_it_was_trained_for(folder):

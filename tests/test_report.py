@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from avatar import files, report
+from avatar.data.puppet.motion import CHANNELS
 from avatar.metrics.reading import ReadClip
 from avatar.metrics.scores import score
 
@@ -31,6 +32,9 @@ def reading(seed: int, frames: int = 120, noise: float = 0.1) -> ReadClip:
         truth_motion=np.full(frames, 0.02, np.float32),
         silent=np.zeros(frames, bool),
         closures_s=np.zeros(0),
+        states=np.zeros((frames, len(CHANNELS)), np.float32),
+        truth_states=np.zeros((frames, len(CHANNELS)), np.float32),
+        **dict.fromkeys(("state", "emotion", "gesture", "doing"), np.zeros(frames, int)),
     )
 
 
@@ -38,7 +42,7 @@ def clips(noise: float, frames: int = 120) -> list[ReadClip]:
     return [reading(seed, frames, noise) for seed in range(3)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def content():
     controls = {
         "ground_truth": score(clips(0.01)),
@@ -100,6 +104,19 @@ def test_the_page_has_a_column_for_each_system_and_what_it_was_made_with(tmp_pat
         assert words in page, words
     tables = [line.count("|") for line in page.splitlines() if line.startswith("|")]
     assert set(tables) <= {3, 6, 7}
+
+
+def test_what_labels_do_stands_beside_the_ground_truth(content):
+    found = {"accuracy": 0.25, "accuracy_ci": [0.0, 0.5], "stayed": 0.75, "pairs": 8, "ground_truth": None}
+    made = report.assemble({}, None, content["student"], None, {}, 0, control={"emotion": found})
+    assert made["control"] == {"emotion": found} and content["control"] is None
+    assert "| emotion | 0.25 | 0.00 … 0.50 | 0.75 | 8 | – |" in report.markdown(made)
+    assert "## Control" not in report.markdown(content)
+
+
+def test_every_score_has_a_row(content):
+    unseen = {"drift"} | {key for key in content["student"] if key.endswith("_ci")} - set(report.ROWS)
+    assert set(report.ROWS) == set(content["student"]) - unseen | {"lip_sync_ratio"}
 
 
 def test_an_unknown_control_is_refused():

@@ -12,13 +12,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from avatar.data.puppet.clip import Clip
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
-from avatar.data.puppet.readout import READABLE, Readout, palette_error
+from avatar.data.puppet.readout import READABLE, Readout, palette_error, readable
+from avatar.data.puppet.setting import Setting
 from avatar.data.puppet.visemes import CLOSED, LEAD_S
 from avatar.data.worlds import to_uint8
 from avatar.types import FRAME_RATE
@@ -43,9 +44,20 @@ class ReadClip:
     truth_motion: Float[np.ndarray, " f"]  # `motion` of the true states
     silent: Bool[np.ndarray, " f"]  # True where the puppet's own voice is silent
     closures_s: Float[np.ndarray, " n"]  # when the lips of each p, b and m are shut, seconds after the first frame
+    states: Float[np.ndarray, "f s"]  # all that was read, rows of motion.CHANNELS; NaN in channels that can't be
+    truth_states: Float[np.ndarray, "f s"]
+    state: Int[np.ndarray, " f"]  # what was asked for, index into types.STATES
+    emotion: Int[np.ndarray, " f"]  # into types.EMOTIONS
+    gesture: Int[np.ndarray, " f"]  # into types.GESTURES
+    doing: Int[np.ndarray, " f"]  # into types.GESTURES: the gesture that is made, whether asked for or caused by words
 
     def __len__(self) -> int:
         return len(self.valid)
+
+    @property
+    def trajectory(self) -> Float[np.ndarray, "f s"]:
+        """The states, NaN throughout in frames that aren't valid."""
+        return np.where(self.valid[:, None], self.states, np.float32(np.nan))
 
     def between(self, start: int, stop: int) -> "ReadClip":
         """The frames [start, stop) of it."""
@@ -68,7 +80,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class PixelReader:
-    """Reads rendered frames by analysis through synthesis; the first clip of a puppet takes about a second more."""
+    """Reads rendered frames by analysis through synthesis; a puppet's first clip in a setting takes seconds more."""
 
     size: int = 64
 
@@ -82,10 +94,12 @@ class PixelReader:
             )
         frames = to_uint8(video.nan_to_num())
         blocks = np.split(frames, range(BLOCK, len(frames), BLOCK))
-        readings = [_readout(clip.identity, self.size).read(block) for block in progress(blocks)]
+        readings = [_readout(clip.identity, self.size, clip.setting).read(block) for block in progress(blocks)]
         states = np.concatenate([reading.states for reading in readings])
         valid = np.concatenate([reading.valid for reading in readings]) & _finite(video)
-        return _beside_truth(clip, start, states, valid, palette_error(clip.identity, frames, states))
+        delta_e = palette_error(clip.identity, frames, states, clip.setting)
+        states[:, ~np.isin(CHANNELS, readable(clip.setting))] = np.nan
+        return _beside_truth(clip, start, states, valid, delta_e)
 
 
 @dataclass(frozen=True)
@@ -152,9 +166,15 @@ def _beside_truth(
         truth_motion=motion(clip.states, np.ones(frames, bool)),
         silent=silence(clip),
         closures_s=closures(clip),
+        states=np.zeros_like(clip.states),
+        truth_states=clip.states,
+        state=clip.state,
+        emotion=clip.emotion,
+        gesture=clip.gesture,
+        doing=clip.doing,
     ).between(start, start + len(states))
     read = {"mouth_open": states[:, mouth], "valid": valid, "delta_e": delta_e, "motion": motion(states, valid)}
-    return replace(whole, **read)
+    return replace(whole, **read, states=states)
 
 
 def _finite(video: Float[Tensor, "c f h w"]) -> Bool[np.ndarray, " f"]:
@@ -162,5 +182,5 @@ def _finite(video: Float[Tensor, "c f h w"]) -> Bool[np.ndarray, " f"]:
 
 
 @functools.lru_cache(maxsize=256)
-def _readout(identity: Identity, size: int) -> Readout:
-    return Readout(identity, size)
+def _readout(identity: Identity, size: int, setting: Setting) -> Readout:
+    return Readout(identity, size, setting)

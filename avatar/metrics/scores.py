@@ -4,17 +4,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from avatar.metrics import drift, identity, lip_sync
+from avatar.metrics import control, drift, identity, lip_sync
+from avatar.metrics.distribution import Trajectory, distribution
 from avatar.metrics.reading import ReadClip
 
 
-def score(readings: Sequence[ReadClip]) -> dict[str, Any]:
-    """The scores of clips, pooled.
+def score(readings: Sequence[ReadClip], others: Sequence[Trajectory] = ()) -> dict[str, Any]:
+    """The scores of clips, pooled; `others` are the true states of other clips, which show how puppets move.
 
     lip_sync_r: correlation of apertures at lag 0, `lip_sync_r_ci` its 95 % interval; lip_sync_lag_ms: positive if the
     lips are late, `lip_sync_r_at_lag` the correlation there; closure_recall: of p, b and m; silence_motion: aperture
     per frame; identity_delta_e: CIE76; undecodable_rate: share of frames; motion: per frame, in shares of the
-    channels' ranges; drift: see `avatar.metrics.drift`, None for short clips; clips: how many.
+    channels' ranges; frechet, coverage, motion_amount, motion_roughness, some with intervals: see
+    `avatar.metrics.distribution`, None without others or for few clips; emotion_accuracy, state_accuracy,
+    gesture_accuracy, unprompted_accuracy (of gestures that words cause): see `avatar.metrics.control`, None unless two
+    classes were asked for; drift: see `avatar.metrics.drift`, None for short clips; clips: how many.
     """
     lag, at_lag = lip_sync.best_lag(readings)
     return measured(
@@ -28,6 +32,9 @@ def score(readings: Sequence[ReadClip]) -> dict[str, Any]:
             "identity_delta_e": identity.delta_e(readings),
             "undecodable_rate": identity.undecodable_rate(readings),
             "motion": drift.motion(readings),
+            **distribution(readings, others),
+            **{f"{attribute}_accuracy": control.accuracy(readings, attribute) for attribute in control.CLASSIFIERS},
+            "unprompted_accuracy": control.unprompted(readings),
             "drift": drift.drift(readings),
             "clips": len(readings),
         }

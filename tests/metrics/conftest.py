@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 
 from avatar.data.puppet.clip import make_clip
+from avatar.data.puppet.motion import CHANNELS
 from avatar.data.worlds import PixelWorld
+from avatar.metrics import statistics
 from avatar.metrics.reading import PixelReader, ReadClip
 
 FRAMES = 120
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """Coarse intervals, where they aren't what a test looks at: they take most of a score's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "DRAWS", 100)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +35,7 @@ def true_readings(clips, videos):
     return [PixelReader(64).read(clip, video) for clip, video in zip(clips, videos, strict=True)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reading():
     """A reading of a smooth random mouth, `shift` frames late, `noise` off; the rest as given."""
 
@@ -43,6 +53,9 @@ def reading():
             "truth_motion": np.full(frames, 0.02, np.float32),
             "silent": np.zeros(frames, bool),
             "closures_s": np.zeros(0),
+            "states": np.zeros((frames, len(CHANNELS)), np.float32),
+            "truth_states": np.zeros((frames, len(CHANNELS)), np.float32),
+            **dict.fromkeys(("state", "emotion", "gesture", "doing"), np.zeros(frames, int)),
         }
         return ReadClip(**fields | changes)
 

@@ -41,13 +41,13 @@ def test_a_planted_lag_is_found_with_its_sign(reading, shift):
     assert lag == pytest.approx(40 * shift, abs=5) and r > 0.95
 
 
-def test_a_lag_of_half_a_frame_is_found_between_frames():
+def test_a_lag_of_half_a_frame_is_found_between_frames(reading):
     lags = []
     for offset in (0.0, 0.5, -0.25):
         time = np.arange(300.0)
         track = sum(np.sin(2 * np.pi * f * time + f) for f in (0.03, 0.07, 0.11)).astype(np.float32)
         late = sum(np.sin(2 * np.pi * f * (time - offset) + f) for f in (0.03, 0.07, 0.11)).astype(np.float32)
-        lags.append(lip_sync.best_lag([_clip(late, track)])[0])
+        lags.append(lip_sync.best_lag([reading(frames=300, mouth_open=late, truth_mouth=track)])[0])
     np.testing.assert_allclose(lags, (0, 20, -10), atol=5)
 
 
@@ -91,7 +91,7 @@ def test_silence_motion_looks_at_silent_frames_only(reading):
 def test_closures_are_met_by_lips_that_shut_and_not_by_shut_or_open_or_unread_ones(reading):
     truth = np.full(100, 0.6, np.float32)
     truth[[24, 25, 49, 50, 74, 75]] = 0
-    base = _clip(truth, truth, closures_s=np.array([1.0, 2.0, 3.0]))
+    base = reading(frames=100, mouth_open=truth, truth_mouth=truth, closures_s=np.array([1.0, 2.0, 3.0]))
     missed = truth.copy()
     missed[49:51] = 0.5
     assert lip_sync.closure_recall([base]) == 1
@@ -102,17 +102,3 @@ def test_closures_are_met_by_lips_that_shut_and_not_by_shut_or_open_or_unread_on
     assert lip_sync.closure_recall([replace(base, valid=truth > 0)]) == 0  # unread where it matters
     assert lip_sync.closure_recall([replace(base, mouth_open=np.roll(truth, 6))]) == 0
     assert math.isnan(lip_sync.closure_recall([reading()]))
-
-
-def _clip(mouth, truth, closures_s=None):
-    n = len(mouth)
-    return lip_sync.ReadClip(
-        mouth_open=mouth,
-        valid=np.ones(n, bool),
-        delta_e=np.ones(n, np.float32),
-        motion=np.ones(n, np.float32),
-        truth_mouth=truth,
-        truth_motion=np.ones(n, np.float32),
-        silent=np.zeros(n, bool),
-        closures_s=np.zeros(0) if closures_s is None else closures_s,
-    )

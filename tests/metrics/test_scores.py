@@ -1,4 +1,4 @@
-"""Every score puts the controls in their order, on real puppets at 64 pixels."""
+"""Every score puts the controls in their order: on real puppets at 64 pixels, and on the motion of many."""
 
 import json
 import math
@@ -10,8 +10,13 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from avatar.data.puppet.motion import HIGH, LOW
 from avatar.metrics.reading import PixelReader
 from avatar.metrics.scores import measured, score
+from avatar.types import EMOTIONS, GESTURES, STATES
+from tests.acting import acted
+
+VOCABULARIES = EMOTIONS, STATES, GESTURES
 
 
 def worn(video):
@@ -32,7 +37,7 @@ def beside(reading, other):
 
 
 @pytest.fixture(scope="module")
-def scores(clips, videos, true_readings):
+def scores(clips, videos, true_readings, few_draws):
     def read(made):
         return [PixelReader(64).read(clip, video) for clip, video in zip(clips, made, strict=True)]
 
@@ -42,9 +47,89 @@ def scores(clips, videos, true_readings):
         "late": [late(reading) for reading in true_readings],
         "shuffled": [beside(a, b) for a, b in permutations(true_readings, 2)],
         "frozen": read([video[:, :1].expand_as(video) for video in videos]),
-        "wrong identity": read([video[:, :10] for video in videos[1:] + videos[:1]]),
+        "wrong_identity": read([video[:, :10] for video in videos[1:] + videos[:1]]),
     }
     return {name: score(part) for name, part in readings.items()}
+
+
+@pytest.fixture(scope="module")
+def motion_scores(reading, few_draws):
+    """Scores of the motion of many puppets, told to be in all moods and states and to make all gestures."""
+    moods, states, gestures = EMOTIONS[1:], STATES[1:], GESTURES[1:]
+
+    def motion(seed: int):
+        told = moods[seed % 5], states[seed // 2 % 3], gestures[seed % 7]
+        return acted(seed, *told), [names.index(name) for names, name in zip(VOCABULARIES, told, strict=True)]
+
+    def read(motions, labels, noise: float = 0.0):
+        rng, readings = np.random.default_rng(0), []
+        for number, (states, (emotion, state, gesture)) in enumerate(zip(motions, labels, strict=True)):
+            seen = states + noise * (HIGH - LOW) * rng.standard_normal(states.shape)
+            told = {"emotion": emotion, "state": state, "gesture": gesture * (number % 2), "doing": gesture}
+            tracks = {name: np.full(len(states), label) for name, label in told.items()}
+            readings.append(reading(frames=len(states), states=seen.astype(np.float32), **tracks))
+        return readings
+
+    motions, labels = zip(*map(motion, range(28)), strict=True)
+    others = [motion(seed)[0] for seed in range(28, 76)]
+    readings = {
+        "truth": read(motions, labels),
+        "worn": read(motions, labels, 0.04),
+        "poor": read(motions, labels, 0.1),
+        "late": read([np.roll(states, 2, axis=0) for states in motions], labels),
+        "shuffled": read(motions, labels[1:] + labels[:1]),
+        "frozen": read([np.repeat(states[:1], len(states), axis=0) for states in motions], labels),
+    }
+    return {name: score(part, others) for name, part in readings.items()}
+
+
+# How wrong a score is, and the controls from right to wrong; "≤" before those that it may not tell from the one before.
+ON_PIXELS = {
+    "lip_sync_r": (lambda r: 1 - r, "truth worn late shuffled"),
+    "lip_sync_lag_ms": (abs, "truth late"),
+    "closure_recall": (lambda share: 1 - share, "truth ≤worn late ≤shuffled ≤frozen"),
+    "silence_motion": (lambda moved: moved, "truth worn shuffled"),
+    "identity_delta_e": (lambda error: error, "truth worn wrong_identity"),
+    "undecodable_rate": (lambda share: share, "truth ≤worn wrong_identity"),
+}
+ON_MOTION = {
+    "frechet": (lambda distance: distance, "truth worn poor frozen"),
+    "coverage": (lambda share: 1 - share, "truth ≤worn poor"),
+    "motion_amount": (lambda ratio: abs(1 - ratio), "truth worn poor"),
+    "motion_roughness": (lambda ratio: abs(math.log(ratio)), "truth worn poor"),
+    "emotion_accuracy": (lambda share: 1 - share, "truth ≤worn ≤poor shuffled"),
+    "state_accuracy": (lambda share: 1 - share, "truth ≤worn ≤poor shuffled"),
+    "gesture_accuracy": (lambda share: 1 - share, "truth ≤worn poor shuffled"),
+    "unprompted_accuracy": (lambda share: 1 - share, "truth ≤worn poor shuffled"),
+}
+
+
+@pytest.mark.parametrize("metric", ON_PIXELS)
+def test_scores_of_pixels_put_the_controls_in_order(scores, metric):
+    check_order(scores, metric, *ON_PIXELS[metric])
+
+
+@pytest.mark.parametrize("metric", ON_MOTION)
+def test_scores_of_motion_put_the_controls_in_order(motion_scores, metric):
+    check_order(motion_scores, metric, *ON_MOTION[metric])
+
+
+def check_order(table, metric, badness, order):
+    names = [name.removeprefix("≤") for name in order.split()]
+    found = dict(zip(names, (badness(table[name][metric]) for name in names), strict=True))
+    for right, wrong, sign in zip(names, names[1:], order.split()[1:], strict=False):
+        assert found[right] < found[wrong] or (sign.startswith("≤") and found[right] == found[wrong]), found
+
+
+def test_no_score_is_without_an_order(scores):
+    others = {"motion", "lip_sync_r_at_lag", "drift", "clips"}  # not better or worse by themselves
+    assert {name for name in scores["truth"] if not name.endswith("_ci")} == {*ON_PIXELS, *ON_MOTION} | others
+
+
+def test_late_motion_is_as_likely_and_obeys_as_well(motion_scores):
+    truth, late = motion_scores["truth"], motion_scores["late"]
+    assert late["frechet"] == pytest.approx(truth["frechet"], abs=0.3)
+    assert late["emotion_accuracy"] == truth["emotion_accuracy"] > 0.9
 
 
 def test_lip_sync_puts_truth_before_worn_before_late_before_shuffled(scores):
@@ -67,8 +152,8 @@ def test_a_frozen_puppet_does_not_move_and_has_no_lip_sync(scores):
 
 def test_another_puppet_is_of_another_colour_and_undecodable(scores):
     assert scores["truth"]["identity_delta_e"] < 0.5 < scores["worn"]["identity_delta_e"] < 6
-    assert scores["wrong identity"]["identity_delta_e"] > 15
-    assert scores["wrong identity"]["undecodable_rate"] == 1 and scores["wrong identity"]["lip_sync_r"] == 0
+    assert scores["wrong_identity"]["identity_delta_e"] > 15
+    assert scores["wrong_identity"]["undecodable_rate"] == 1 and scores["wrong_identity"]["lip_sync_r"] == 0
 
 
 def test_closures_and_silence_tell_truth_from_shuffled(scores):

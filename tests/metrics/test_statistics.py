@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from avatar.metrics.statistics import interval, mean, relative_change, theil_sen
+from avatar.metrics.statistics import interval, jackknife, mean, relative_change, theil_sen
 
 
 def test_theil_sen_finds_a_planted_slope_among_wild_and_missing_values():
@@ -33,6 +33,15 @@ def test_the_interval_of_a_mean_has_the_width_that_theory_gives_it():
 def test_one_row_or_an_unmeasurable_statistic_has_no_interval():
     assert np.isnan(interval(np.ones((1, 1)), lambda drawn: 1.0)).all()
     assert np.isnan(interval(np.ones((5, 1)), lambda drawn: float("nan"))).all()
+
+
+def test_the_jackknife_finds_the_bias_of_a_variance_and_the_error_of_a_mean():
+    rows = np.random.default_rng(2).normal(5, 2, (30, 1))
+    bias, _ = jackknife(rows, lambda kept: float(kept.var()))
+    assert rows.var() - bias == pytest.approx(rows.var(ddof=1))  # exactly what n - 1 is for
+    bias, error = jackknife(rows, lambda kept: float(kept.mean()))
+    assert bias == pytest.approx(0, abs=1e-9) and error == pytest.approx(rows.std(ddof=1) / np.sqrt(30))
+    assert np.isnan(jackknife(rows[:1], lambda kept: float(kept.mean()))).all()
 
 
 def test_nothing_measured_has_no_mean_and_no_change():

@@ -148,7 +148,7 @@ class Readout:
 
 def readable(setting: Setting) -> tuple[str, ...]:
     """The channels that frames of a setting show."""
-    return READABLE if setting.framing == "portrait" else WITH_ARMS
+    return (*READABLE, "shoulders") if setting.framing == "portrait" else WITH_ARMS
 
 
 def features(frames: Frames, boxes: tuple[tuple[float, float, float], ...] = (WHOLE,)) -> Float[np.ndarray, "f n"]:
