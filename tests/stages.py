@@ -1,7 +1,7 @@
 """Stages run in this process, as the scripts run them: in the state world, small, with one thread; and bundles that no
 stage has trained, for what asks only for their form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from avatar import run
 from avatar.models import checkpoint
 from avatar.types import Bundle
 
-TINY = (
+ANY_DATA = (
     "world=states",
     "model=states",
     "callbacks=base",
@@ -21,15 +21,12 @@ TINY = (
     "++callbacks.ema.decay=0.97",
     "threads=1",
     "data.workers=0",
-    "data.train.count=4",
-    "data.train.latents=8",
-    "data.dev.count=2",
-    "data.dev.latents=8",
     "data.buckets.budget=16",
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
     "+trainer.enable_progress_bar=false",
 )
+TINY = (*ANY_DATA, "data.train.count=4", "data.train.latents=8", "data.dev.count=2", "data.dev.latents=8")
 SMALL_NET = (
     "model.network.dim=24",
     "model.network.ffn=32",
@@ -48,9 +45,9 @@ def composed(config: str, *overrides: str) -> DictConfig:
         return compose(config, list(overrides))
 
 
-def fitted(script: str, folder: Path, *overrides: str) -> Path:
+def fitted(script: str, folder: Path, *overrides: str, tiny: Sequence[str] = TINY) -> Path:
     """The bundle of a stage's tiny run into `folder`; clips are shared with the runs beside it."""
-    cfg = composed(script, *TINY, f"folder='{folder}'", f"cache='{folder.parent / 'cache'}'", "name=test", *overrides)
+    cfg = composed(script, *tiny, f"folder='{folder}'", f"cache='{folder.parent / 'cache'}'", "name=test", *overrides)
     run.fit(cfg)
     return folder / f"{cfg.kind}.safetensors"
 

@@ -42,6 +42,8 @@ def test_a_student_of_the_whole_chain_moves_its_lips_to_the_sound(tmp_path):
             "clips=12",
             "latents=12",
             "stream_frames=80",
+            "others=0",
+            "control=0",
             "threads=1",
             "workers=0",
         )

@@ -2,12 +2,15 @@
 
 import csv
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
 import pytest
 
 from avatar.objectives.flow_matching import FlowMatching
-from tests.stages import FILTERS, SMALL_NET, fitted, random_bundle
+from tests.data.shard_sets import sample, write_set
+from tests.stages import ANY_DATA, FILTERS, SMALL_NET, TINY, composed, fitted, random_bundle
 
 MEANT = (
     "ignore:You're resuming from a checkpoint",
@@ -43,13 +46,20 @@ def bundles(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def check_resumed(tmp_path: Path, script: str, *overrides: str, batches: int = 4, updates: int = 4) -> None:
+def check_resumed(
+    tmp_path: Path,
+    script: str,
+    *overrides: str,
+    batches: int = 4,
+    updates: int = 4,
+    tiny: Sequence[str] = TINY,
+) -> None:
     """Compare a run of 8 batches with one that goes on after so many, which are so many updates."""
     often = ["+callbacks.checkpoint.save_top_k=-1", f"callbacks.checkpoint.every_n_train_steps={updates}"]
     overrides = ("steps=8", *often, *SMALL_NET, *overrides)
-    whole = fitted(script, tmp_path / "whole", *overrides)
+    whole = fitted(script, tmp_path / "whole", *overrides, tiny=tiny)
     (middle,) = (tmp_path / "whole" / "checkpoints").glob(f"*step={updates}.ckpt")
-    resumed = fitted(script, tmp_path / "resumed", f"resume='{middle}'", *overrides)
+    resumed = fitted(script, tmp_path / "resumed", f"resume='{middle}'", *overrides, tiny=tiny)
     expected = losses(tmp_path / "whole")
     assert list(expected) == list(range(8)) and len(set(expected.values())) == 8
     assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(batches, 8)}
@@ -58,6 +68,23 @@ def check_resumed(tmp_path: Path, script: str, *overrides: str, batches: int = 4
 
 def test_flow_matching_resumes_exactly(tmp_path, cache):
     check_resumed(tmp_path, "train", cache)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_from_shards_resumes_exactly(tmp_path, workers):
+    """With samples that can't be read, too."""
+    cfg = composed("train", *ANY_DATA)
+    made = {name: hydra.utils.instantiate(cfg[name]) for name in ("audio",)}
+    net = hydra.utils.instantiate(cfg.world.autoencoder)
+
+    def make(key, *size):
+        files = sample(key, *size, net=net, **made)
+        return files | {"latent.npy": b"damaged"} if key.endswith("3") else files
+
+    folder = write_set(tmp_path / "set", {"train": 7, "dev": 2}, make=make)
+    shards = ["data=shards", f"data.urls='{folder}'", "data.on_error=skip", f"data.workers={workers}"]
+    shards += ["data.buckets.lengths=[1,4,8]", "data.buckets.weights=[1.0,1.0,1.0]", "data.buckets.budget=16"]
+    check_resumed(tmp_path, "train", *shards, tiny=ANY_DATA)
 
 
 @pytest.mark.parametrize("objective", ["teacher_forcing", "consistency"])

@@ -18,7 +18,7 @@ CROPS_PER_CLIP = 4  # speech costs more than rendering: one clip's motion serves
 
 
 class FrameBatches(Dataset):
-    """Batch i is a function of (seed, i): crops of `frames` frames, each with another frame of its clip."""
+    """Batch i is a function of (seed, i, rank): crops of `frames` frames, each with another frame of its clip."""
 
     def __init__(
         self,
@@ -31,15 +31,16 @@ class FrameBatches(Dataset):
         batch: int,
         frames: int,
         cache: Path,
+        rank: int = 0,
     ):
         self.world, self.scene, self.split, self.seed, self.steps, self.start = world, scene, split, seed, steps, start
-        self.batch, self.frames, self.cache = batch, frames, cache
+        self.batch, self.frames, self.cache, self.rank = batch, frames, cache, rank
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, index: int) -> Frames:
-        rng = np.random.default_rng([self.seed, index + self.start])
+        rng = np.random.default_rng([self.seed, index + self.start, self.rank])
         videos, references, lips, keys = [], [], [], []
         for i in range(self.batch):
             if i % CROPS_PER_CLIP == 0:
@@ -89,5 +90,8 @@ class PuppetFrames(lightning.LightningDataModule):
         return self._loader("dev", 0, 2, 0)
 
     def _loader(self, split: str, seed: int, steps: int, start: int) -> DataLoader:
-        batches = FrameBatches(self.world, self.scene, split, seed, steps, start, self.batch, self.frames, self.cache)
+        rank = self.trainer.global_rank if self.trainer else 0
+        batches = FrameBatches(
+            self.world, self.scene, split, seed, steps, start, self.batch, self.frames, self.cache, rank
+        )
         return DataLoader(batches, batch_size=None, num_workers=self.workers if split == "train" else 0)

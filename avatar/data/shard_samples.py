@@ -1,0 +1,266 @@
+"""From a sample's files to what a model trains on: latents or pictures, sound, text, states, cropped alike.
+
+A sample of 1 + s·k frames has k latents on its timeline: that of its first frame is dropped, wherever a crop begins.
+"""
+
+import io
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from PIL import Image
+from torch import Tensor
+
+from avatar.data.sampling import Draw, changes, place
+from avatar.data.shard_index import Entry
+from avatar.data.tar import Tars
+from avatar.data.video_reader import open_video
+from avatar.types import (
+    SAMPLES_PER_FRAME,
+    STATES,
+    AudioEncoder,
+    Batch,
+    Conditioning,
+    TextEncoder,
+    VideoAutoencoder,
+)
+
+COMMON = frozenset(("meta.json", "afeat.npy", "audio.flac", "text.npy", "txt", "state.npy", "vad.npy"))
+PICTURES = {"latents": frozenset(("latent.npy", "ref_latent.npy")), "video": frozenset(("video.mp4", "ref.png"))}
+SPEAKING = STATES.index("speaking")
+READING = (ValueError, OSError, KeyError, EOFError, av.error.FFmpegError)  # what damaged files raise
+
+
+@dataclass
+class Footage:
+    """A batch whose pictures are still to be encoded."""
+
+    video: list[UInt8[Tensor, "_ h w 3"]]  # of each clip: what comes before its crop for the encoder, then the crop
+    reference: UInt8[Tensor, "b h w 3"]
+    conditioning: Conditioning  # without a reference
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One clip of a batch: either latents or pictures, and its conditioning, without the reference."""
+
+    key: str
+    pictures: Float[Tensor, "c l h w"] | UInt8[Tensor, "f h w 3"]
+    reference: Float[Tensor, "c 1 h w"] | UInt8[Tensor, "h w 3"]
+    fields: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How samples are read.
+
+    Args:
+        pictures: "latents" or "video".
+        stride: of the autoencoder, in frames.
+        fingerprint: of the autoencoder that latents must be of.
+        pause: frames without speech that don't end the state "speaking"; None: speech in the sound is no state.
+        history: latents before a crop that the autoencoder sees when a video is encoded.
+    """
+
+    pictures: str
+    stride: int
+    fingerprint: str
+    audio: AudioEncoder
+    text: TextEncoder
+    pause: int | None
+    history: int
+
+    def latents(self, entry: Entry) -> int:
+        """On the timeline of a sample."""
+        return (entry.frames - 1) // self.stride
+
+    def read(self, tars: Tars, entry: Entry, draw: Draw) -> Crop:
+        """A crop of a sample, the same for the same draw.
+
+        Raises:
+            One of READING: files that are gone, damaged, or not of this autoencoder.
+        """
+        files = tars.read(entry.shard.path, entry.key, COMMON | PICTURES[self.pictures])
+        meta = json.loads(files["meta.json"])
+        state = self._state(files, entry.frames)
+        rng, latents = draw.rng(), self.latents(entry)
+        anywhere = int(rng.integers(latents - draw.length + 1))
+        start = place(draw.kind, rng, draw.length, latents, changes(state), anywhere)
+        part = slice(start, start + draw.length)
+        pictures, reference = (self._latents if self.pictures == "latents" else self._video)(files, meta, entry, part)
+        own, mask = self._sound(files, meta, entry.frames, part)
+        text, text_mask = self._text(files, meta)
+        labels = torch.from_numpy(state[part].astype(np.int64))
+        unsaid = torch.zeros_like(labels)
+        silence = self.audio.silence.expand(own.shape)
+        fields = {
+            "audio": torch.stack([own, silence]),
+            "audio_mask": torch.stack([mask, torch.zeros_like(mask)]),
+            "text": text[None],
+            "text_mask": text_mask[None],
+            "text_event": unsaid,
+            "state": labels,
+            "emotion": unsaid,
+            "emotion_intensity": unsaid.float(),
+            "gesture": unsaid,
+        }
+        inside = "" if meta["reference"] == "outside" else " with a reference of its own"
+        return Crop(f"{entry.key}@{start}{inside}", pictures, reference, fields)
+
+    def check_latents(self, latent: Mapping[str, Any] | None, whose: str) -> None:
+        """Raise ValueError for latents of another autoencoder, by what `meta.json` says of them."""
+        if latent is None:
+            raise ValueError(
+                f"{whose} has no latents, as others have; prepare it with encode='${{shipped}}', or set "
+                "data.pictures=video to encode while training"
+            )
+        if (made_by := latent["autoencoder"]) != self.fingerprint:
+            raise ValueError(
+                f"{whose} has latents of autoencoder {made_by}, but got autoencoder {self.fingerprint}; pass the one "
+                "it was prepared with, prepare it again with this one, or encode while training by data.pictures=video"
+            )
+
+    def _latents(self, files: Mapping[str, bytes], meta: Mapping[str, Any], entry: Entry, part: slice):
+        self.check_latents(meta["latent"], entry.key)
+        whole, reference = (_array(files, f"{name}.npy") for name in ("latent", "ref_latent"))
+        if whole.ndim != 4 or whole.shape[1] != 1 + self.latents(entry) or reference.shape[1] != 1:
+            raise ValueError(f"latents of {whole.shape} and {reference.shape} for {entry.frames} frames")
+        latents, sink = (torch.from_numpy(array).float() for array in (whole[:, 1:][:, part], reference))
+        if not (latents.isfinite().all() and sink.isfinite().all()):
+            raise ValueError("latents that are NaN or infinite")
+        return latents, sink
+
+    def _video(self, files: Mapping[str, bytes], meta: Mapping[str, Any], entry: Entry, part: slice):
+        before = max(part.start - self.history, 0)
+        frames = open_video(files["video.mp4"]).read(self.stride * before, self.stride * part.stop + 1)
+        with Image.open(io.BytesIO(files["ref.png"])) as image:
+            reference = np.asarray(image.convert("RGB"))
+        if frames.shape[1:3] != (entry.height, entry.width) or reference.shape[:2] != (entry.height, entry.width):
+            raise ValueError(f"pictures of {frames.shape[1:3]} and {reference.shape[:2]}, unlike its index says")
+        return torch.from_numpy(frames), torch.from_numpy(reference.copy())
+
+    def _sound(
+        self, files: Mapping[str, bytes], meta: Mapping[str, Any], frames: int, part: slice
+    ) -> tuple[Float[Tensor, "l k d"], Bool[Tensor, " l"]]:
+        """Windows of features, and which of them end before what is known of the sound does.
+
+        Before the clip there is silence, as before a stream; after it, nothing is known.
+        """
+        audio, latents = self.audio, (frames - 1) // self.stride
+        if meta["audio_features"] == repr(audio) and "afeat.npy" in files:
+            features = torch.from_numpy(_array(files, "afeat.npy")).float().flatten(1)
+        else:  # of which the last frame's would hear a silence that isn't there
+            features = audio.encode(torch.from_numpy(_samples(files["audio.flac"], frames)))[:-1]
+        if features.shape[1] != audio.dim or not frames - 1 <= len(features) <= frames:
+            raise ValueError(f"audio features of {tuple(features.shape)}, wanted {(frames, audio.dim)}")
+        if not features.isfinite().all():
+            raise ValueError("audio features that are NaN or infinite")
+        missing = 1 + self.stride * latents + audio.right_context - len(features)
+        around = [audio.silence.expand(n, -1) for n in (audio.left_context - 1, max(missing, 0))]
+        padded = torch.cat([around[0], features, around[1]])
+        ends = self.stride * (1 + torch.arange(latents)) + audio.right_context  # the last frame that each hears
+        known = (ends < len(features)) & ("no_audio" not in meta["repairs"])
+        return audio.window(padded, self.stride)[part], known[part]
+
+    def _text(
+        self, files: Mapping[str, bytes], meta: Mapping[str, Any]
+    ) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
+        text, mask = self._unsaid
+        if meta["text_features"] == repr(self.text) and "text.npy" in files:
+            said = torch.from_numpy(_array(files, "text.npy"))
+            rows = max(len(said), len(text))
+            text = torch.cat([said.to(text), text.new_zeros(rows - len(said), *text.shape[1:])])
+            return text, torch.arange(rows) < len(said)
+        if "txt" in files:
+            (text,), (mask,) = self.text.encode([files["txt"].decode("utf-8")])
+        return text, mask
+
+    def _state(self, files: Mapping[str, bytes], frames: int) -> Int[np.ndarray, " k"]:
+        """Of each latent, at its middle frame."""
+        if "state.npy" in files:
+            state = _array(files, "state.npy").astype(int)
+        elif "vad.npy" in files and self.pause is not None:
+            state = SPEAKING * _bridged(_array(files, "vad.npy") > 0, self.pause)
+        else:
+            state = np.zeros(frames, int)
+        if state.shape != (frames,) or state.min() < 0 or state.max() >= len(STATES):
+            raise ValueError(f"states of {state.shape}, wanted {frames} indices of {', '.join(STATES)}")
+        return state[1 + self.stride // 2 :: self.stride][: (frames - 1) // self.stride]
+
+    @cached_property
+    def _unsaid(self) -> tuple[Tensor, Tensor]:
+        (text,), (mask,) = self.text.encode([""])
+        return text, mask
+
+
+def gathered(crops: list[Crop]) -> Batch | Footage:
+    """Crops of one length and size as a batch; shorter texts are filled up."""
+    tokens = max(crop.fields["text"].shape[1] for crop in crops)
+    for crop in crops:
+        crop.fields.update({name: _filled(crop.fields[name], tokens) for name in ("text", "text_mask")})
+    fields = {name: torch.stack([crop.fields[name] for crop in crops]) for name in crops[0].fields}
+    keys = [crop.key for crop in crops]
+    reference = torch.stack([crop.reference for crop in crops])
+    if crops[0].pictures.dtype == torch.uint8:
+        cond = Conditioning(reference=torch.zeros(len(crops), 0, 1, 0, 0), **fields)
+        return Footage([crop.pictures for crop in crops], reference, cond, keys)
+    latents = torch.stack([crop.pictures for crop in crops])
+    return _batch(latents, Conditioning(reference=reference, **fields), keys)
+
+
+@torch.no_grad()
+def encoded(footage: Footage, autoencoder: VideoAutoencoder) -> Batch:
+    """Its batch of latents; one clip after the other, for what comes before their crops isn't of one length."""
+
+    def encode(pictures: Tensor) -> Tensor:
+        return autoencoder.encode(pictures.permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
+
+    length = footage.conditioning.latents
+    latents = torch.stack([encode(video)[:, -length:] for video in footage.video])
+    sinks = torch.stack([encode(picture[None]) for picture in footage.reference])
+    return _batch(latents, replace(footage.conditioning, reference=sinks), footage.keys)
+
+
+def _batch(latents: Tensor, cond: Conditioning, keys: list[str]) -> Batch:
+    return Batch(latents, cond, latents.new_zeros(len(latents), *latents.shape[2:]), keys)
+
+
+def _array(files: Mapping[str, bytes], name: str) -> np.ndarray:
+    content = io.BytesIO(files[name])
+    try:
+        return np.load(content)
+    except Exception as error:  # a damaged header is read as Python, which fails in many ways
+        raise ValueError(f"{name} is no array ({error})") from error
+
+
+def _samples(flac: bytes, frames: int) -> Float[np.ndarray, " s"]:
+    with av.open(io.BytesIO(flac), "r") as file:
+        pieces = [frame.to_ndarray()[0] for frame in file.decode(audio=0)]
+    sound = np.concatenate(pieces)
+    if sound.dtype != np.int16 or len(sound) != frames * SAMPLES_PER_FRAME:
+        raise ValueError(f"sound of {len(sound)} samples ({sound.dtype}), wanted {frames * SAMPLES_PER_FRAME} (int16)")
+    return sound.astype(np.float32) / 2**15
+
+
+def _bridged(voiced: Bool[np.ndarray, " f"], pause: int) -> Bool[np.ndarray, " f"]:
+    """Speech with the pauses in it that are no longer than so many frames."""
+    at = np.flatnonzero(voiced)
+    bridged = voiced.copy()
+    for first, last in itertools.pairwise(at):
+        if last - first - 1 <= pause:
+            bridged[first:last] = True
+    return bridged
+
+
+def _filled(row: Shaped[Tensor, "e n ..."], tokens: int) -> Shaped[Tensor, "e m ..."]:
+    """Text, with zeros behind it."""
+    return torch.cat([row, row.new_zeros(len(row), tokens - row.shape[1], *row.shape[2:])], dim=1)

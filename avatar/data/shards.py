@@ -1,0 +1,191 @@
+"""Batches from prepared sets: `python train.py data=shards data.urls=data/myset`.
+
+The order is `sampling.Plan`'s, a function of (seed, step). Each clip is read by its place in its shard, so workers and
+shards may be of any number; a batch is that of all ranks, of which each one reads its part.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from avatar.data.bucketing import LengthBuckets, check_ranks
+from avatar.data.sampling import AT_START, Draw, Placement, Plan
+from avatar.data.shard_index import Entry, Filters, Index
+from avatar.data.shard_reader import ON_ERROR, Reader, check_shards, latent_of
+from avatar.data.shard_samples import PICTURES, Footage, Recipe, encoded, gathered
+from avatar.data.worlds import to_uint8
+from avatar.types import AudioEncoder, Batch, TextEncoder, VideoAutoencoder
+
+log = logging.getLogger(__name__)
+
+
+class ShardBatches(Dataset):
+    """Batch i of one rank's part; what is still pictures is encoded by the data module."""
+
+    def __init__(self, reader: Reader, plan: Plan, start: int, stop: int, rank: int, ranks: int):
+        self.reader, self.plan, self.start, self.stop, self.rank, self.ranks = reader, plan, start, stop, rank, ranks
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> Batch | Footage:
+        draws = self.plan.batch(self.start + index)[self.rank :: self.ranks]
+        return gathered([self.reader.crop(draw) for draw in draws])
+
+
+class ShardClips(lightning.LightningDataModule):
+    """Training and validation batches of prepared sets, on an autoencoder's latents.
+
+    Args:
+        urls: folders of sets.
+        train, dev: splits; validation takes its four batches, and samples to look at, from `dev`.
+        pictures: "latents", "video" (encoded while training), or None: latents if all sets have them.
+        pause: frames without speech that don't end the state "speaking"; None: speech in the sound is no state.
+        history: latents before a crop that the autoencoder sees when a video is encoded.
+        on_error: "raise" or "skip" what can't be read.
+        steps: batches of one run.
+
+    Raises:
+        OSError, ValueError: no sets, splits, samples, or not of this autoencoder; all before the first step.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        train: str,
+        dev: str,
+        filters: Filters,
+        pictures: str | None,
+        autoencoder: VideoAutoencoder,
+        audio: AudioEncoder,
+        text: TextEncoder,
+        pause: int | None,
+        history: int,
+        buckets: LengthBuckets,
+        placement: Placement,
+        on_error: str,
+        steps: int,
+        seed: int,
+        workers: int,
+    ):
+        super().__init__()
+        if on_error not in ON_ERROR or pictures not in (None, *PICTURES):
+            raise ValueError(f"on_error={on_error}, pictures={pictures}; wanted raise or skip; latents, video or null")
+        if history < 0 or (pause is not None and pause < 0):
+            raise ValueError(f"history={history}, pause={pause}; wanted numbers of latents and frames, 0 or more")
+        self.urls, self.train, self.dev, self.filters, self.pictures = urls, train, dev, filters, pictures
+        self.autoencoder, self.audio, self.text = autoencoder.eval(), audio, text
+        self.pause, self.history = pause, history
+        self.buckets, self.placement, self.on_error = buckets, placement, on_error
+        self.steps, self.seed, self.workers = steps, seed, workers
+        self.start = 0  # where a resumed run goes on
+        self.readers: dict[str, Reader] = {}
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None and self.trainer.max_epochs != 1:
+            raise ValueError(f"trainer.max_epochs={self.trainer.max_epochs}; a run is of `steps` batches: raise steps")
+        index = Index(self.urls)
+        entries = {name: index.entries(name, self.filters) for name in dict.fromkeys((self.train, self.dev))}
+        everything = [entry for part in entries.values() for entry in part]
+        check_shards({entry.shard for entry in everything}, self.on_error)
+        recipe = self._recipe(everything)
+        for name, part in entries.items():
+            self._check_sizes(name, part, recipe)
+        check_ranks(self.buckets, self._ranks)
+        if self._ranks > len(entries[self.train]):
+            raise ValueError(
+                f"{self._ranks} ranks for {len(entries[self.train])} samples of split {self.train!r}; use fewer, or "
+                "prepare more"
+            )
+        self.readers = {name: Reader(part, recipe, self.on_error, self.workers) for name, part in entries.items()}
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train, self.seed, self.start, self.start + self.steps, self.workers)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.dev, 0, 0, 4, 0)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self.encoded(batch)
+
+    def encoded(self, batch: Batch | Footage) -> Batch:
+        """The batch with its pictures encoded, if it has any, where its tensors are."""
+        if isinstance(batch, Batch):
+            return batch
+        self.autoencoder.to(batch.reference.device)
+        return encoded(batch, self.autoencoder)
+
+    def held_out(self, clips: int) -> Batch:
+        """The beginnings of the first clips of the dev split, as long as crops get, all of one size."""
+        reader = self.readers[self.dev]
+        sizes = self._sizes(reader.entries, reader.recipe)
+        length = max(self.buckets.lengths)
+        long_enough = np.flatnonzero(sizes[:, 0] >= length)
+        alike = long_enough[(sizes[long_enough, 1:] == sizes[long_enough[0], 1:]).all(1)]
+        draws = [Draw(int(sample), length, AT_START, (0, 0, int(sample), 1), alike) for sample in alike[:clips]]
+        return self.encoded(gathered([reader.crop(draw) for draw in draws]))
+
+    def to_pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+        """Decoded frames to look at."""
+        return to_uint8(video)
+
+    def teardown(self, stage: str) -> None:
+        for reader in self.readers.values():
+            if summary := reader.summary():
+                log.warning("%s", summary)
+
+    @property
+    def _ranks(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def _loader(self, split: str, seed: int, start: int, stop: int, workers: int) -> DataLoader:
+        reader = self.readers[split]
+        plan = Plan(self._sizes(reader.entries, reader.recipe), self.buckets, self.placement, seed, stop)
+        rank = self.trainer.global_rank if self.trainer else 0
+        batches = ShardBatches(reader, plan, start, stop, rank, self._ranks)
+        return DataLoader(batches, batch_size=None, num_workers=workers)
+
+    def _sizes(self, entries: Sequence[Entry], recipe: Recipe) -> Int[np.ndarray, "n 3"]:
+        """Of each sample its latents, and their height and width."""
+        stride = self.autoencoder.spatial_stride
+        return np.array([(recipe.latents(e), e.height // stride, e.width // stride) for e in entries])
+
+    def _recipe(self, entries: Sequence[Entry]) -> Recipe:
+        """How samples are read, by what each set says of its latents."""
+        sets: dict[str, list[Entry]] = {}
+        for entry in entries:
+            sets.setdefault(entry.shard.url, []).append(entry)
+        latent = {url: latent_of(part) for url, part in sets.items()}
+        recipe = Recipe(
+            self.pictures or ("latents" if any(latent.values()) else "video"),
+            self.autoencoder.temporal_stride,
+            self.autoencoder.origin.fingerprint,
+            self.audio,
+            self.text,
+            self.pause,
+            self.history,
+        )
+        if recipe.pictures == "latents":
+            for url, made in latent.items():
+                recipe.check_latents(made, url)
+        return recipe
+
+    def _check_sizes(self, split: str, entries: Sequence[Entry], recipe: Recipe) -> None:
+        longest, wanted = max(map(recipe.latents, entries)), max(self.buckets.lengths)
+        if wanted > longest:
+            raise ValueError(
+                f"crops of {wanted} latents, but the longest sample of split {split!r} has {longest}; make the lengths "
+                "of the buckets shorter"
+            )
+        edge = self.autoencoder.spatial_stride
+        if odd := [entry for entry in entries if entry.height % edge or entry.width % edge]:
+            raise ValueError(
+                f"{odd[0].key} is {odd[0].height} × {odd[0].width}, but the autoencoder takes multiples of {edge}; "
+                f"prepare with rules.multiple={edge}"
+            )

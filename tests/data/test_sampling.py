@@ -1,0 +1,213 @@
+"""Batches are a function of (seed, step), whoever asks for which part of them; crops lie where the shares say."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from avatar.data.bucketing import LengthBuckets, check_ranks
+from avatar.data.encoded import EncodedClips
+from avatar.data.puppet_latents import LatentBatches
+from avatar.data.sampling import ANYWHERE, AT_START, EVENLY, ON_CHANGE, Placement, Plan, changes, place
+from avatar.models.audio_encoders.log_mel import LogMel
+from avatar.types import Batch
+
+BUCKETS = LengthBuckets((1, 3, 6), (1.0, 1.0, 2.0), 24)
+SIZES = np.array([(6, 1, 1), (8, 1, 1), (2, 1, 1), (7, 2, 1), (9, 2, 1), (6, 1, 1), (12, 1, 1), *4 * [(6, 1, 1)]])
+STEPS = 400
+
+
+def plan(seed: int = 1, steps: int = STEPS, buckets: LengthBuckets = BUCKETS, placement: Placement = EVENLY):
+    return Plan(SIZES, buckets, placement, seed, steps)
+
+
+plan_batches = [plan().batch(step) for step in range(STEPS)]
+
+
+def told(draws) -> list[tuple]:
+    return [(draw.sample, draw.length, draw.kind, draw.rng().random()) for draw in draws]
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    forwards, backwards, longer = plan(), plan(), plan(steps=3 * STEPS)
+    expected = [told(forwards.batch(step)) for step in range(60)]
+    assert [told(backwards.batch(step)) for step in reversed(range(60))] == expected[::-1]
+    assert [told(longer.batch(step)) for step in range(60)] == expected
+    assert [told(plan(seed=2).batch(step)) for step in range(60)] != expected
+
+
+def test_batches_hold_one_bucket_within_the_budget():
+    for step in range(STEPS):
+        draws = plan_batches[step]
+        (length,) = {draw.length for draw in draws}
+        ((height, width),) = {tuple(SIZES[draw.sample, 1:]) for draw in draws}
+        assert len(draws) == 24 // (length * height * width)
+        assert all(SIZES[draw.sample, 0] >= length for draw in draws)
+
+
+def test_lengths_come_by_their_weights_and_samples_alike_often():
+    lengths = Counter(draws[0].length for draws in plan_batches)
+    assert np.allclose([lengths[n] / STEPS for n in (1, 3, 6)], (0.25, 0.25, 0.5), atol=0.07)
+    long = Counter(draw.sample for draws in plan_batches for draw in draws if draw.length == 6)
+    assert set(long) == {0, 1, *range(3, 11)}
+    assert max(long.values()) < 1.35 * min(long.values())
+
+
+def test_every_sample_comes_once_before_any_comes_again_and_every_time_in_another_order():
+    orders: dict[tuple, list[int]] = {}
+    for draws in plan_batches:
+        orders.setdefault((draws[0].length, *SIZES[draws[0].sample, 1:]), []).extend(draw.sample for draw in draws)
+    assert len(orders) == 6
+    for samples in orders.values():
+        n = len(set(samples))
+        epochs = [tuple(samples[i : i + n]) for i in range(0, len(samples) - n, n)]
+        assert len(epochs) > 5 and all(len(set(epoch)) == n for epoch in epochs)
+        assert len(set(epochs)) > 1
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_a_batch_evenly_and_a_run_goes_on_with_another_number_of_them(ranks):
+    """Steps 0 … 9 on one rank, 10 … on several: nothing is repeated or left out."""
+    buckets = LengthBuckets((1, 3, 6), (1.0, 1.0, 2.0), 48, multiple=4)
+    check_ranks(buckets, ranks)
+    first, again = plan(buckets=buckets), plan(buckets=buckets)
+    alone = [told(first.batch(step)) for step in range(25)]
+    for step in range(10, 25):
+        parts = [told(again.batch(step)[rank::ranks]) for rank in range(ranks)]
+        assert len({len(part) for part in parts}) == 1
+        assert len({draw[1] for part in parts for draw in part}) == 1  # the same bucket on all of them
+        assert sorted(draw for part in parts for draw in part) == sorted(alone[step])
+
+
+def test_batches_that_ranks_cannot_share_evenly_are_refused():
+    with pytest.raises(ValueError, match=r"on 3 ranks.*multiple=3"):
+        check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=2), 3)
+    with pytest.raises(ValueError, match="none below 0"):
+        LengthBuckets((1, 2), (1.0, -1.0), 24)
+    with pytest.raises(ValueError, match="multiples of 0"):
+        LengthBuckets((1,), (1.0,), 24, multiple=0)
+
+
+def test_a_batch_has_one_clip_at_least():
+    assert LengthBuckets((2,), (1.0,), 10).count(2, area=100) == 1
+    assert LengthBuckets((2,), (1.0,), 10, multiple=4).count(2, area=100) == 4
+
+
+def test_a_length_that_no_sample_reaches_is_refused():
+    with pytest.raises(ValueError, match=r"crops of 13 latents.* has 12"):
+        plan(buckets=LengthBuckets((13,), (1.0,), 24))
+
+
+def test_kinds_come_by_their_shares_where_they_can():
+    placement, rng = Placement(starts=0.3, short=2, transitions=0.5), np.random.default_rng(0)
+
+    def shares(length: int) -> list[float]:
+        kinds = placement.kinds(rng, length, 4000)
+        return [float((kinds == kind).mean()) for kind in (AT_START, ON_CHANGE, ANYWHERE)]
+
+    assert np.allclose(shares(1), (0.3, 0, 0.7), atol=0.03)
+    assert np.allclose(shares(2), (0.3, 0.5, 0.2), atol=0.03)
+    assert np.allclose(shares(5), (0, 0.5, 0.5), atol=0.03)
+
+
+def test_plans_hold_the_kinds_of_their_placement():
+    placed = plan(placement=Placement(starts=0.5, short=1))
+    kinds = [draw.kind for step in range(100) for draw in placed.batch(step) if draw.length == 1]
+    assert 0.4 < np.mean(np.array(kinds) == AT_START) < 0.6
+
+
+@pytest.mark.parametrize("length", [2, 3, 7])
+def test_crops_on_a_change_have_it_inside_wherever_it_is(length):
+    state, rng = np.array([1, 3, 3, 3, 1, 1, 2]), np.random.default_rng(0)
+    at = changes(state)
+    assert at.tolist() == [1, 4, 6]
+    starts = Counter(place(ON_CHANGE, rng, length, 7, at, 0) for _ in range(300))
+    assert all(len(set(state[start : start + length])) > 1 and start + length <= 7 for start in starts)
+    reachable = {start for start in range(8 - length) if len(set(state[start : start + length])) > 1}
+    assert set(starts) == reachable
+
+
+def test_other_crops_lie_at_the_start_or_anywhere():
+    rng, none = np.random.default_rng(0), np.array([], int)
+    assert place(AT_START, rng, 2, 7, np.array([3]), 4) == 0
+    assert place(ANYWHERE, rng, 2, 7, np.array([3]), 4) == 4
+    assert place(ON_CHANGE, rng, 2, 7, none, 4) == 4
+
+
+def test_a_substitute_is_another_draw_of_the_same_bucket_and_always_the_same():
+    (draw, *_) = plan_batches[3]
+    others = [draw.substitute(attempt) for attempt in range(1, 400)]
+    assert {other.length for other in others} == {draw.length}
+    assert {other.sample for other in others} == set(draw.pool.tolist())
+    assert [other.sample for other in others] == [draw.substitute(n).sample for n in range(1, 400)]
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.6), (-0.1, 0.2)])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(ValueError, match="sum to at most 1"):
+        Placement(starts=shares[0], transitions=shares[1])
+
+
+# Batches of puppets, by the same placement.
+
+AUDIO = LogMel(mels=2)
+
+
+def puppets(state: np.ndarray) -> EncodedClips:
+    """Clips of random numbers in these states."""
+    n, k = state.shape
+    labels = torch.zeros(n, 3, k, dtype=torch.long)
+    labels[:, 0] = torch.from_numpy(state)
+    return EncodedClips(
+        latents=torch.randn(n, 2, k, 1, 1),
+        references=torch.randn(n, 4, 2, 1, 1),
+        reference_at=torch.linspace(0, k - 1, 4).long().expand(n, 4),
+        features=torch.randn(n, 2, AUDIO.left_context + 4 * k + AUDIO.right_context, AUDIO.dim),
+        heard=torch.ones(n, dtype=torch.bool),
+        text=torch.zeros(n, 1, 4, dtype=torch.long),
+        text_mask=torch.ones(n, 1, 4, dtype=torch.bool),
+        captioned=torch.zeros(n, k, dtype=torch.long),
+        labels=labels,
+        intensity=torch.zeros(n, k),
+        lips=torch.zeros(n, k, 1, 1),
+    )
+
+
+STATE = np.ones((8, 20), int)
+STATE[2, 15:] = STATE[5, 3:] = 2
+CLIPS = puppets(STATE)
+
+
+def drawn(placement: Placement = EVENLY, steps: int = 30, **rank) -> list[Batch]:
+    batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, 1, 0, steps, placement, **rank)
+    return [batches[i] for i in range(steps)]
+
+
+def test_puppets_starts_and_changes_of_state_are_sampled_at_the_rate_that_is_asked_for():
+    def shares(placement: Placement) -> tuple[float, float]:
+        batches = drawn(placement)
+        starts = [key.endswith("@0") for batch in batches for key in batch.keys]
+        changing = torch.cat([batch.conditioning.state for batch in batches]).diff(dim=1).ne(0).float().mean()
+        return float(np.mean(starts)), float(changing)
+
+    starts, changing = shares(EVENLY)
+    assert starts < 0.1 and changing < 0.05
+    starts, changing = shares(Placement(starts=0.25, short=2, transitions=0.5))
+    assert 0.2 < starts < 0.32 and 0.44 < changing < 0.56
+
+
+def test_puppets_are_drawn_as_they_were_where_nothing_is_on_purpose():
+    for step, batch in enumerate(drawn(steps=6)):
+        rng = np.random.default_rng([1, step])
+        rng.choice((2,), p=[1.0])
+        which, start = rng.integers(8, size=16), rng.integers(19, size=16)
+        assert batch.keys == [f"{n}@{s}" for n, s in zip(which, start, strict=True)]
+
+
+def test_ranks_share_batches_of_puppets():
+    placement = Placement(starts=0.25, short=2, transitions=0.5)
+    parts = [drawn(placement, 6, rank=rank, ranks=2) for rank in (0, 1)]
+    for batch, even, odd in zip(drawn(placement, 6), *parts, strict=True):
+        assert even.keys == batch.keys[0::2] and odd.keys == batch.keys[1::2]
+        assert torch.equal(odd.latents, batch.latents[1::2])
