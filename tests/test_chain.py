@@ -19,15 +19,16 @@ DATA = (
     "data.buckets.budget=96",
     "+trainer.limit_val_batches=0",
 )
+JUMPS = ("objective=consistency", "objective.discretisation=8")
 NET = ("model.network.layers=3", "objective.optimizer.lr=2e-3")
 
 
 def test_a_student_of_the_whole_chain_moves_its_lips_to_the_sound(tmp_path):
     teacher = fitted("train", tmp_path / "teacher", *DATA, *NET, "steps=400")
     causal = fitted(
-        "distill", tmp_path / "causal", *DATA, "objective=teacher_forcing", "steps=60", f"teacher='{teacher}'"
+        "distill", tmp_path / "causal", *DATA, "objective=teacher_forcing", "steps=50", f"teacher='{teacher}'"
     )
-    jumps = fitted("distill", tmp_path / "jumps", *DATA, "objective=consistency", "steps=60", f"teacher='{causal}'")
+    jumps = fitted("distill", tmp_path / "jumps", *DATA, *JUMPS, "steps=40", f"teacher='{causal}'")
     student = fitted(
         "distill", tmp_path / "student", *DATA, "objective=dmd", "steps=12", f"init='{jumps}'", f"teacher='{teacher}'"
     )
