@@ -68,3 +68,8 @@ def net() -> VideoDiT:
 @pytest.fixture
 def cond() -> Conditioning:
     return make_cond()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The longest test first: begun last, it would keep one process busy while the other has nothing left."""
+    items.sort(key=lambda item: item.path.name != "test_chain.py")
