@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,44 +34,28 @@ from avatar.data.shard_index import Filters
 from avatar.data.shards import ShardClips
 from avatar.data.worlds import PixelWorld
 from avatar.files import replacing
+from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
+from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.provenance import git_revision, machine, versions
 from avatar.types import SAMPLES_PER_FRAME
 
 
-class Strides:
-    """What loading asks of an autoencoder whose latents are there already."""
-
-    temporal_stride, spatial_stride = 4, 8
-    fingerprint = "random"
-
-    def __init__(self, channels: int):
-        self.channels, self.training, self.origin = channels, False, self
-
-    def eval(self) -> "Strides":
-        return self
-
-    def parameters(self) -> list[torch.Tensor]:
-        return []
-
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    decode = encode
-
-    def decoder_stream(self) -> None:
-        raise NotImplementedError
+def autoencoder(channels: int) -> Any:
+    """One of random weights, whose latents are there already: loading asks for its strides and its fingerprint."""
+    target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
+    return checkpoint.new({"_target_": target, "channels": channels, "widths": [4, 4]})
 
 
-def write_set(folder: Path, samples: int, latents: int, net: Strides, size: int, audio: LogMel) -> int:
+def write_set(folder: Path, samples: int, latents: int, net: Any, size: int, audio: LogMel) -> int:
     """Shards of a hundred samples; gives the bytes of one."""
     (folder / "shards").mkdir(parents=True)
     rng, frames, side = np.random.default_rng(0), 1 + net.temporal_stride * latents, size // net.spatial_stride
     meta = {
         "reference": "outside",
         "repairs": [],
-        "latent": {"autoencoder": net.fingerprint},
+        "latent": {"autoencoder": net.origin.fingerprint},
         "audio_features": repr(audio),
         "text_features": None,
     }
@@ -122,7 +107,7 @@ def rate(batches, samples_of, seconds: float) -> dict[str, float]:
 
 
 def of_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
-    net, audio = Strides(arguments.channels), LogMel()
+    net, audio = autoencoder(arguments.channels), LogMel()
     size = write_set(folder, arguments.samples, arguments.latents, net, arguments.size, audio)
     side = arguments.size // net.spatial_stride
     data = ShardClips(
@@ -131,7 +116,7 @@ def of_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         dev="dev",
         filters=Filters(None, "keep"),
         pictures=None,
-        autoencoder=net,  # pyright: ignore[reportArgumentType]
+        autoencoder=net,
         audio=audio,  # pyright: ignore[reportArgumentType]
         text=ByteEncoder(),
         pause=10,
@@ -149,13 +134,13 @@ def of_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def of_puppets(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
-    frames = 1 + Strides.temporal_stride * arguments.latents
+    frames = 1 + CausalConvAutoencoder.temporal_stride * arguments.latents
     batches = FrameBatches(PixelWorld(64), Scene(), "train", 0, 1_000_000, 0, 4, frames, folder)
     return rate((batches[i] for i in range(len(batches))), lambda batch: len(batch.keys), arguments.seconds)
 
 
 def teacher(arguments: argparse.Namespace) -> dict[str, float]:
-    side = arguments.size // Strides.spatial_stride // arguments.patch
+    side = arguments.size // CausalConvAutoencoder.spatial_stride // arguments.patch
     tokens = arguments.latents * side * side
     flops = 6 * arguments.parameters * tokens + 12 * arguments.width * arguments.layers * tokens**2
     return {

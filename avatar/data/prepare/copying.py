@@ -64,7 +64,7 @@ class Copied:
             self.frames = self._taken
 
     def close(self) -> None:
-        pass
+        """Nothing is open."""
 
 
 def cuts(path: Path, found: Probe) -> Cuts | None:
