@@ -56,6 +56,8 @@ class Conditioning:
     emotion: Int[Tensor, "b l"]  # index into EMOTIONS
     emotion_intensity: Float[Tensor, "b l"]  # in [0, 1]
     gesture: Int[Tensor, "b l"]  # index into GESTURES
+    image: Float[Tensor, "b i g"] | None = None  # the reference as a frozen image encoder's features (Wan 2.1 I2V)
+    channels: Float[Tensor, "b j l h w"] | None = None  # beside the latents' own (Wan I2V: a mask and the first frame)
 
     @property
     def latents(self) -> int:
@@ -72,6 +74,7 @@ class Conditioning:
             emotion=self.emotion[:, latents],
             emotion_intensity=self.emotion_intensity[:, latents],
             gesture=self.gesture[:, latents],
+            channels=None if self.channels is None else self.channels[:, :, latents],
         )
 
     def without(
@@ -101,11 +104,17 @@ class Conditioning:
             emotion=labels,
             emotion_intensity=self.emotion_intensity.new_zeros(b, latents),
             gesture=labels,
+            channels=None if self.channels is None else torch.zeros_like(self.channels[:, :, :latents]),
         )
 
     def map(self, change) -> "Conditioning":
         """Every tensor replaced by `change(tensor)`."""
-        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{name: change(getattr(self, name)) for name in self.given})
+
+    @property
+    def given(self) -> list[str]:
+        """The fields that hold a tensor: all but those that this model does without."""
+        return [f.name for f in fields(self) if getattr(self, f.name) is not None]
 
 
 def join(parts: list[Conditioning], dim: str) -> Conditioning:
@@ -115,7 +124,7 @@ def join(parts: list[Conditioning], dim: str) -> Conditioning:
     """
     first = parts[0]
     if dim == "b":
-        return replace(first, **{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(first)})
+        return replace(first, **{name: torch.cat([getattr(p, name) for p in parts]) for name in first.given})
     along = {
         "audio": 2,
         "audio_mask": 2,
@@ -124,8 +133,14 @@ def join(parts: list[Conditioning], dim: str) -> Conditioning:
         "emotion": 1,
         "emotion_intensity": 1,
         "gesture": 1,
+        "channels": 2,
     }
+    along = {name: axis for name, axis in along.items() if name in first.given}
     return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], axis) for name, axis in along.items()})
+
+
+# A batch is that of all ranks and of all passes whose gradients are accumulated: each takes every n-th of its samples.
+WHOLE = slice(0, None, 1)
 
 
 @dataclass
@@ -136,6 +151,7 @@ class Batch:
     conditioning: Conditioning
     lips: Float[Tensor, "b l h w"]  # share of each latent pixel that is mouth, in [0, 1]; zeros where unknown
     keys: list[str]  # one name per sample, for logs
+    part: slice = field(default_factory=lambda: WHOLE)  # which samples of the whole batch these are
 
 
 @dataclass
@@ -173,13 +189,8 @@ class View(Protocol):
         """Every place that the sink is seen at."""
         ...
 
-    @property
-    def mask(self) -> Bool[Tensor, "q k"] | None:
-        """True where a query token may attend to a key token; None: every one to all."""
-        ...
-
-    def update(self, layer: int, k: Tensor, v: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
-        """Rotated keys and values to attend to, from this pass's un-rotated ones; idempotent within a chunk."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Any) -> Tensor:
+        """What the pass's un-rotated queries find, among its own keys and what is cached; idempotent within a chunk."""
         ...
 
 
@@ -203,10 +214,21 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
+class EncoderStream(Protocol):
+    """An encode in progress: pieces of whole latents' frames in, the first with one frame more, their latents out."""
+
+    def push(self, piece: Pixels) -> Latents: ...
+
+    def snapshot(self) -> Any: ...
+
+    def restore(self, snapshot: Any) -> None: ...
+
+
+@runtime_checkable
 class DecoderStream(Protocol):
     """A decode in progress: pieces of latents in, the frames they complete out."""
 
-    def push(self, latents: Latents) -> Pixels: ...
+    def push(self, piece: Latents) -> Pixels: ...
 
     def snapshot(self) -> Any: ...
 
@@ -231,6 +253,8 @@ class VideoAutoencoder(Protocol):
 
     def decode(self, latents: Latents) -> Pixels: ...
 
+    def encoder_stream(self) -> EncoderStream: ...
+
     def decoder_stream(self) -> DecoderStream:
         """A fresh stream, to be primed with the reference's latent, whose one frame is discarded."""
         ...
@@ -238,14 +262,27 @@ class VideoAutoencoder(Protocol):
 
 @runtime_checkable
 class AudioEncoder(Protocol):
-    """Sound → one feature vector per frame, and the window of frames that stands around each latent."""
+    """Sound → one feature vector per frame, and the window of frames that stands around each latent.
+
+    Features are made for a *hop* of frames at a time, and hops lie on a grid that begins where the timeline does: those
+    of a hop are a function of its own samples, of the `memory` samples before them and of the `reach` samples after.
+    """
 
     dim: int
     left_context: int  # frames before a latent's own frames
-    right_context: int  # frames after them: what "future" means, and a part of the latency
-    silence: Float[Tensor, "1 d"]  # the features of a silent frame
+    right_context: int  # frames after them; with the hop and the reach it makes what "future" means, and latency
+    hop: int  # frames whose features are made together
+    memory: int
+    reach: int
+    silence: Float[Tensor, "h d"]  # the features of a hop of silence, amid silence
 
-    def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]: ...
+    def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
+        """Features of all whole frames, of which the first begins a hop; before and after the samples is silence."""
+        ...
+
+    def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
+        """Features of whole hops, from samples that bring `memory` more before them and `reach` more after them."""
+        ...
 
     def tokens(self, stride: int) -> int:
         """Frames in a latent's window."""
@@ -258,6 +295,10 @@ class AudioEncoder(Protocol):
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts → what the model's text entrance takes."""
+    """Prompts → what the model's text entrance takes: a prompt's own tokens, none of them all zeros, then padding."""
 
     def encode(self, prompts: list[str]) -> tuple[Shaped[Tensor, "e n ..."], Bool[Tensor, "e n"]]: ...
+
+    def padded(self, tokens: Shaped[Tensor, "m ..."]) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
+        """A prompt's own tokens with zeros behind them, and which of all these may be attended to."""
+        ...

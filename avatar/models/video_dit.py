@@ -8,12 +8,13 @@ Times and labels are per latent, so clean and noisy latents may stand in one seq
 """
 
 import math
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avatar.nn.attention import CrossAttention, SelfAttention, silence
+from avatar.nn.attention import Addition, CrossAttention, ImageKeys, SelfAttention, silence
 from avatar.nn.embeddings import (
     AudioEntrance,
     Carry,
@@ -23,22 +24,25 @@ from avatar.nn.embeddings import (
     per_latent_text,
     unpatched,
 )
+from avatar.nn.masks import SINK
 from avatar.nn.norm import LayerNorm, gated, modulate
 from avatar.nn.rope import Rope, Rotation
-from avatar.types import Conditioning, Latents, Times, View
+from avatar.types import ROLES, Conditioning, Latents, Times, View
+
+Injection = Literal["attention", "addition"]
 
 
 class Block(nn.Module):
-    """Wan's block, with audio after text."""
+    """Wan's block, with audio after text; the other arguments are VideoDiT's."""
 
-    def __init__(self, dim: int, ffn: int, heads: int, layer: int):
+    def __init__(self, dim: int, ffn: int, heads: int, layer: int, image: bool, audio: Injection, audio_tokens: int):
         super().__init__()
         self.norm1 = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.attention = SelfAttention(dim, heads, layer)
         self.norm_text = LayerNorm(dim, eps=1e-6)
-        self.text = CrossAttention(dim, heads)
+        self.text = CrossAttention(dim, heads, ImageKeys(dim) if image else None)
         self.norm_audio = LayerNorm(dim, eps=1e-6)
-        self.audio = CrossAttention(dim, heads)
+        self.audio = CrossAttention(dim, heads) if audio == "attention" else Addition(dim, audio_tokens)
         self.norm2 = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn), nn.GELU(approximate="tanh"), nn.Linear(ffn, dim))
         self.modulation = nn.Parameter(torch.randn(6, dim) / math.sqrt(dim))
@@ -66,7 +70,13 @@ class VideoDiT(nn.Module):
         patch: edge of a patch, in latent pixels.
         audio_features, audio_tokens: width and number of audio tokens per latent and role.
         text: the entrance of the text (byte ids or a frozen encoder's features → tokens of width `dim`).
-        reference_channels: whether the reference also enters by the patches and the carry, beside being the sink.
+        reference_channels: whether the reference enters by the patches and the carry.
+        reference_sink: whether it stands before the timeline; if not, the sink is there and empty.
+        audio_injection: a latent's tokens attend to its sound ("attention"), or its sound is added to all of them
+            ("addition"), in every block.
+        more_channels: that the patches take beside the latents' own, from `Conditioning.channels`.
+        image: the entrance of the reference as an image encoder sees it, from `Conditioning.image`.
+        audio_layers: of a frozen network that the audio features are the states of, mixed as the network learns.
     """
 
     def __init__(
@@ -81,26 +91,47 @@ class VideoDiT(nn.Module):
         audio_tokens: int,
         text: nn.Module,
         reference_channels: bool = True,
+        reference_sink: bool = True,
+        audio_injection: Injection = "attention",
+        more_channels: int = 0,
+        image: nn.Module | None = None,
+        audio_layers: int = 1,
     ):
         super().__init__()
         if dim % heads:
             raise ValueError(f"a width of {dim} can't be shared by {heads} heads; choose a multiple of {heads}")
+        if not (reference_channels or reference_sink):
+            raise ValueError("the reference enters nowhere; give reference_channels or reference_sink or both")
+        if audio_injection not in get_args(Injection):
+            raise ValueError(f"audio_injection={audio_injection!r}; choose one of {', '.join(get_args(Injection))}")
+        self.reference_sink, self.more_channels = reference_sink, more_channels
         self.channels, self.dim, self.heads, self.layers, self.patch = channels, dim, heads, layers, patch
         self.rope = Rope(dim // heads)
-        self.patches = PatchEmbedding(channels, patch, dim, reference_channels)
+        self.patches = PatchEmbedding(channels, patch, dim, reference_channels, more_channels)
         self.time = ScalarEmbedding(dim)
         self.target_time, self.guidance = ScalarEmbedding(dim), ScalarEmbedding(dim)
         self.labels = LabelEmbedding(dim)
         self.modulation = nn.Linear(dim, 6 * dim)
-        self.audio = AudioEntrance(audio_features, audio_tokens, dim)
-        self.text = text
-        self.blocks = nn.ModuleList(Block(dim, ffn, heads, layer) for layer in range(layers))
+        self.audio = AudioEntrance(audio_features, audio_tokens, dim, audio_layers)
+        self.text, self.image = text, image
+        heard = 1 + len(ROLES) * audio_tokens  # the entrance's null token is one of them
+        self.blocks = nn.ModuleList(
+            Block(dim, ffn, heads, layer, image is not None, audio_injection, heard) for layer in range(layers)
+        )
         self.norm_out = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Parameter(torch.randn(2, dim) / math.sqrt(dim))
         self.out = nn.Linear(dim, channels * patch * patch)
         self.carry = Carry(dim, channels, patch, reference_channels)
         for late in (self.target_time.linear_2, self.guidance.linear_2, self.out):
             silence(late)
+
+    def silence_additions(self) -> None:
+        """Let all that Wan's networks lack start at zero, so that a loaded network computes what it computed."""
+        added = [self.target_time.linear_2, self.guidance.linear_2, self.carry.shares, self.patches.reference]
+        added += [self.labels.state, self.labels.emotion, self.labels.gesture]
+        for layer in (*added, *(block.audio.out for block in self.blocks)):
+            if layer is not None:
+                silence(layer)
 
     def tokens(self, height: int, width: int) -> int:
         """Tokens per latent of height × width."""
@@ -122,21 +153,24 @@ class VideoDiT(nn.Module):
         """
         height, width = x.shape[-2:]
         rows, columns = height // self.patch, width // self.patch
-        places = torch.tensor(view.sink_positions, device=x.device)
+        places = torch.tensor(view.sink_positions, device=x.device, dtype=torch.long)
         rotation = Rotation(
             self.rope.table(view.positions, rows, columns),
-            [self.rope.table(place, rows, columns) for place in places.split(1)],
+            [self.rope.table(places[n : n + 1], rows, columns) for n in range(len(view.sink_positions))],
         )
+        if not self.reference_sink:
+            x = x * (view.positions > SINK)[:, None, None]
         time = self.time(t) + self.labels(cond)
         time = time if r is None else time + self.target_time(r)
         time = time if guidance is None else time + self.guidance(guidance)
         modulation = self.modulation(nn.functional.silu(time)).unflatten(-1, (6, self.dim))
 
-        tokens = self.patches(x, cond.reference)
+        tokens = self.patches(self._with_more(x, cond), cond.reference)
         latents, per_latent = tokens.shape[1:3]
         words, on = self.text(cond.text, cond.text_mask)
         text, spoken = per_latent_text(words, on, cond.text_event)
-        text = (text, spoken.repeat_interleave(per_latent, dim=1))
+        image = None if self.image is None else self.image(cond.image)
+        text = (text, spoken.repeat_interleave(per_latent, dim=1), image)
         audio = self.audio(cond.audio, cond.audio_mask)
 
         y = tokens.flatten(1, 2)
@@ -145,3 +179,13 @@ class VideoDiT(nn.Module):
         shift, scale = (time[:, :, None] + self.modulation_out).unbind(2)
         y = modulate(self.norm_out(y), shift, scale).unflatten(1, (latents, per_latent))
         return unpatched(self.out(y), self.patch, height, width) + self.carry(y, x, cond.reference)
+
+    def _with_more(self, x: Latents, cond: Conditioning) -> Float[Tensor, "b k l h w"]:
+        given = 0 if cond.channels is None else cond.channels.shape[1]
+        if given != self.more_channels:
+            raise ValueError(
+                f"{given} channels beside the latents' own, wanted {self.more_channels}: see Conditioning.channels"
+            )
+        if (cond.image is None) != (self.image is None):
+            raise ValueError(f"image features are {'missing' if self.image else 'not wanted'}: see Conditioning.image")
+        return x if cond.channels is None else torch.cat([x, cond.channels], dim=1)

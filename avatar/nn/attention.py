@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from avatar.nn.rope import Rotation, rotate
+from avatar.nn.rope import Rotation
 from avatar.types import View
 
 
@@ -23,34 +23,74 @@ class SelfAttention(nn.Module):
             rearrange(y, "b n (a d) -> b a n d", a=self.heads)
             for y in (self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x))
         )
-        keys, values = view.update(self.layer, k, v, rotation)
-        y = nn.functional.scaled_dot_product_attention(rotate(q, rotation.own), keys, values, view.mask)
+        y = view.attend(self.layer, q, k, v, rotation)
         return self.out(rearrange(y, "b a n d -> b n (a d)"))
 
 
-class CrossAttention(nn.Module):
-    """Attention to a memory of tokens under a mask of which each query sees at least one True."""
+class ImageKeys(nn.Module):
+    """Keys and values of an image's tokens, for queries that they share with the text (Wan 2.1 I2V)."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.norm_k = nn.RMSNorm(dim, eps=1e-6)
+
+    def forward(self, tokens: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b m d"]]:
+        return self.norm_k(self.k(tokens)), self.v(tokens)
+
+
+class CrossAttention(nn.Module):
+    """Attention to a memory of tokens under a mask of which each query sees at least one True.
+
+    With `image` keys, what the same queries find among an image's tokens is added to it.
+    """
+
+    def __init__(self, dim: int, heads: int, image: ImageKeys | None = None):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.image = image
 
     def forward(
-        self, x: Float[Tensor, "b n d"], memory: Float[Tensor, "b m d"], mask: Bool[Tensor, "b q m"]
+        self,
+        x: Float[Tensor, "b n d"],
+        memory: Float[Tensor, "b m d"],
+        mask: Bool[Tensor, "b q m"],
+        image: Float[Tensor, "b i d"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """`mask` has one row per query (q = n), or one for all of them (q = 1)."""
-        q, k, v = (
-            rearrange(y, "b n (a d) -> b a n d", a=self.heads)
-            for y in (self.norm_q(self.q(x)), self.norm_k(self.k(memory)), self.v(memory))
-        )
+        q, k, v = (self._heads(y) for y in (self.norm_q(self.q(x)), self.norm_k(self.k(memory)), self.v(memory)))
         y = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None])
+        if self.image is not None and image is not None:
+            y = y + nn.functional.scaled_dot_product_attention(q, *(self._heads(part) for part in self.image(image)))
         return self.out(rearrange(y, "b a n d -> b n (a d)"))
 
+    def _heads(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b a n e"]:
+        return rearrange(y, "b n (a d) -> b a n d", a=self.heads)
 
-def silence(layer: nn.Linear) -> None:
+
+class Addition(nn.Module):
+    """The same to every query: a sum of the memory's tokens, weighted by place and channel (after arXiv:2506.18866)."""
+
+    def __init__(self, dim: int, tokens: int):
+        super().__init__()
+        self.shares = nn.Parameter(torch.empty(tokens, dim))
+        self.out = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All tokens alike."""
+        nn.init.constant_(self.shares, 1 / len(self.shares))
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], memory: Float[Tensor, "b m d"], mask: Bool[Tensor, "b 1 m"]
+    ) -> Float[Tensor, "b n d"]:
+        heard = (memory * self.shares * mask.transpose(1, 2)).sum(1, keepdim=True)
+        return self.out(heard).expand_as(x)
+
+
+def silence(layer: nn.Linear | nn.Embedding) -> None:
     """Start a layer at zero, so that what it adds to a loaded network changes nothing at first."""
-    torch.nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        torch.nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)

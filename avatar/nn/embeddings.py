@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from avatar.nn.attention import silence
+from avatar.nn.norm import LayerNorm
 from avatar.types import EMOTIONS, GESTURES, ROLES, STATES, Conditioning
 
 
@@ -54,20 +55,56 @@ class LabelEmbedding(nn.Module):
         return self.state(cond.state) + intensity * self.emotion(cond.emotion) + self.gesture(cond.gesture)
 
 
-class AudioEntrance(nn.Module):
-    """Audio features around each latent, by role → the tokens that this latent attends to, a null token first."""
+class LayerMix(nn.Module):
+    """The states of a frozen network's layers, which lie side by side → their weighted sum; at first their mean.
 
-    def __init__(self, features: int, tokens: int, dim: int):
+    Encoded clips keep all layers, and the backbone learns which to listen to. ELMo's mix, arXiv:1802.05365, of states
+    of unit variance, hence without its scale.
+    """
+
+    def __init__(self, layers: int):
         super().__init__()
-        self.null = nn.Parameter(torch.randn(dim) * 0.02)
-        self.place = nn.Parameter(torch.randn(len(ROLES), tokens, dim) * 0.02)
-        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.weights = nn.Parameter(torch.empty(layers))  # logits
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weights)
+
+    def forward(self, states: Float[Tensor, "*b yd"]) -> Float[Tensor, "*b d"]:
+        states = states.unflatten(-1, (len(self.weights), -1))
+        return (states * self.weights.softmax(0)[:, None]).sum(-2)
+
+
+class AudioEntrance(nn.Module):
+    """Audio features around each latent, by role → the tokens that this latent attends to, a null token first.
+
+    Args:
+        features: width of the features.
+        tokens: of a latent, per role.
+        layers: of a frozen network that the features are the states of, side by side; 1: features of one piece.
+    """
+
+    def __init__(self, features: int, tokens: int, dim: int, layers: int = 1):
+        super().__init__()
+        if layers < 1 or features % layers:
+            raise ValueError(f"audio features of width {features} can't be the states of {layers} layers; give both")
+        self.features, self.tokens = features, tokens
+        self.null = nn.Parameter(torch.empty(dim))
+        self.place = nn.Parameter(torch.empty(len(ROLES), tokens, dim))
+        self.reset_parameters()
+        self.mix = LayerMix(layers) if layers > 1 else nn.Identity()
+        self.mlp = nn.Sequential(nn.Linear(features // layers, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+
+    def reset_parameters(self) -> None:
+        """The start of its own parameters, not of its layers'."""
+        nn.init.normal_(self.null, std=0.02)
+        nn.init.normal_(self.place, std=0.02)
 
     def forward(
         self, audio: Float[Tensor, "b r l k d"], mask: Bool[Tensor, "b r l"]
     ) -> tuple[Float[Tensor, "b l m e"], Bool[Tensor, "b l m"]]:
         b, _, l, k, _ = audio.shape
-        tokens = self.mlp(audio) + self.place[None, :, None]
+        tokens = self.mlp(self.mix(audio)) + self.place[None, :, None]
         tokens = rearrange(tokens, "b r l k d -> b l (r k) d")
         on = rearrange(mask[..., None].expand(-1, -1, -1, k), "b r l k -> b l (r k)")
         null = self.null.expand(b, l, 1, -1)
@@ -100,10 +137,43 @@ class ByteTextEntrance(nn.Module):
         return torch.cat([null, x], 2), torch.cat([torch.ones_like(mask[..., :1]), mask], 2)
 
 
+class FeatureTextEntrance(nn.Module):
+    """Features of a frozen text encoder → tokens, as Wan's networks take them; a null token first.
+
+    Wan attends to the zero features that a prompt is padded with (`text_mask` says so: it is the encoder's policy), so
+    the token of a zero feature *is* the null token. It counts only where there is nothing else to attend to.
+    """
+
+    def __init__(self, features: int, dim: int):
+        super().__init__()
+        self.features = features
+        self.linear_1, self.linear_2 = nn.Linear(features, dim), nn.Linear(dim, dim)
+
+    def forward(
+        self, text: Float[Tensor, "b e n f"], mask: Bool[Tensor, "b e n"]
+    ) -> tuple[Float[Tensor, "b e m d"], Bool[Tensor, "b e m"]]:
+        text = nn.functional.pad(text, (0, 0, 1, 0))
+        tokens = self.linear_2(nn.functional.gelu(self.linear_1(text), approximate="tanh"))
+        return tokens, torch.cat([~mask.any(-1, keepdim=True), mask], 2)
+
+
+class ImageEntrance(nn.Module):
+    """Features of a frozen image encoder → tokens, as Wan 2.1's image-to-video networks take them."""
+
+    def __init__(self, features: int, dim: int):
+        super().__init__()
+        self.norm_in, self.norm_out = LayerNorm(features), LayerNorm(dim)
+        self.linear_1, self.linear_2 = nn.Linear(features, features), nn.Linear(features, dim)
+
+    def forward(self, image: Float[Tensor, "b m e"]) -> Float[Tensor, "b m d"]:
+        return self.norm_out(self.linear_2(nn.functional.gelu(self.linear_1(self.norm_in(image)))))
+
+
 def per_latent_text(
     tokens: Float[Tensor, "b e m d"], mask: Bool[Tensor, "b e m"], event: Int[Tensor, "b l"]
 ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b l k"]]:
-    """All events' tokens in a row, and for each latent those of its event; event -1 leaves the null tokens alone."""
+    """All events' tokens in a row, and for each latent those of its event; of event -1 the null tokens, the first ones,
+    alone."""
     events = torch.arange(tokens.shape[1], device=event.device)
     spoken = (event[..., None] == events)[..., None] & mask[:, None]
     null = torch.zeros_like(spoken)
@@ -113,17 +183,18 @@ def per_latent_text(
 
 
 class PatchEmbedding(nn.Module):
-    """Latents in patches of p × p → tokens; the reference, if it enters by channels, is added to every latent."""
+    """Latents, with `more` channels beside their own, in patches of p × p → tokens; the reference, if it enters by
+    channels, is added to every latent."""
 
-    def __init__(self, channels: int, patch: int, dim: int, reference: bool):
+    def __init__(self, channels: int, patch: int, dim: int, reference: bool, more: int = 0):
         super().__init__()
         self.patch = patch
-        self.proj = nn.Linear(channels * patch * patch, dim)
+        self.proj = nn.Linear((channels + more) * patch * patch, dim)
         self.reference = nn.Linear(channels * patch * patch, dim) if reference else None
         if self.reference is not None:
             silence(self.reference)
 
-    def forward(self, x: Float[Tensor, "b c l h w"], reference: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b l n d"]:
+    def forward(self, x: Float[Tensor, "b k l h w"], reference: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b l n d"]:
         tokens = self.proj(patches(x, self.patch))
         return tokens if self.reference is None else tokens + self.reference(patches(reference, self.patch))
 

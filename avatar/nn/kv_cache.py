@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as attention
 
 from avatar.nn.masks import SINK, sink_position
 from avatar.nn.rope import Rotation, rotate
@@ -44,13 +45,12 @@ class SinkView:
     """The pass that reads the reference in: the sink attends to itself; its un-rotated keys are remembered."""
 
     positions: Int[Tensor, " l"]
-    mask: None = None
     sink_positions: tuple[int, ...] = (SINK,)
     written: dict[int, KeysValues] = field(default_factory=dict)
 
-    def update(self, layer: int, k: Tensor, v: Tensor, rotation: Rotation) -> KeysValues:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
         self.written[layer] = (k, v)
-        return rotate(k, rotation.own), v
+        return attention(rotate(q, rotation.own), rotate(k, rotation.own), v)
 
 
 @dataclass
@@ -92,12 +92,12 @@ class PrefixView:
     prefix: list[dict[int, KeysValues]]
     written: dict[int, KeysValues] = field(default_factory=dict)
 
-    def update(self, layer: int, k: Tensor, v: Tensor, rotation: Rotation) -> KeysValues:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
         k = rotate(k, rotation.own)
         self.written[layer] = (k, v)
         keys = torch.cat([*(chunk[layer][0] for chunk in self.prefix), k], dim=2)
         values = torch.cat([*(chunk[layer][1] for chunk in self.prefix), v], dim=2)
-        return with_sink(self.sink[layer], rotation, keys, values)
+        return attention(rotate(q, rotation.own), *with_sink(self.sink[layer], rotation, keys, values), self.mask)
 
 
 class PrefixCache:
@@ -144,14 +144,13 @@ class RingView:
     ring: "RingCache"
     slots: Int[Tensor, " l"]
 
-    def update(self, layer: int, k: Tensor, v: Tensor, rotation: Rotation) -> KeysValues:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
         keys, values = self.ring.keys[layer], self.ring.values[layer]
         shape = (*k.shape[:2], len(self.slots), self.ring.tokens, k.shape[-1])
         keys.index_copy_(2, self.slots, rotate(k, rotation.own).reshape(shape).to(keys.dtype))
         values.index_copy_(2, self.slots, v.reshape(shape).to(values.dtype))
-        return with_sink(
-            self.ring.sink[layer], rotation, keys.flatten(2, 3).to(k.dtype), values.flatten(2, 3).to(v.dtype)
-        )
+        seen = keys.flatten(2, 3).to(k.dtype), values.flatten(2, 3).to(v.dtype)
+        return attention(rotate(q, rotation.own), *with_sink(self.ring.sink[layer], rotation, *seen), self.mask)
 
 
 class RingCache:

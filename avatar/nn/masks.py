@@ -18,8 +18,9 @@ from itertools import accumulate
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as attention
 
 from avatar.nn.rope import Rotation, rotate
 
@@ -56,46 +57,94 @@ class MaskSpec:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Query tokens that see the same key tokens, wherever these lie."""
+
+    queries: slice
+    keys: tuple[slice, ...]
+
+
+@dataclass(frozen=True)
 class MaskView:
-    """A view of a whole packed clip: nothing is cached, the mask does it all. Tokens: sink first, then the clip."""
+    """A view of a whole packed clip, sink first: nothing is cached, who sees whom is in the groups.
+
+    A dense mask of a 480p clip has 10⁹ entries and shuts out the fast kernels; groups are exact, need no kernel of their
+    own, and cost only what is attended to.
+    """
 
     positions: Int[Tensor, " l"]
     sink_positions: tuple[int, ...]
-    mask: Bool[Tensor, "q k"]
+    groups: tuple[Group, ...]
     tokens: int  # per latent
 
-    def update(self, layer: int, k: Tensor, v: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Keys [sink at each place it is seen from | clip] and their values."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+        """Over the keys [sink at each place it is seen from | clip]."""
         n, copies = self.tokens, len(self.sink_positions)
-        sinks = [rotate(k[:, :, :n], table) for table in rotation.sink]
-        return (
-            torch.cat([*sinks, rotate(k, rotation.own)[:, :, n:]], dim=2),
-            torch.cat([v[:, :, :n]] * copies + [v[:, :, n:]], dim=2),
+        q, sinks = rotate(q, rotation.own), [rotate(k[:, :, :n], table) for table in rotation.sink]
+        keys = torch.cat([*sinks, rotate(k, rotation.own)[:, :, n:]], dim=2)
+        values = torch.cat([v[:, :, :n]] * copies + [v[:, :, n:]], dim=2)
+        return torch.cat(
+            [
+                attention(q[:, :, group.queries], _picked(keys, group.keys), _picked(values, group.keys))
+                for group in self.groups
+            ],
+            dim=2,
         )
+
+
+@dataclass(frozen=True)
+class OpenView:
+    """A view of a whole clip without a sink, every latent seeing every other: what public video models were trained in."""
+
+    positions: Int[Tensor, " l"]
+    sink_positions: tuple[int, ...] = ()
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+        return attention(rotate(q, rotation.own), rotate(k, rotation.own), v)
 
 
 @lru_cache(maxsize=64)
 def mask_view(spec: MaskSpec, tokens: int, device: torch.device) -> MaskView:
     """The view of [sink | clip] or [sink | clean | noisy] with `tokens` tokens per latent."""
-    timeline, ends = list(range(spec.latents)), spec.ends
-    seen_from = [sink_position(end, spec.window) for end in ends]
-    places = tuple(sorted({SINK, *seen_from}))
-    copies = 2 if spec.packing == "clean_noisy" else 1
+    places = tuple(sorted({SINK, *(sink_position(end, spec.window) for end in spec.ends)}))
+    timeline = list(range(spec.latents))
+    clip = len(places)  # in latents among the keys; the noisy one follows the clean
+    noisy = clip + spec.latents
+    starts = [end - length for end, length in zip(accumulate(spec.chunks), spec.chunks, strict=True)]
 
-    query_end = torch.tensor(ends)[:, None]
-    key = torch.tensor(timeline)[None, :]
-    inside = key < query_end
-    if spec.window is not None:
-        inside = inside & (key >= query_end - spec.window)
-    own = query_end == torch.tensor(ends)[None, :]
-    to_sink = torch.tensor(seen_from)[:, None] == torch.tensor(places)[None, :]
-    nothing = torch.zeros_like(inside)
-    rows = (
-        [torch.cat([to_sink, inside], 1)]
-        if copies == 1
-        else [torch.cat([to_sink, inside, nothing], 1), torch.cat([to_sink, inside & ~own, own], 1)]
-    )
-    sink_row = torch.zeros(1, rows[0].shape[1], dtype=torch.bool)
-    sink_row[0, places.index(SINK)] = True
-    mask = torch.cat([sink_row, *rows]).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
-    return MaskView(torch.tensor([SINK] + timeline * copies, device=device), places, mask.to(device), tokens)
+    def group(query: int, latents: int, *keys: tuple[int, int]) -> Group:
+        spans = [slice(first * tokens, last * tokens) for first, last in _joined(keys)]
+        return Group(slice(query * tokens, (query + latents) * tokens), tuple(spans))
+
+    def seen(start: int, length: int) -> tuple[tuple[int, int], int]:
+        """The sink among the keys, and the first latent of the window, for the chunk that starts here."""
+        end = start + length
+        sink = places.index(sink_position(end, spec.window))
+        return (sink, sink + 1), 0 if spec.window is None else max(0, end - spec.window)
+
+    groups = [group(0, 1, (places.index(SINK), places.index(SINK) + 1))]
+    for start, length in zip(starts, spec.chunks, strict=True):
+        sink, first = seen(start, length)
+        groups.append(group(1 + start, length, sink, (clip + first, clip + start + length)))
+    if spec.packing == "clean_noisy":
+        for start, length in zip(starts, spec.chunks, strict=True):
+            sink, first = seen(start, length)
+            own = (noisy + start, noisy + start + length)
+            groups.append(group(1 + spec.latents + start, length, sink, (clip + first, clip + start), own))
+    copies = 2 if spec.packing == "clean_noisy" else 1
+    return MaskView(torch.tensor([SINK] + timeline * copies, device=device), places, tuple(groups), tokens)
+
+
+def _joined(spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """Spans without empty ones, neighbours made one."""
+    joined: list[tuple[int, int]] = []
+    for first, last in spans:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], last)
+        elif first < last:
+            joined.append((first, last))
+    return joined
+
+
+def _picked(x: Tensor, spans: tuple[slice, ...]) -> Tensor:
+    return x[:, :, spans[0]] if len(spans) == 1 else torch.cat([x[:, :, span] for span in spans], dim=2)

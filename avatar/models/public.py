@@ -1,0 +1,298 @@
+"""Wan's published weights in and out: diffusers' layout, the original one, and causal students trained from them.
+
+    Wan 2.1 T2V / I2V, Wan 2.2 TI2V        a folder of safetensors with an index, or one such file
+    Self-Forcing, CausVid, Causal-Forcing  a .pt whose `generator_ema` or `generator` holds the original names
+
+Tensors come one by one into a network that has no memory before, so the peak is the network and one tensor. What the
+backbone adds to Wan's (audio, labels, reference channels, …) starts at zero: a loaded network computes what it computed.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from avatar.models import checkpoint
+from avatar.models.video_dit import VideoDiT
+
+# Module here, in diffusers' layout, in the original one; N stands for the number of a block.
+MODULES = (
+    ("patches.proj", "patch_embedding", "patch_embedding"),
+    ("time.linear_1", "condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    ("time.linear_2", "condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    ("modulation", "condition_embedder.time_proj", "time_projection.1"),
+    ("text.linear_1", "condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    ("text.linear_2", "condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+    ("image.norm_in", "condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
+    ("image.linear_1", "condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+    ("image.linear_2", "condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+    ("image.norm_out", "condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
+    ("blocks.N.attention.q", "blocks.N.attn1.to_q", "blocks.N.self_attn.q"),
+    ("blocks.N.attention.k", "blocks.N.attn1.to_k", "blocks.N.self_attn.k"),
+    ("blocks.N.attention.v", "blocks.N.attn1.to_v", "blocks.N.self_attn.v"),
+    ("blocks.N.attention.out", "blocks.N.attn1.to_out.0", "blocks.N.self_attn.o"),
+    ("blocks.N.attention.norm_q", "blocks.N.attn1.norm_q", "blocks.N.self_attn.norm_q"),
+    ("blocks.N.attention.norm_k", "blocks.N.attn1.norm_k", "blocks.N.self_attn.norm_k"),
+    ("blocks.N.norm_text", "blocks.N.norm2", "blocks.N.norm3"),
+    ("blocks.N.text.q", "blocks.N.attn2.to_q", "blocks.N.cross_attn.q"),
+    ("blocks.N.text.k", "blocks.N.attn2.to_k", "blocks.N.cross_attn.k"),
+    ("blocks.N.text.v", "blocks.N.attn2.to_v", "blocks.N.cross_attn.v"),
+    ("blocks.N.text.out", "blocks.N.attn2.to_out.0", "blocks.N.cross_attn.o"),
+    ("blocks.N.text.norm_q", "blocks.N.attn2.norm_q", "blocks.N.cross_attn.norm_q"),
+    ("blocks.N.text.norm_k", "blocks.N.attn2.norm_k", "blocks.N.cross_attn.norm_k"),
+    ("blocks.N.text.image.k", "blocks.N.attn2.add_k_proj", "blocks.N.cross_attn.k_img"),
+    ("blocks.N.text.image.v", "blocks.N.attn2.add_v_proj", "blocks.N.cross_attn.v_img"),
+    ("blocks.N.text.image.norm_k", "blocks.N.attn2.norm_added_k", "blocks.N.cross_attn.norm_k_img"),
+    ("blocks.N.ffn.0", "blocks.N.ffn.net.0.proj", "blocks.N.ffn.0"),
+    ("blocks.N.ffn.2", "blocks.N.ffn.net.2", "blocks.N.ffn.2"),
+    ("blocks.N.modulation", "blocks.N.scale_shift_table", "blocks.N.modulation"),
+    ("modulation_out", "scale_shift_table", "head.modulation"),
+    ("out", "proj_out", "head.head"),
+)
+DIFFUSERS, ORIGINAL = ({row[0]: row[column] for row in MODULES} for column in (1, 2))
+WRAPPERS = re.compile(r"(^|\.)(module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
+PARTS = ("generator_ema", "generator")  # of a .pt file, the better one first
+
+
+@dataclass(frozen=True)
+class Published:
+    """Tensors by name, read when they are asked for."""
+
+    path: Path
+    read: Mapping[str, Callable[[], Tensor]]
+
+    @property
+    def layout(self) -> Mapping[str, str]:
+        """The table of the names that stand in it."""
+        for layout in (DIFFUSERS, ORIGINAL):
+            if f"{layout['time.linear_1']}.weight" in self.read:
+                return layout
+        raise ValueError(
+            f"{self.path} holds neither diffusers' nor the original names of a Wan transformer, but "
+            f"{', '.join(list(self.read)[:3])}, …; give the transformer's folder or file"
+        )
+
+
+def load(
+    network: Any, weights: str | None = None, kind: str = "teacher", dtype: str = "float32", allow: Collection[str] = ()
+) -> VideoDiT:
+    """A backbone with published weights, or a new one if there are none.
+
+    Args:
+        network: its config; `weights` a folder or file as the module's docstring lists.
+        kind: "teacher", or "student" for a causal few-step network.
+        dtype: of the parameters, whatever the file has.
+        allow: patterns (`*`) of names, of the file or the network, that may be unknown, missing or mis-shaped.
+
+    Raises ValueError naming every other such tensor; those of the network's that are missing keep their fresh start.
+    """
+    if weights is None:
+        return checkpoint.new(network)
+    published = opened(Path(weights))
+    with torch.device("meta"):
+        net: VideoDiT = checkpoint.new(network)
+    pairs = dict(_pairs(net, published.layout))
+    _check(net, published, pairs, allow)
+    found = {
+        ours: theirs for ours, theirs in pairs.items() if theirs in published.read and not _allowed(allow, ours, theirs)
+    }
+    _start(net, [name for name in net.state_dict() if name not in found], getattr(torch, dtype))
+    for ours, theirs in found.items():
+        tensor = _ours(ours, published.read[theirs](), net.patch)
+        _assign(net, ours, tensor.to(getattr(torch, dtype), copy=True))
+    origin = checkpoint.origin_of(net)
+    net.origin = replace(origin, kind=kind, fingerprint=checkpoint.fingerprint(net.state_dict()))  # pyright: ignore
+    return net.eval()
+
+
+def opened(path: Path) -> Published:
+    """The tensors of a folder or file. Raises OSError or ValueError for what can't be read, and for code in pickles."""
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; give a folder of safetensors, a .safetensors or a .pt file")
+    if path.suffix == ".safetensors":
+        return Published(path, {name: _reader(path, name) for name in _names(path)})
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is no file of tensors alone ({str(error).splitlines()[0]}); files that carry code are refused"
+        ) from error
+    state = next((state[part] for part in PARTS if part in state), state)
+    tensors = {WRAPPERS.sub("", name).lstrip(".").removeprefix("model."): tensor for name, tensor in state.items()}
+    return Published(path, {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()})
+
+
+def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
+    """Write the network as diffusers' `WanTransformer3DModel` reads it: config.json and one safetensors file.
+
+    Raises ValueError if what Wan lacks isn't silent (the file would compute something else), unless named in `allow`,
+    and FileExistsError for a folder that holds something.
+    """
+    from avatar.files import save_tensors
+
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} isn't empty, and nothing in it is overwritten; give another folder")
+    pairs = dict(_pairs(net, DIFFUSERS))
+    loud = [name for name in _loud(net) if not _allowed(allow, name)]
+    if loud:
+        raise ValueError(
+            f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: the export "
+            "would compute something else; name them in allow to leave them out"
+        )
+    state = net.state_dict()
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {theirs: _theirs(ours, state[ours], net.patch).contiguous() for ours, theirs in pairs.items()}
+    save_tensors(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_diffusers_config(net), indent=2, sort_keys=True))
+
+
+def _folder(path: Path) -> Published:
+    indices = sorted(path.glob("*.safetensors.index.json"))
+    files = sorted(path.glob("*.safetensors"))
+    if not indices:
+        if len(files) != 1:
+            raise ValueError(
+                f"{path} has {len(files)} .safetensors files and no index; give the folder that holds the transformer "
+                "with its *.safetensors.index.json, or one file"
+            )
+        return opened(files[0])
+    try:
+        places = json.loads(indices[0].read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{indices[0]} is no index of safetensors ({error}); copy it again") from error
+    missing = sorted({file for file in places.values() if not (path / file).is_file()})
+    if missing:
+        raise FileNotFoundError(f"{path} lacks {', '.join(missing)}, which its index names; copy it again")
+    held = {file: set(_names(path / file)) for file in sorted(set(places.values()))}
+    if lost := [name for name, file in places.items() if name not in held[file]]:
+        raise ValueError(f"{lost[0]} isn't in {places[lost[0]]}, where the index has it; copy {path} again")
+    return Published(path, {name: _reader(path / file, name) for name, file in places.items()})
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); copy it again") from error
+
+
+def _reader(path: Path, name: str) -> Callable[[], Tensor]:
+    # Opened anew for each tensor: pages of an open file stay mapped, and a whole file would count as memory.
+    def read() -> Tensor:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    return read
+
+
+def _pairs(net: VideoDiT, layout: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(name here, name there) of every tensor that Wan's networks have too."""
+    for ours in net.state_dict():
+        module, end = (ours[: -len(end)], end) if (end := _ending(ours)) else (ours, "")
+        number = re.match(r"blocks\.(\d+)\.", module)
+        theirs = layout.get(re.sub(r"^blocks\.\d+\.", "blocks.N.", module))
+        if theirs is not None:
+            yield ours, theirs.replace("N", number[1], 1) + end if number else theirs + end
+
+
+def _ending(name: str) -> str:
+    return next((end for end in (".weight", ".bias") if name.endswith(end)), "")
+
+
+def _ours(name: str, tensor: Tensor, patch: int) -> Tensor:
+    if name == "patches.proj.weight":
+        return tensor.flatten(1)
+    if name.startswith("out."):  # Wan's patches come out channels last
+        return rearrange(tensor, "(p c) ... -> (c p) ...", p=patch * patch)
+    return tensor[0] if name.endswith(("modulation", "modulation_out")) else tensor
+
+
+def _theirs(name: str, tensor: Tensor, patch: int) -> Tensor:
+    if name == "patches.proj.weight":
+        return rearrange(tensor, "d (c p q) -> d c 1 p q", p=patch, q=patch)
+    if name.startswith("out."):
+        return rearrange(tensor, "(c p) ... -> (p c) ...", p=patch * patch)
+    return tensor[None] if name.endswith(("modulation", "modulation_out")) else tensor
+
+
+def _check(net: VideoDiT, published: Published, pairs: Mapping[str, str], allow: Collection[str]) -> None:
+    expected = net.state_dict()
+    wrong = [f"unknown {name}" for name in published.read.keys() - set(pairs.values()) if not _allowed(allow, name)]
+    for ours, theirs in pairs.items():
+        if _allowed(allow, ours, theirs):
+            continue
+        if theirs not in published.read:
+            wrong.append(f"missing {theirs}")
+            continue
+        with torch.device("meta"):
+            wanted = _theirs(ours, torch.empty(expected[ours].shape), net.patch).shape
+        if (got := published.read[theirs]().shape) != wanted:
+            wrong.append(f"{theirs} is {tuple(got)}, wanted {tuple(wanted)}")
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(
+            f"{published.path} doesn't fit the network: {'; '.join(sorted(wrong)[:8])}{more}; choose the model=… of these "
+            "weights, or name in allow what may differ"
+        )
+
+
+def _allowed(allow: Collection[str], *names: str) -> bool:
+    return any(fnmatch(name, pattern) for name in names for pattern in allow)
+
+
+def _assign(net: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    net.get_submodule(path).register_parameter(leaf, nn.Parameter(tensor))
+
+
+def _start(net: VideoDiT, names: Collection[str], dtype: torch.dtype) -> None:
+    """Memory and a start for the tensors that the file doesn't have: as in a new network, and silent."""
+    for path in sorted({name.rpartition(".")[0] for name in names}):
+        module = net.get_submodule(path)
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            module.register_parameter(leaf, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+        module.reset_parameters()  # pyright: ignore[reportCallIssue]
+    net.silence_additions()
+
+
+def _loud(net: VideoDiT) -> list[str]:
+    """What Wan's networks lack and is not zero where it enters."""
+    quiet = ("labels.", "target_time.linear_2.", "guidance.linear_2.", "carry.shares.", "patches.reference.")
+    return [
+        name
+        for name, parameter in net.named_parameters()
+        if (name.startswith(quiet) or re.match(r"blocks\.\d+\.audio\.out\.", name)) and parameter.any()
+    ]
+
+
+def _diffusers_config(net: VideoDiT) -> dict[str, Any]:
+    block, image = net.blocks[0], net.image
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "patch_size": [1, net.patch, net.patch],
+        "num_attention_heads": net.heads,
+        "attention_head_dim": net.dim // net.heads,
+        "in_channels": net.channels + net.more_channels,
+        "out_channels": net.channels,
+        "text_dim": net.text.linear_1.in_features,
+        "freq_dim": net.time.frequencies,
+        "ffn_dim": block.ffn[0].out_features,
+        "num_layers": net.layers,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "image_dim": None if image is None else image.linear_1.in_features,
+        "added_kv_proj_dim": None if image is None else net.dim,
+    }
