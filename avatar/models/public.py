@@ -10,7 +10,7 @@ backbone adds to Wan's (audio, labels, reference channels, …) starts at zero: 
 import json
 import pickle
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,6 +21,7 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from avatar.files import save_tensors
 from avatar.models import checkpoint
 from avatar.models.video_dit import VideoDiT
 
@@ -100,7 +101,7 @@ def load(
     published = opened(Path(weights))
     with torch.device("meta"):
         net: VideoDiT = checkpoint.new(network)
-    pairs = dict(_pairs(net, published.layout))
+    pairs = names_of(net, published.layout)
     _check(net, published, pairs, allow)
     found = {
         ours: theirs for ours, theirs in pairs.items() if theirs in published.read and not _allowed(allow, ours, theirs)
@@ -139,11 +140,9 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     Raises ValueError if what Wan lacks isn't silent (the file would compute something else), unless named in `allow`,
     and FileExistsError for a folder that holds something.
     """
-    from avatar.files import save_tensors
-
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} isn't empty, and nothing in it is overwritten; give another folder")
-    pairs = dict(_pairs(net, DIFFUSERS))
+    pairs = names_of(net, DIFFUSERS)
     loud = [name for name in _loud(net) if not _allowed(allow, name)]
     if loud:
         raise ValueError(
@@ -197,14 +196,16 @@ def _reader(path: Path, name: str) -> Callable[[], Tensor]:
     return read
 
 
-def _pairs(net: VideoDiT, layout: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(name here, name there) of every tensor that Wan's networks have too."""
+def names_of(net: VideoDiT, layout: Mapping[str, str] = DIFFUSERS) -> dict[str, str]:
+    """Name here → name there, of every tensor that Wan's networks have too."""
+    names = {}
     for ours in net.state_dict():
         module, end = (ours[: -len(end)], end) if (end := _ending(ours)) else (ours, "")
         number = re.match(r"blocks\.(\d+)\.", module)
         theirs = layout.get(re.sub(r"^blocks\.\d+\.", "blocks.N.", module))
         if theirs is not None:
-            yield ours, theirs.replace("N", number[1], 1) + end if number else theirs + end
+            names[ours] = theirs.replace("N", number[1], 1) + end if number else theirs + end
+    return names
 
 
 def _ending(name: str) -> str:

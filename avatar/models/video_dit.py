@@ -155,8 +155,8 @@ class VideoDiT(nn.Module):
         rows, columns = height // self.patch, width // self.patch
         places = torch.tensor(view.sink_positions, device=x.device, dtype=torch.long)
         rotation = Rotation(
-            self.rope.table(view.positions, rows, columns),
-            [self.rope.table(places[n : n + 1], rows, columns) for n in range(len(view.sink_positions))],
+            self.rope.table(view.positions, rows, columns, x.dtype),
+            [self.rope.table(places[n : n + 1], rows, columns, x.dtype) for n in range(len(view.sink_positions))],
         )
         if not self.reference_sink:
             x = x * (view.positions > SINK)[:, None, None]

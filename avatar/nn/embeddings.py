@@ -136,6 +136,12 @@ class ByteTextEntrance(nn.Module):
         null = self.null.expand(b, e, 1, -1)
         return torch.cat([null, x], 2), torch.cat([torch.ones_like(mask[..., :1]), mask], 2)
 
+    def flops(self, tokens: int) -> int:
+        """Operations for a prompt of so many tokens; a multiply-add is two."""
+        width, dim = self.out.in_features, self.out.out_features
+        layer = 12 * width * width + 2 * tokens * width  # a feed-forward of 4 × width, and attention
+        return 2 * tokens * (len(self.encoder.layers) * layer + width * dim)
+
 
 class FeatureTextEntrance(nn.Module):
     """Features of a frozen text encoder → tokens, as Wan's networks take them; a null token first.
@@ -155,6 +161,11 @@ class FeatureTextEntrance(nn.Module):
         text = nn.functional.pad(text, (0, 0, 1, 0))
         tokens = self.linear_2(nn.functional.gelu(self.linear_1(text), approximate="tanh"))
         return tokens, torch.cat([~mask.any(-1, keepdim=True), mask], 2)
+
+    def flops(self, tokens: int) -> int:
+        """Operations for a prompt of so many tokens; a multiply-add is two."""
+        dim = self.linear_2.in_features
+        return 2 * (tokens + 1) * (self.features * dim + dim * dim)
 
 
 class ImageEntrance(nn.Module):

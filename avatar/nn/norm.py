@@ -19,13 +19,13 @@ def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b l d"], scale: Float[Tensor, "b l d"]
 ) -> Float[Tensor, "b n d"]:
     """x (1 + scale) + shift, with one shift and scale for all the tokens of a latent."""
-    return x * (1 + _spread(x, scale)) + _spread(x, shift)
+    return (_by_latent(x, scale) * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
 
 
 def gated(x: Float[Tensor, "b n d"], gate: Float[Tensor, "b l d"]) -> Float[Tensor, "b n d"]:
     """x times its latent's gate."""
-    return x * _spread(x, gate)
+    return (_by_latent(x, gate) * gate[:, :, None]).flatten(1, 2)
 
 
-def _spread(x: Tensor, by: Tensor) -> Tensor:
-    return by.repeat_interleave(x.shape[1] // by.shape[1], dim=1)
+def _by_latent(x: Tensor, by: Tensor) -> Float[Tensor, "b l n d"]:
+    return x.unflatten(1, (by.shape[1], -1))

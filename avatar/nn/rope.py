@@ -24,8 +24,9 @@ class Rope:
         if self.dim % 2:
             raise ValueError(f"a head has {self.dim} channels, but they turn in pairs; choose an even width per head")
 
-    def table(self, positions: Int[Tensor, " l"], height: int, width: int) -> Table:
-        """Cosines and sines for the tokens of latents at these positions, each a grid of height × width."""
+    def table(self, positions: Int[Tensor, " l"], height: int, width: int, dtype: torch.dtype) -> Table:
+        """Cosines and sines for the tokens of latents at these positions, each a grid of height × width; in fp32 at
+        least, whatever the dtype of what they are to turn."""
         spatial = self.dim // 6 * 2
         device = positions.device
         time, rows, columns = (
@@ -45,7 +46,8 @@ class Rope:
             ],
             dim=-1,
         ).flatten(0, 2)
-        return phases.cos(), phases.sin()
+        wide = torch.promote_types(dtype, torch.float32)
+        return phases.cos().to(wide), phases.sin().to(wide)
 
     def _phases(self, positions: Tensor, dim: int) -> Tensor:
         exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
@@ -54,9 +56,8 @@ class Rope:
 
 def rotate(x: Float[Tensor, "b a n d"], table: Table) -> Float[Tensor, "b a n d"]:
     """Queries or keys turned to their positions."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = (part.to(wide) for part in table)
-    even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = table
+    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 

@@ -132,3 +132,5 @@ def _packets(path: Path, clips: Sequence[Clip]) -> Iterator[list[av.Packet]]:
             if number + 1 == left[0].start + left[0].frames:
                 yield taken
                 left, taken = left[1:], []
+    if left:
+        raise OSError(f"{path} has fewer frames than when it was probed; let nothing write to it, and start again")

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from avatar.data.decode import read_video
-from avatar.data.prepare.copying import Copied
+from avatar.data.prepare.clips import Clip
+from avatar.data.prepare.copying import Copied, copy, cuts
+from avatar.data.prepare.detectors import Seen
 from avatar.data.prepare.pipeline import stage
+from avatar.data.prepare.probe import probe
 from avatar.data.prepare.rules import Tools
 from avatar.data.prepare.sources import find
 from tests.data.prepare.films import RULES, scene, speech, write
@@ -92,3 +95,12 @@ def test_a_clip_ends_before_a_packet_that_makes_no_frame():
     for picture in [*shown[:7], shown[6], shown[7]]:
         pictures.take(picture)
     assert pictures.frames == 5
+
+
+def test_a_film_that_has_lost_frames_since_is_named(tmp_path):
+    path = film(tmp_path, "keyint=10")
+    cut = cuts(path, probe(path))
+    assert cut is not None
+    last = Clip(tmp_path / "last", 50, FRAMES - 49, 0, "copied", None, 0, 0.0, Seen(None, 0, None, None))
+    with pytest.raises(OSError, match="film.mov has fewer frames than when it was probed"):
+        copy(path, [last], cut)

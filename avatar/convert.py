@@ -1,0 +1,47 @@
+"""Published weights to a bundle, which every other command takes, and a bundle back to diffusers' layout.
+
+python -m avatar.convert model=wan_1_3b model.weights=Wan2.1-T2V-1.3B-Diffusers/transformer out=data/wan/teacher.safetensors
+python -m avatar.convert bundle=data/wan/teacher.safetensors out=data/wan/transformer
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from avatar import run
+from avatar.models import checkpoint, public
+from avatar.models.video_dit import VideoDiT
+from avatar.types import Bundle
+
+
+def convert(cfg: DictConfig) -> None:
+    """Write `cfg.out` from `cfg.model.weights`, or from `cfg.bundle` if that is given."""
+    out = Path(cfg.out)
+    if cfg.bundle is None:
+        _to_bundle(cfg, out)
+    else:
+        net = checkpoint.load(cfg.bundle)
+        if not isinstance(net, VideoDiT):
+            raise ValueError(f"{cfg.bundle} holds a {type(net).__name__}; diffusers' layout is for backbones")
+        public.export(net, out, cfg.allow)
+    print(out)
+
+
+def _to_bundle(cfg: DictConfig, out: Path) -> None:
+    if OmegaConf.select(cfg, "model.weights") is None:
+        raise ValueError("no weights to convert; give model.weights=FOLDER_OR_FILE with a model= that takes them")
+    if out.suffix != ".safetensors":
+        raise ValueError(f"a bundle named {out}; give out= a name that ends in .safetensors")
+    if out.exists():
+        raise FileExistsError(f"{out} exists, and is not overwritten; give another out=")
+    net = hydra.utils.instantiate(cfg.model)
+    origin = checkpoint.origin_of(net)
+    plan = OmegaConf.to_container(cfg.plan, resolve=True) if origin.kind == "student" else None
+    encoders = OmegaConf.to_container(OmegaConf.create({"audio": cfg.audio, "text": cfg.text}), resolve=True)
+    config = {**encoders, "network": origin.network}  # pyright: ignore[reportGeneralTypeIssues]
+    checkpoint.write(Bundle(origin.kind, net.state_dict(), config, {}, plan), out)  # pyright: ignore[reportArgumentType]
+
+
+if __name__ == "__main__":
+    run.main("convert", convert)

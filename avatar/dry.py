@@ -1,0 +1,50 @@
+"""What a backbone would weigh and cost, without a byte of it in memory: python train.py model=wan_14b trainer=dry"""
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from avatar.models import public, size
+from avatar.models.video_dit import VideoDiT
+
+
+def report(cfg: DictConfig) -> None:
+    """Print parameters, operations and memory of the model of a run's config, for a clip of `cfg.trainer`'s size."""
+    with torch.device("meta"):
+        net = hydra.utils.instantiate(cfg.model)
+    if not isinstance(net, VideoDiT):
+        raise ValueError(f"trainer=dry weighs backbones, got a {type(net).__name__}; choose another model=")
+    table = Table(box=None, show_header=False)
+    for name, value in lines(net, size.Clip(**cfg.trainer)):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def lines(net: VideoDiT, clip: size.Clip) -> list[tuple[str, str]]:
+    """(what, how much) of a backbone at work on such clips."""
+    shared = public.names_of(net)
+    wan = sum(parameter.numel() for name, parameter in net.named_parameters() if name in shared)
+    flops = size.forward_flops(net, clip)
+    tokens = net.tokens(clip.height, clip.width)
+    cached = 2 * net.layers * net.dim * tokens * torch.bfloat16.itemsize
+    return [
+        ("blocks", f"{net.layers} of width {net.dim}, {net.heads} heads"),
+        ("parameters", f"{_short(size.parameters(net))}, of which {_short(wan)} are as in Wan's networks"),
+        ("clip", f"1 + {clip.latents} latents of {clip.height}×{clip.width}, {tokens} tokens each"),
+        ("forward, a latent", f"{_short(flops / clip.latents)}FLOP, of a bidirectional pass"),
+        ("training, a clip", f"{_short(3 * flops)}FLOP, forward and backward, nothing recomputed"),
+        ("weights in bf16", _bytes(2 * size.parameters(net))),
+        ("training state", f"{_bytes(size.training_bytes(net))}: fp32 weights, gradients, two moments"),
+        ("cached latent", f"{_bytes(cached)}: keys and values in bf16"),
+    ]
+
+
+def _short(number: int | float) -> str:
+    power = 1e3 if number < 1e6 else 1e6 if number < 1e9 else 1e9 if number < 1e12 else 1e12 if number < 1e15 else 1e15
+    return f"{number / power:.3g} { {1e3: 'k', 1e6: 'M', 1e9: 'G', 1e12: 'T', 1e15: 'P'}[power] }"
+
+
+def _bytes(number: int | float) -> str:
+    return f"{number / 2**30:.3g} GiB" if number >= 2**30 else f"{number / 2**20:.3g} MiB"

@@ -1,0 +1,74 @@
+"""What a backbone weighs and what a pass through it costs, from its shapes alone: it may be on the meta device."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from avatar.models.video_dit import VideoDiT
+from avatar.nn.attention import CrossAttention
+from avatar.types import ROLES
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The size of what goes through: latents on the timeline, their height and width, and the tokens of the text."""
+
+    latents: int
+    height: int
+    width: int
+    text_tokens: int
+
+    def __post_init__(self):
+        if min(self.latents, self.height, self.width, self.text_tokens) < 1:
+            raise ValueError(f"a clip of {self}; every number must be at least 1")
+
+
+def parameters(net: nn.Module) -> int:
+    """The number of parameters."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def training_bytes(net: nn.Module) -> int:
+    """Weights, gradients and AdamW's two moments, all in fp32, without activations."""
+    return 16 * parameters(net)
+
+
+def forward_flops(net: VideoDiT, clip: Clip) -> int:
+    """Floating-point operations (a multiply-add is two) of one bidirectional pass over [sink | clip], batch 1.
+
+    Matrix products and attention, as torch.utils.flop_counter counts them.
+    """
+    per_latent = net.tokens(clip.height, clip.width)
+    passed = 1 + clip.latents
+    return net.layers * _block(net, passed, per_latent, clip.text_tokens + 1) + _around(net, passed, per_latent, clip)
+
+
+def _block(net: VideoDiT, latents: int, per_latent: int, words: int) -> int:
+    d, tokens = net.dim, latents * per_latent
+    heard = 1 + len(ROLES) * net.audio.tokens  # the null token first
+    block = net.blocks[0]
+    # The sink attends to itself, all others to everything.
+    pairs = per_latent * per_latent + (tokens - per_latent) * tokens
+    itself = _matmul(tokens, d, 4 * d) + 2 * _matmul(pairs, d, 1)
+    text = _matmul(tokens, d, 2 * d) + _matmul(words, d, 2 * d) + 2 * _matmul(tokens * words, d, 1)
+    if isinstance(block.audio, CrossAttention):
+        audio = _matmul(tokens, d, 2 * d) + _matmul(latents * heard, d, 2 * d) + 2 * _matmul(tokens * heard, d, 1)
+    else:
+        audio = _matmul(latents, d, d)
+    return itself + text + audio + 2 * _matmul(tokens, d, block.ffn[0].out_features)
+
+
+def _around(net: VideoDiT, latents: int, per_latent: int, clip: Clip) -> int:
+    d, tokens, patch = net.dim, latents * per_latent, net.channels * net.patch**2
+    entering = _matmul(tokens, net.patches.proj.in_features, d)
+    if net.patches.reference is not None:
+        entering += _matmul(per_latent, patch, d)
+    leaving = _matmul(tokens, d, patch + net.carry.shares.out_features)
+    time = _matmul(latents, net.time.frequencies, d) + _matmul(latents, d, d + 6 * d)
+    heard = latents * len(ROLES) * net.audio.tokens
+    audio = _matmul(heard, net.audio.mlp[0].in_features + d, d)
+    return entering + leaving + time + audio + net.text.flops(clip.text_tokens)
+
+
+def _matmul(rows: int, inner: int, columns: int) -> int:
+    return 2 * rows * inner * columns
