@@ -20,7 +20,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from avatar import report, run
-from avatar.data.encoded import ClipSet, encoded_clips
+from avatar.data.encoded import ClipSet, encoded_clips, frames_beyond
 from avatar.data.worlds import PixelWorld, World, to_uint8
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
@@ -28,7 +28,7 @@ from avatar.metrics import control, drift
 from avatar.metrics.distribution import Trajectory
 from avatar.metrics.reading import PixelReader, ReadClip, Reader, StateReader
 from avatar.metrics.scores import score
-from avatar.models import checkpoint
+from avatar.models import checkpoint, pretrained
 from avatar.models.video_dit import VideoDiT
 from avatar.streaming.runtime import Emitted, StreamStats, stream
 from avatar.streaming.session import Session
@@ -46,7 +46,8 @@ class Evaluation:
     ):
         self.world, self.autoencoder, self.clips, self.cache = world, autoencoder, clips, cache
         origin = checkpoint.origin_of(net)
-        self.audio, self.text = origin.made("audio"), origin.made("text")
+        device = next(net.parameters()).device
+        self.audio, self.text = (pretrained.on(device, origin.made(part)) for part in ("audio", "text"))
         self.stride = autoencoder.temporal_stride
         encoded = encoded_clips(
             clips,
@@ -62,7 +63,7 @@ class Evaluation:
         self.batch: Batch = encoded.batch(every, torch.zeros_like(every), clips.latents, self.audio)
         frames = 1 + self.stride * clips.latents
         # Made as the encoder made them, with the audio's right context, for a clip's length is part of its seed.
-        extra = self.audio.right_context + 1
+        extra = frames_beyond(self.audio, frames - 1)
         self.truth = [
             clips.make(i, frames + extra, cache / "speech")
             for i in track(range(clips.count), f"drawing {clips.count} {clips.split} clips")

@@ -11,7 +11,7 @@ from avatar import run
 from avatar.data.decode import read_audio, read_image
 from avatar.data.worlds import PixelWorld, from_uint8, to_uint8
 from avatar.diffusion.rollout import plan_of
-from avatar.models import checkpoint
+from avatar.models import checkpoint, pretrained
 from avatar.streaming.runtime import StreamStats, stream
 from avatar.streaming.session import Session
 from avatar.streaming.writer import Mp4Writer
@@ -60,8 +60,8 @@ def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
     session = Session(
         student,
         autoencoder,
-        origin.made("audio"),
-        origin.made("text"),
+        pretrained.on(device, origin.made("audio")),
+        pretrained.on(device, origin.made("text")),
         plan_of(origin.plan, dict(cfg.plan or {})),
         reference,
         seed=cfg.seed,

@@ -209,8 +209,9 @@ def _start(made_of: Mapping[str, Any]) -> None:
     rules: Rules = hydra.utils.instantiate(made_of["rules"])
     encoders = Encoders(**_made(made_of["encode"] or {}))
     encoders.check(rules.temporal_stride, rules.multiple)
-    if isinstance(encoders.autoencoder, torch.nn.Module):
-        encoders.autoencoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    for encoder in (encoders.autoencoder, encoders.audio, encoders.text):
+        if isinstance(encoder, torch.nn.Module):
+            encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     detectors = Detectors(**_made(made_of["detectors"]))
     _at_hand.update(rules=rules, tools=Tools(detectors, _made(made_of["scorers"]), encoders))
 

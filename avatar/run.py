@@ -1,28 +1,31 @@
 """What train.py, distill.py and infer.py share: one run from a resolved config, and how its mistakes are told.
 
 Exit codes: 0 done, 2 the user's mistake (one line on stderr says what was got, wanted, and how to mend it; with
-AVATAR_TRACEBACK=1 in the environment the traceback stands before it), 130 Ctrl-C.
+AVATAR_TRACEBACK=1 in the environment the traceback stands before it), 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1.
 """
 
 import ctypes
 import functools
 import logging
 import os
-import pickle
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from avatar.models import checkpoint
+from avatar.models import checkpoint, training_checkpoint
+from avatar.models.preparation import prepare
 from avatar.provenance import git_revision
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
@@ -53,8 +56,8 @@ def main(config: str, task: Callable[[DictConfig], None]) -> None:
 
     try:
         hydra.main(config_path=CONFIGS, config_name=config, version_base="1.3")(told)()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except MISTAKES as error:
         _tell(error)
 
@@ -77,17 +80,26 @@ def fit(cfg: DictConfig) -> None:
         if hasattr(data, "autoencoder") and hasattr(net, "origin"):
             checkpoint.check_latents(net, data.autoencoder)
             checkpoint.check_encoders(net, encoders)  # pyright: ignore[reportArgumentType]
-    if cfg.resume is not None:
-        _check_resumable(cfg.resume, objective)
+    prepare(objective, hydra.utils.instantiate(cfg.prepare))
+    resume = cfg.resume
+    if resume == "last":
+        resume = training_checkpoint.newest(Path(cfg.folder, "checkpoints"))
+    if resume is not None:
+        _check_resumable(resume, objective)
     trainer = hydra.utils.instantiate(
         cfg.trainer,
         callbacks=list(hydra.utils.instantiate(cfg.callbacks).values()),
         logger=list(hydra.utils.instantiate(cfg.logger).values()),
     )
+    _check_accumulation(trainer, objective, data)
     try:
-        trainer.fit(objective, data, ckpt_path=cfg.resume)
-    except SystemExit as stop:  # how Lightning leaves after Ctrl-C, when callbacks have saved what they save
-        raise KeyboardInterrupt from stop
+        trainer.fit(objective, data, ckpt_path=resume, weights_only=True)
+    except SystemExit as stop:  # how Lightning leaves after a signal, when callbacks have saved what they save
+        asked = stop.__context__.args if isinstance(stop.__context__, KeyboardInterrupt) else (signal.SIGTERM,)
+        number = signal.Signals(asked[0] if asked else signal.SIGINT)
+        if trainer.is_global_zero and (saved := getattr(trainer.checkpoint_callback, "last_model_path", "")):
+            print(f"stopped by {number.name}; go on with resume={saved}", file=sys.stderr)
+        raise KeyboardInterrupt(number) from stop
 
 
 def check_whole(least: int, **values: object) -> None:
@@ -122,7 +134,12 @@ def keep_memory() -> None:
 
 
 def _open_folder(cfg: DictConfig) -> None:
-    """The run's folder with its config and, a line for each start, the revision of the code."""
+    """The run's folder with its config and, a line for each start, the revision of the code; by the first rank."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    _check_shared_folder(cfg)
+    if rank_zero_only.rank:
+        return
     folder = Path(cfg.folder)
     if cfg.resume is None and (folder / "config.yaml").exists():
         raise FileExistsError(
@@ -134,15 +151,37 @@ def _open_folder(cfg: DictConfig) -> None:
         file.write(f"{git_revision() or 'unknown'}\n")
 
 
-def _check_resumable(path: str, objective: torch.nn.Module) -> None:
+def _check_shared_folder(cfg: DictConfig) -> None:
+    """Raise ValueError where each of several processes would have a folder named by the second it began in."""
+    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1 or not HydraConfig.initialized():
+        return
+    hydra_config = HydraConfig.get()
+    named = any(override.startswith("hydra.run.dir=") for override in hydra_config.overrides.hydra)
+    named = named or hydra_config.mode == RunMode.MULTIRUN  # by the one that launched them all
+    if cfg.folder == hydra_config.runtime.output_dir and not named:
+        raise ValueError(f"processes that share no folder, here {cfg.folder}; name one for all: folder=outputs/NAME")
+
+
+def _check_accumulation(trainer: Any, objective: Any, data: Any) -> None:
+    """Raise ValueError unless an update comes after as many passes as its batch is shared out among."""
+    passes = trainer.accumulate_grad_batches if objective.automatic_optimization else objective.accumulate
+    if passes != data.accumulate:
+        raise ValueError(
+            f"an update after {passes} passes, but batches shared out among {data.accumulate}; set both by one: "
+            f"accumulate={max(passes, data.accumulate)}"
+        )
+
+
+def _check_resumable(path: str | Path, objective: torch.nn.Module) -> None:
     """Raise ValueError for a checkpoint that isn't one of this objective and these networks."""
     wanted = f"give a .ckpt of this run's checkpoints folder, and the arguments of that run; got resume={path}"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError) as error:
-        raise ValueError(f"no checkpoint of a training run; {wanted}") from error
-    own = objective.state_dict()
-    strange = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        saved = training_checkpoint.shapes(Path(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; {wanted}") from error
+    own = {name: weight.shape for name, weight in objective.state_dict().items()}
+    saved = {name: shape for name, shape in saved.items() if not name.startswith(training_checkpoint.AVERAGE)}
+    strange = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name] != saved[name]]
     if strange:
         raise ValueError(f"a checkpoint of other networks, different in {', '.join(strange[:3])}; {wanted}")
 

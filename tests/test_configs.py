@@ -79,8 +79,9 @@ def test_every_model_fits_its_world_and_its_encoders(world, model):
     assert len(net.text.place) == cfg.text.max_bytes
 
 
-def test_the_autoencoders_training_instantiates():
-    cfg = composed("train", "objective=autoencoder")
+@pytest.mark.parametrize("objective", ["autoencoder", "decoder_distillation"])
+def test_the_training_of_autoencoders_instantiates(objective):
+    cfg = composed("train", f"objective={objective}")
     module = hydra.utils.instantiate(cfg.objective)
     assert module.net.channels == cfg.world.channels
     data = hydra.utils.instantiate(cfg.data)

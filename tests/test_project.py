@@ -17,7 +17,7 @@ RANKS = {
     2: {"diffusion", "models", "metrics"},
     3: {"objectives", "streaming"},
     4: {"callbacks", "report", "run"},
-    5: {"evaluate", "film", "demo", "gallery", "prepare"},
+    5: {"evaluate", "film", "demo", "gallery", "prepare", "convert", "dry"},
     6: {"train", "distill", "infer"},
 }
 RANK = {part: rank for rank, parts in RANKS.items() for part in parts}

@@ -1,14 +1,18 @@
 """A run that is resumed makes the losses that it would have made, to the last bit."""
 
 import csv
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from avatar.objectives.flow_matching import FlowMatching
+from tests import ranks
 from tests.data.shard_sets import sample, write_set
 from tests.stages import ANY_DATA, FILTERS, SMALL_NET, TINY, composed, fitted, random_bundle
 
@@ -50,19 +54,21 @@ def check_resumed(
     tmp_path: Path,
     script: str,
     *overrides: str,
-    batches: int = 4,
+    passes: int = 4,
     updates: int = 4,
+    accumulate: int = 1,
     tiny: Sequence[str] = TINY,
 ) -> None:
-    """Compare a run of 8 batches with one that goes on after so many, which are so many updates."""
+    """Compare a run of 8 passes with one that goes on after so many, which are so many updates."""
     often = ["+callbacks.checkpoint.save_top_k=-1", f"callbacks.checkpoint.every_n_train_steps={updates}"]
-    overrides = ("steps=8", *often, *SMALL_NET, *overrides)
+    shared = [f"steps={8 // accumulate}", f"accumulate={accumulate}", f"data.buckets.multiple={accumulate}"]
+    overrides = (*shared, *often, *SMALL_NET, *overrides)
     whole = fitted(script, tmp_path / "whole", *overrides, tiny=tiny)
     (middle,) = (tmp_path / "whole" / "checkpoints").glob(f"*step={updates}.ckpt")
     resumed = fitted(script, tmp_path / "resumed", f"resume='{middle}'", *overrides, tiny=tiny)
     expected = losses(tmp_path / "whole")
     assert list(expected) == list(range(8)) and len(set(expected.values())) == 8
-    assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(batches, 8)}
+    assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(passes, 8)}
     assert resumed.read_bytes() == whole.read_bytes()
 
 
@@ -93,15 +99,17 @@ def test_causal_training_resumes_exactly(tmp_path, cache, bundles, objective):
 
 
 @pytest.mark.parametrize(
-    "rhythm",
-    [{"batches": 4, "updates": 4}, {"batches": 2, "updates": 1, "accumulate": 2, "critic_steps": 2}],
-    ids=["every batch", "every other batch"],
+    "critic_steps, rhythm",
+    [(5, {"passes": 4, "updates": 4}), (2, {"passes": 2, "updates": 1, "accumulate": 2})],
+    ids=["every pass", "every other pass"],
 )
-def test_distribution_matching_resumes_exactly_on_its_way_to_a_students_update(tmp_path, cache, bundles, rhythm):
+def test_distribution_matching_resumes_exactly_on_its_way_to_a_students_update(
+    tmp_path, cache, bundles, critic_steps, rhythm
+):
     arguments = ["objective=dmd", f"init='{bundles['causal_teacher']}'", f"teacher='{bundles['teacher']}'"]
     arguments += ["data.buckets.lengths=[2,3]", "data.buckets.budget=6"]  # rollouts cost by the chunk
-    arguments += [f"objective.{name}={value}" for name, value in rhythm.items() if name not in ("batches", "updates")]
-    check_resumed(tmp_path, "distill", cache, *arguments, batches=rhythm["batches"], updates=rhythm["updates"])
+    arguments.append(f"objective.critic_steps={critic_steps}")
+    check_resumed(tmp_path, "distill", cache, *arguments, **rhythm)
 
 
 def test_a_seed_gives_the_same_losses_whether_clips_were_encoded_before_or_now(tmp_path):
@@ -119,26 +127,119 @@ def _ctrl_c():
     signal.signal(signal.SIGINT, handler)
 
 
-@pytest.mark.usefixtures("_ctrl_c")
-@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
-def test_ctrl_c_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, times):
-    """Once, the batch under way is finished; twice, it is given up and made again as it was."""
-    whole = fitted("train", tmp_path / "whole", "steps=6", *SMALL_NET, cache)
+def signalled(at: int, *numbers: int):
+    """A training step of flow matching in the midst of which, at one pass, signals come."""
     training_step = FlowMatching.training_step
 
-    def interrupted(self, batch, index):
+    def step(self, batch, index):
         loss = training_step(self, batch, index)  # has drawn its numbers
-        if index == 2:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+        for number in numbers if index == at else ():
+            signal.raise_signal(number)
         return loss
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(FlowMatching, "training_step", interrupted)
+    return step
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.parametrize(
+    "numbers, left",
+    [((signal.SIGINT,), 3), ((signal.SIGINT,) * 2, 4), ((signal.SIGTERM,), 3), ((signal.SIGUSR1,), 3)],
+    ids=["Ctrl-C", "Ctrl-C twice", "SIGTERM", "SIGUSR1"],
+)
+def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, capsys, numbers, left):
+    """Once, the batch under way is finished; twice, it is given up and made again as it was."""
+    whole = fitted("train", tmp_path / "whole", "steps=6", *SMALL_NET, cache)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stop:
+        patch.setattr(FlowMatching, "training_step", signalled(2, *numbers))
         fitted("train", tmp_path / "cut", "steps=6", *SMALL_NET, cache)
+    saved = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    assert stop.value.args == (numbers[0],) and f"go on with resume={saved}" in capsys.readouterr().err
     assert not (tmp_path / "cut" / "teacher.safetensors").exists()
-    saved = max((tmp_path / "cut" / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     resumed = fitted("train", tmp_path / "resumed", "steps=6", *SMALL_NET, cache, f"resume='{saved}'")
     expected = list(losses(tmp_path / "whole").values())
-    assert list(losses(tmp_path / "resumed").values()) == expected[3 if times == 1 else 2 :]
+    assert list(losses(tmp_path / "resumed").values()) == expected[-left:]
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+def test_a_signal_between_the_passes_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, times):
+    """What was accumulated is gone when a run stops at once, so its passes are made again."""
+    shared = ("steps=3", "accumulate=2", "data.buckets.multiple=2", *SMALL_NET, cache)
+    whole = fitted("train", tmp_path / "whole", *shared)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FlowMatching, "training_step", signalled(3, *[signal.SIGINT] * times))
+        fitted("train", tmp_path / "cut", *shared)
+    resumed = fitted("train", tmp_path / "resumed", *shared, f"resume='{newest(tmp_path / 'cut')}'")
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def killed_in_its_midst(script: str, folder: str, *overrides: str) -> None:
+    """A run of a process that is killed, with nothing to hear it by, in its sixth pass."""
+    FlowMatching.training_step = signalled(5, signal.SIGKILL)
+    fitted(script, Path(folder), *overrides)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_a_killed_run_goes_on_from_what_it_saved_last(tmp_path, cache):
+    often = ("steps=8", "callbacks.checkpoint.every_n_train_steps=2", *SMALL_NET, cache)
+    whole = fitted("train", tmp_path / "whole", *often)
+    if not (child := os.fork()):
+        try:
+            killed_in_its_midst("train", str(tmp_path / "run"), *often)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    resumed = fitted("train", tmp_path / "run", *often, "resume=last")
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_last_without_a_checkpoint_begins_anew(tmp_path, cache):
+    few = ("steps=1", "callbacks.checkpoint.every_n_train_steps=9", "callbacks.checkpoint.save_last=false")
+    first, second = (fitted("train", tmp_path / "run", *few, "resume=last", *SMALL_NET, cache) for _ in range(2))
+    assert first.exists() and first == second and not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_run_of_two_processes_goes_on_exactly(tmp_path, cache, strategy):
+    """And one whose second process alone is told to stop."""
+    often = ["steps=8", "data.buckets.multiple=2", "callbacks.checkpoint.every_n_train_steps=2", *SMALL_NET, cache]
+    often += [f"trainer={strategy}", "trainer.devices=2"]
+    whole, killed, stopped = (str(tmp_path / name) for name in ("whole", "killed", "stopped"))
+    processes = ranks.launched(2, ("tests.test_resume:killed_in_its_midst", ["train", killed, *often]))
+    assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
+    processes = ranks.launched(2, ("tests.test_resume:second_is_stopped", ["train", stopped, *often]))
+    assert [process.wait() for process in processes] == [0] * 2
+    resumed = [("tests.ranks:fit", ["train", folder, *often, "resume=last"]) for folder in (killed, stopped)]
+    ranks.run(2, ("tests.ranks:fit", ["train", whole, *often]), *resumed)
+    expected, *got = (Path(folder, "teacher.safetensors").read_bytes() for folder in (whole, killed, stopped))
+    assert got == [expected] * 2
+
+
+def second_is_stopped(script: str, folder: str, *overrides: str) -> None:
+    """A run of two processes; SIGTERM comes to the second alone, and both end by it before their next batch."""
+    if os.environ["RANK"] == "1":
+        FlowMatching.training_step = signalled(3, signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(script, Path(folder), *overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first, second", [(1, 2), (2, 1)])
+def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path, cache, first, second):
+    """With its averaged weights, which are what is exported."""
+    sgd = ["objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.3"]
+    run = ["steps=6", "data.buckets.multiple=2", "trainer=fsdp", *sgd, *SMALL_NET, cache]
+    often = ["callbacks.checkpoint.every_n_train_steps=3", "+callbacks.checkpoint.save_top_k=-1"]
+    begun, resumed = str(tmp_path / "begun"), str(tmp_path / "resumed")
+    ranks.run(first, ("tests.ranks:fit", ["train", begun, *run, *often, f"trainer.devices={first}"]))
+    (middle,) = Path(begun, "checkpoints").glob("step=3.ckpt")
+    go_on = [*run, f"trainer.devices={second}", f"resume='{middle}'"]
+    ranks.run(second, ("tests.ranks:fit", ["train", resumed, *go_on]))
+    expected, got = (load_file(Path(folder, "teacher.safetensors")) for folder in (begun, resumed))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

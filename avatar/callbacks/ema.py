@@ -4,13 +4,19 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from avatar.models.training_checkpoint import AVERAGE
+from avatar.objectives.parts import whole
 
 
 class EMA(lightning.Callback):
     """Averages `module.net` after each batch that updated it.
 
     The decay rises with the updates seen, (1 + n) / (10 + n), up to `decay`: short runs average over their own length.
+    Of a sharded network each rank averages its shards.
     """
 
     def __init__(self, decay: float):
@@ -18,32 +24,59 @@ class EMA(lightning.Callback):
             raise ValueError(f"decay {decay}; an average needs one in [0, 1)")
         self.decay, self.updates = decay, 0
         self.weights: dict[str, Tensor] = {}
+        self.updated = False  # by the batch under way
 
-    def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.seen = _version(module.net)
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: torch.optim.Optimizer) -> None:
+        own = set(module.net.parameters())
+        learned = [weight for group in optimizer.param_groups for weight in group["params"] if weight in own]
+        self.updated |= any(weight.grad is not None for weight in learned)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        if self.seen == (version := _version(module.net)):
+        if not self.updated:
             return  # another network's turn
-        self.seen = version
+        self.updated = False
         state = module.net.state_dict()
         if not self.weights:
             self.weights = {name: tensor.clone() for name, tensor in state.items()}
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in state.items():
-            average = self.weights[name].to(tensor.device)
-            # counters and other integers are copied, not averaged
-            self.weights[name] = average.lerp_(tensor, 1 - decay) if tensor.is_floating_point() else tensor.clone()
+            average = self.weights[name] = self.weights[name].to(tensor.device)
+            if tensor.is_floating_point():
+                _local(average).lerp_(_local(tensor), 1 - decay)
+            else:
+                average.copy_(tensor)  # counters and other integers are copied, not averaged
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "weights": self.weights}
+        return {"updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates, self.weights = state_dict["updates"], state_dict["weights"]
+        self.updates = state_dict["updates"]
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        if any(isinstance(weight, DTensor) for weight in checkpoint["state_dict"].values()):
+            checkpoint["state_dict"] |= {AVERAGE + name: weight for name, weight in self.weights.items()}
+        else:
+            checkpoint["average"] = {name: whole(weight).cpu() for name, weight in self.weights.items()}
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        if not checkpoint["callbacks"][self.state_key]["updates"]:
+            return
+        state = module.net.state_dict()
+        if "average" in checkpoint:
+            self.weights = {name: _like(state[name], weight) for name, weight in checkpoint["average"].items()}
+        else:
+            empty = {AVERAGE + name: torch.empty_like(weight) for name, weight in state.items()}
+            load({"state_dict": empty}, checkpoint_id=trainer.ckpt_path)
+            self.weights = {name: empty[AVERAGE + name] for name in state}
 
 
-def _version(net: nn.Module) -> int:
-    """A number that grows with every change to the parameters in place."""
-    return sum(parameter._version for parameter in net.parameters())
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is on this rank; writing to it writes to the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(own: Tensor, weight: Tensor) -> Tensor:
+    """A whole tensor, sharded as the network's own is."""
+    return distribute_tensor(weight, own.device_mesh, own.placements) if isinstance(own, DTensor) else weight

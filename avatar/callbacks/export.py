@@ -9,6 +9,8 @@ import torch
 
 from avatar.callbacks.ema import EMA
 from avatar.models import checkpoint
+from avatar.models.preparation import merged
+from avatar.objectives.parts import whole
 from avatar.types import Bundle
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
@@ -35,10 +37,16 @@ class Export(lightning.Callback):
         averages = [
             callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights
         ]
-        weights = averages[0] if averages else module.net.state_dict()
-        learned = {name for name, _ in module.net.named_parameters()}  # statistics may be too large for half precision
+        own = averages[0] if averages else module.net.state_dict()
+        own = {name: whole(weight).cpu() for name, weight in own.items()}  # of sharded weights all ranks have a part
+        if not trainer.is_global_zero:
+            return
+        weights = merged(module.net, own)
+        # Statistics may be too large for half precision, and what is frozen stays what others know it as.
+        learned = {name for name, parameter in module.net.named_parameters() if parameter.requires_grad}
+        learned |= weights.keys() - own.keys()
         weights = {name: w.to(self.precision) if name in learned else w for name, w in weights.items()}
-        components = {}
+        components = checkpoint.origin_of(module.net).components
         if self.kind != "autoencoder":
             components = {"autoencoder": checkpoint.origin_of(trainer.datamodule.autoencoder).fingerprint}
         config = {**self.config, "network": checkpoint.origin_of(module.net).network}

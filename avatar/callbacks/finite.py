@@ -1,27 +1,85 @@
-"""A run whose losses are no numbers any more ends at once, before it spoils weights, checkpoints and bundles."""
+"""Losses and gradients that are no numbers any more never reach weights, checkpoints and bundles."""
 
+import logging
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from avatar.files import replacing
+
+log = logging.getLogger(__name__)
 
 
 class Finite(lightning.Callback):
-    """Looks at every loss and gradient before they are used. Raises ValueError for NaN and infinity."""
+    """Looks at every loss and gradient before they are used; what it finds is logged, with the keys of the batch, and
+    the batch is written to `folder` as `updates{n}_rank{r}_{pass}.pt` (a dict of tensors: `torch.load` with
+    `weights_only`).
+
+    Args:
+        skips: updates in a row that may be left out; 0 stops the run at the first.
+
+    Raises:
+        ValueError: NaN or infinity once more than that, on all ranks at the same update.
+    """
+
+    def __init__(self, folder: str, skips: int = 0):
+        if skips < 0:
+            raise ValueError(f"skips={skips}; wanted a number of updates, 0 or more")
+        self.folder, self.skips, self.skipped = Path(folder), skips, 0
+        self.batches: list[Any] = []  # of the update under way
+        self.lost: str | None = None  # what its losses were, if no numbers
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        self.batches.append(batch)
 
     def on_before_backward(self, trainer: Any, module: Any, loss: Tensor) -> None:
-        _check("a loss", loss, trainer.global_step)
+        if not loss.isfinite():
+            self.lost = f"a loss is {loss.item()}"
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: torch.optim.Optimizer) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = torch.nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
-        _check("the norm of gradients", norm, trainer.global_step)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        found = self.lost or (None if norm.isfinite() else f"the norm of gradients is {norm.item()}")
+        batches, self.batches, self.lost = self.batches, [], None
+        if not trainer.strategy.reduce_boolean_decision(found is not None, all=False):
+            self.skipped = 0
+            return
+        found = f"{found or 'a loss of another rank is no number'} after {trainer.global_step} updates"
+        keys = ", ".join(key for batch in batches for key in batch.keys)
+        log.error("%s, on %s: see %s", found, keys, self._dump(batches, trainer.global_step, trainer.global_rank))
+        if self.skipped == self.skips:
+            raise ValueError(
+                f"{found}; lower the learning rate (objective.optimizer.lr), or look at the data: its batch is in "
+                f"{self.folder} (callbacks.finite.skips=N leaves out up to N such updates in a row)"
+            )
+        self.skipped += 1
+        optimizer.zero_grad()  # weights without gradients are left as they are, and so is what is known of them
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+    def _dump(self, batches: list[Any], updates: int, rank: int) -> str:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [self.folder / f"updates{updates}_rank{rank}_{n}.pt" for n in range(len(batches))]
+        for path, batch in zip(paths, batches, strict=True):
+            with replacing(path) as temporary:
+                torch.save(_plain(batch), temporary)
+        return ", ".join(map(str, paths))
 
 
-def _check(what: str, value: Tensor, step: int) -> None:
-    if not value.isfinite():
-        raise ValueError(
-            f"{what} is {value.item()} after {step} updates; lower the learning rate (objective.optimizer.lr), or look "
-            "at the data"
-        )
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, so that what is saved can be read by anything."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, slice):
+        return [value.start, value.stop, value.step]
+    return value.cpu() if isinstance(value, Tensor) else value

@@ -27,20 +27,14 @@ class VideoLog(lightning.Callback):
         self.generator, self.folder, self.every, self.clips = generator, Path(folder), every, clips
         self.batches = 0
 
-    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        self.batches += 1
-        if self.batches % self.every == 0:
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.batches, more = divmod(index + 1, trainer.datamodule.accumulate)
+        if not more and self.batches % self.every == 0:
             self._show(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         if self.batches % self.every and not trainer.interrupted:
             self._show(trainer, module)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.batches = state_dict["batches"]
 
     @torch.no_grad()
     def _show(self, trainer: Any, module: Any) -> None:
@@ -50,9 +44,11 @@ class VideoLog(lightning.Callback):
         was_training = module.net.training
         latents = self.generator(module.net.eval(), cond, tuple(range(len(batch.keys))))
         module.net.train(was_training)
-        decoder, device = data.autoencoder.decoder_stream(), batch.latents.device  # where the autoencoder is
-        decoder.push(batch.conditioning.reference)
-        video = decoder.push(latents.to(device)).cpu()
+        if not trainer.is_global_zero:
+            return  # had a hand in it where the network is sharded
+        # On the autoencoder's device, behind the reference, as a whole: not every decoder streams.
+        whole = torch.cat([batch.conditioning.reference, latents.to(batch.latents.device)], dim=2)
+        video = data.autoencoder.decode(whole)[:, :, 1:].cpu()
         frames = data.to_pictures(torch.cat(list(video), dim=-1) if video.shape[-1] > 1 else video[0])
         path = self.folder / f"{self.batches:06d}.mp4"
         # A run that was resumed from before this batch makes the same video again.

@@ -10,17 +10,20 @@ import numpy as np
 class LengthBuckets:
     """Lengths in latents with their weights; a batch holds as many clips as its budget allows, and at least one.
 
-    A batch is that of all ranks together, so that it stays the same on another number of them.
+    A batch is what one update learns from: that of all ranks together, and of all passes whose gradients are
+    accumulated. So it stays the same on another number of either.
 
     Args:
         budget: latents per batch; where clips differ in height and width, pixels of latents (l·h·w).
-        multiple: of which a batch's clips are; a run on several ranks needs one of their number.
+        multiple: of which a batch's clips are; it must be one of ranks × accumulate.
+        accumulate: passes, one after the other, that a batch is shared out among.
     """
 
     lengths: Sequence[int]
     weights: Sequence[float]
     budget: int
     multiple: int = 1
+    accumulate: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "lengths", tuple(self.lengths))
@@ -29,10 +32,16 @@ class LengthBuckets:
             raise ValueError(f"lengths {self.lengths} with weights {self.weights}; give one weight per length ≥ 1")
         if min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ValueError(f"weights {self.weights}; give one weight per length, none below 0 and one above")
-        if self.budget < max(self.lengths):
-            raise ValueError(f"a budget of {self.budget} latents can't hold a clip of {max(self.lengths)}; raise it")
-        if self.multiple < 1:
-            raise ValueError(f"batches in multiples of {self.multiple}; give a whole number ≥ 1")
+        if self.multiple < 1 or self.accumulate < 1:
+            raise ValueError(
+                f"batches in multiples of {self.multiple}, accumulated over {self.accumulate} passes; give whole "
+                "numbers ≥ 1"
+            )
+        if self.budget < (needed := max(self.lengths) * self.multiple):
+            raise ValueError(
+                f"a budget of {self.budget} latents can't hold {self.multiple} clip(s) of {max(self.lengths)}; raise it "
+                f"to {needed}"
+            )
 
     def shares(self) -> np.ndarray:
         """How often each length is drawn; they sum to 1."""
@@ -49,10 +58,27 @@ class LengthBuckets:
         return length, self.count(length)
 
 
-def check_ranks(buckets: LengthBuckets, ranks: int) -> None:
-    """Raise ValueError where batches can't be shared out evenly."""
-    if buckets.multiple % ranks:
+@dataclass(frozen=True)
+class Share:
+    """What one rank takes of every batch, in each of the passes that a batch is accumulated over."""
+
+    rank: int = 0
+    ranks: int = 1
+    accumulate: int = 1
+
+    def of(self, index: int) -> tuple[int, slice]:
+        """The batch that the index-th pass is over, and which of its clips are this rank's."""
+        step, turn = divmod(index, self.accumulate)
+        return step, slice(turn * self.ranks + self.rank, None, self.ranks * self.accumulate)
+
+
+def check_ranks(buckets: LengthBuckets, ranks: int, samples: int | None = None) -> None:
+    """Raise ValueError where batches can't be shared out evenly, or there are more ranks than samples."""
+    if buckets.multiple % (parts := ranks * buckets.accumulate):
+        passes = f" in {buckets.accumulate} passes" if buckets.accumulate > 1 else ""
         raise ValueError(
-            f"batches in multiples of {buckets.multiple} clips, on {ranks} ranks; all ranks take as many clips: set "
-            f"buckets.multiple={ranks} (a batch is that of all ranks together, and so is buckets.budget)"
+            f"batches in multiples of {buckets.multiple} clips, on {ranks} ranks{passes}; all take as many clips: set "
+            f"buckets.multiple={parts} (a batch is that of all ranks and passes together, and so is buckets.budget)"
         )
+    if samples is not None and ranks > samples:
+        raise ValueError(f"{ranks} ranks for {samples} samples; use fewer, or prepare more")

@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from avatar.data import hearing
 from avatar.data.puppet import speech
 from avatar.data.puppet.clip import Clip, make_clip
 from avatar.data.puppet.scene import Scene
 from avatar.data.worlds import World
 from avatar.files import save_tensors
-from avatar.types import AudioEncoder, Batch, Conditioning, TextEncoder, VideoAutoencoder
+from avatar.types import SAMPLES_PER_FRAME, AudioEncoder, Batch, Conditioning, TextEncoder, VideoAutoencoder
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
 VERSION = 3  # of what this module stores and of the puppets' looks and motion; part of the cache's key
@@ -137,14 +138,18 @@ def encoded_clips(
         return EncodedClips(**load_file(path))
     stride = autoencoder.temporal_stride
     frames = 1 + stride * clips.latents
-    # One frame more than the right context, whose features would end in silence that isn't there.
-    drawn = _Drawn(clips, world, frames, audio.right_context + 1, cache / "speech")
+    drawn = _Drawn(clips, world, frames, frames_beyond(audio, frames - 1), cache / "speech")
     own = torch.Generator()  # else the loader draws from the training's numbers, only when clips are encoded now
     loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None, generator=own)
     rows = [_encode(clip, video, lips, autoencoder, audio, text) for clip, video, lips in progress(loader)]
     tensors = {name: _stacked([row[name] for row in rows]) for name in rows[0]}
     save_tensors(tensors, path)
     return EncodedClips(**tensors)
+
+
+def frames_beyond(audio: AudioEncoder, frames: int) -> int:
+    """Frames of sound after a timeline of so many that its features, right context included, depend on."""
+    return -(-hearing.needed(audio, frames + audio.right_context) // SAMPLES_PER_FRAME) - frames
 
 
 def encoding_key(
@@ -180,7 +185,7 @@ def _encode(
         "latents": autoencoder.encode(video)[0, :, 1:].half().cpu(),
         "references": torch.stack([autoencoder.encode(video[:, :, i : i + 1])[0, :, 0] for i in at]).half().cpu(),
         "reference_at": (at - 1).clamp(min=0) // stride,
-        "features": torch.stack([_features(track, audio) for track in (clip.own, clip.heard)]).half(),
+        "features": torch.stack([_features(track, audio, frames - 1) for track in (clip.own, clip.heard)]).half(),
         "heard": torch.tensor(bool(np.abs(clip.heard).max() > 0)),
         "text": ids,
         "text_mask": mask,
@@ -199,7 +204,8 @@ def _stacked(rows: list[Tensor]) -> Tensor:
     return torch.stack([torch.cat([row, row.new_zeros(most - len(row), *row.shape[1:])]) for row in rows])
 
 
-def _features(track: Float[np.ndarray, " s"], audio: AudioEncoder) -> Float[Tensor, "f d"]:
-    """Features from `left_context` frames before the timeline, which starts at frame 1, to `right_context` after it."""
-    before = audio.silence.expand(audio.left_context - 1, -1)
-    return torch.cat([before, audio.encode(torch.from_numpy(track))[:-1]])
+def _features(track: Float[np.ndarray, " s"], audio: AudioEncoder, frames: int) -> Float[Tensor, "f d"]:
+    """Features from `left_context` frames before a timeline, which starts at frame 1, to `right_context` after it."""
+    before = hearing.silence(audio, -audio.left_context, audio.left_context - 1)
+    own = hearing.known(audio, torch.from_numpy(track), first=-1)
+    return torch.cat([before, own[: 1 + frames + audio.right_context]])

@@ -18,7 +18,7 @@ CROPS_PER_CLIP = 4  # speech costs more than rendering: one clip's motion serves
 
 
 class FrameBatches(Dataset):
-    """Batch i is a function of (seed, i, rank): crops of `frames` frames, each with another frame of its clip."""
+    """Batch i is a function of (seed, i): crops of `frames` frames, each with another frame of its clip."""
 
     def __init__(
         self,
@@ -31,16 +31,15 @@ class FrameBatches(Dataset):
         batch: int,
         frames: int,
         cache: Path,
-        rank: int = 0,
     ):
         self.world, self.scene, self.split, self.seed, self.steps, self.start = world, scene, split, seed, steps, start
-        self.batch, self.frames, self.cache, self.rank = batch, frames, cache, rank
+        self.batch, self.frames, self.cache = batch, frames, cache
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, index: int) -> Frames:
-        rng = np.random.default_rng([self.seed, index + self.start, self.rank])
+        rng = np.random.default_rng([self.seed, index + self.start])
         videos, references, lips, keys = [], [], [], []
         for i in range(self.batch):
             if i % CROPS_PER_CLIP == 0:
@@ -82,6 +81,14 @@ class PuppetFrames(lightning.LightningDataModule):
         self.world, self.scene, self.frames, self.batch, self.steps = world, scene, frames, batch, steps
         self.seed, self.workers, self.cache = seed, workers, Path(cache)
         self.start = 0  # where a resumed run goes on
+        self.accumulate = 1
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise ValueError(
+                f"{self.trainer.world_size} processes, but an autoencoder's statistics are those of whole batches, and "
+                "its training takes one: trainer=default, trainer.devices=1"
+            )
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.seed, self.steps, self.start)
@@ -90,8 +97,5 @@ class PuppetFrames(lightning.LightningDataModule):
         return self._loader("dev", 0, 2, 0)
 
     def _loader(self, split: str, seed: int, steps: int, start: int) -> DataLoader:
-        rank = self.trainer.global_rank if self.trainer else 0
-        batches = FrameBatches(
-            self.world, self.scene, split, seed, steps, start, self.batch, self.frames, self.cache, rank
-        )
+        batches = FrameBatches(self.world, self.scene, split, seed, steps, start, self.batch, self.frames, self.cache)
         return DataLoader(batches, batch_size=None, num_workers=self.workers if split == "train" else 0)

@@ -1,5 +1,6 @@
 """Batches of puppet latents, of several lengths, drawn from clips that are encoded once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -10,15 +11,17 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avatar.data.bucketing import LengthBuckets, check_ranks
+from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.encoded import ClipSet, EncodedClips, encoded_clips
 from avatar.data.sampling import EVENLY, ON_CHANGE, Placement, changes, place
 from avatar.data.worlds import World
 from avatar.types import AudioEncoder, Batch, TextEncoder, VideoAutoencoder
 
+WHOLE_BATCHES = Share()
+
 
 class LatentBatches(Dataset):
-    """Batch i is a function of (seed, i) alone: its length, its clips, and where they are cropped; or a rank's part."""
+    """Batch i is a function of (seed, i) alone: its length, its clips, and where they are cropped; of it, a share."""
 
     def __init__(
         self,
@@ -29,12 +32,11 @@ class LatentBatches(Dataset):
         start: int,
         stop: int,
         placement: Placement = EVENLY,
-        rank: int = 0,
-        ranks: int = 1,
+        share: Share = WHOLE_BATCHES,
     ):
         self.clips, self.buckets, self.audio = clips, buckets, audio
         self.seed, self.start, self.stop = seed, start, stop
-        self.placement, self.part = placement, slice(rank, None, ranks)
+        self.placement, self.share = placement, share
         self.changes = [changes(states) for states in clips.labels[:, 0].numpy()]
         self.changing = np.flatnonzero([len(at) for at in self.changes])
 
@@ -42,7 +44,8 @@ class LatentBatches(Dataset):
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> Batch:
-        rng = np.random.default_rng([self.seed, self.start + index])
+        step, part = self.share.of(self.start + index)
+        rng = np.random.default_rng([self.seed, step])
         length, count = self.buckets.draw(rng)
         latents = self.clips.latents.shape[2]
         which = rng.integers(len(self.clips), size=count)
@@ -51,8 +54,8 @@ class LatentBatches(Dataset):
             if kind == ON_CHANGE and len(self.changing):
                 which[n] = rng.choice(self.changing)
             start[n] = place(int(kind), rng, length, latents, self.changes[which[n]], int(start[n]))
-        which, start = (torch.from_numpy(drawn[self.part]) for drawn in (which, start))
-        return self.clips.batch(which, start, length, self.audio)
+        which, start = (torch.from_numpy(drawn[part]) for drawn in (which, start))
+        return replace(self.clips.batch(which, start, length, self.audio), part=part)
 
 
 class PuppetLatents(lightning.LightningDataModule):
@@ -60,7 +63,7 @@ class PuppetLatents(lightning.LightningDataModule):
 
     Args:
         train, dev: the clips to encode.
-        steps: batches of one run.
+        steps: batches of one run, each made in `buckets.accumulate` passes.
         cache: folder for synthesised speech and encoded clips.
     """
 
@@ -90,22 +93,34 @@ class PuppetLatents(lightning.LightningDataModule):
                 )
         self.buckets, self.steps, self.seed, self.workers, self.cache = buckets, steps, seed, workers, Path(cache)
         self.placement = placement
-        self.start = 0  # where a resumed run goes on
+        self.start = 0  # the pass that a resumed run goes on with
+
+    def prepare_data(self) -> None:
+        """Encode what isn't yet, on one rank of each node."""
+        for clips in self.sets.values():
+            self._encoded(clips)
 
     def setup(self, stage: str) -> None:
-        check_ranks(self.buckets, self.trainer.world_size if self.trainer else 1)
+        ranks = self.trainer.world_size if self.trainer else 1
+        check_ranks(self.buckets, ranks, min(clips.count for clips in self.sets.values()))
         self.clips = {name: self._encoded(clips) for name, clips in self.sets.items()}
 
+    @property
+    def accumulate(self) -> int:
+        """Passes per batch."""
+        return self.buckets.accumulate
+
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.seed, self.start, self.start + self.steps)
+        return self._loader("train", self.seed, self.start, self.steps * self.accumulate, self.accumulate)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("dev", 0, 0, 4)
+        return self._loader("dev", 0, 0, 4, 1)
 
-    def _loader(self, name: str, seed: int, start: int, stop: int) -> DataLoader:
+    def _loader(self, name: str, seed: int, start: int, passes: int, accumulate: int) -> DataLoader:
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        share = Share(rank, ranks, accumulate)
         batches = LatentBatches(
-            self.clips[name], self.buckets, self.audio, seed, start, stop, self.placement, rank, ranks
+            self.clips[name], self.buckets, self.audio, seed, start, start + passes, self.placement, share
         )
         return DataLoader(batches, batch_size=None)
 

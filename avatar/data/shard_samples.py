@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
+from avatar.data import hearing
 from avatar.data.sampling import Draw, changes, place
 from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
@@ -26,6 +27,7 @@ from avatar.data.video_reader import open_video
 from avatar.types import (
     SAMPLES_PER_FRAME,
     STATES,
+    WHOLE,
     AudioEncoder,
     Batch,
     Conditioning,
@@ -47,6 +49,7 @@ class Footage:
     reference: UInt8[Tensor, "b h w 3"]
     conditioning: Conditioning  # without a reference
     keys: list[str]
+    part: slice = field(default_factory=lambda: WHOLE)  # as in Batch
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,10 @@ class Recipe:
         text, text_mask = self._text(files, meta)
         labels = torch.from_numpy(state[part].astype(np.int64))
         unsaid = torch.zeros_like(labels)
-        silence = self.audio.silence.expand(own.shape)
+        silent = self.stride * (draw.length - 1) + self.audio.tokens(self.stride)
+        silence = hearing.silence(self.audio, self.stride * start - self.audio.left_context, silent)
         fields = {
-            "audio": torch.stack([own, silence]),
+            "audio": torch.stack([own, self.audio.window(silence, self.stride)]),
             "audio_mask": torch.stack([mask, torch.zeros_like(mask)]),
             "text": text[None],
             "text_mask": text_mask[None],
@@ -158,15 +162,16 @@ class Recipe:
         audio, latents = self.audio, (frames - 1) // self.stride
         if meta["audio_features"] == repr(audio) and "afeat.npy" in files:
             features = torch.from_numpy(_array(files, "afeat.npy")).float().flatten(1)
-        else:  # of which the last frame's would hear a silence that isn't there
-            features = audio.encode(torch.from_numpy(_samples(files["audio.flac"], frames)))[:-1]
-        if features.shape[1] != audio.dim or not frames - 1 <= len(features) <= frames:
-            raise ValueError(f"audio features of {tuple(features.shape)}, wanted {(frames, audio.dim)}")
+            if features.shape != (frames, audio.dim):
+                raise ValueError(f"audio features of {tuple(features.shape)}, wanted {(frames, audio.dim)}")
+        else:
+            features = hearing.known(audio, torch.from_numpy(_samples(files["audio.flac"], frames)), first=-1)
         if not features.isfinite().all():
             raise ValueError("audio features that are NaN or infinite")
         missing = 1 + self.stride * latents + audio.right_context - len(features)
-        around = [audio.silence.expand(n, -1) for n in (audio.left_context - 1, max(missing, 0))]
-        padded = torch.cat([around[0], features, around[1]])
+        before = hearing.silence(audio, -audio.left_context, audio.left_context - 1)
+        after = hearing.silence(audio, len(features) - 1, max(missing, 0))
+        padded = torch.cat([before, features, after])
         ends = self.stride * (1 + torch.arange(latents)) + audio.right_context  # the last frame that each hears
         known = (ends < len(features)) & ("no_audio" not in meta["repairs"])
         return audio.window(padded, self.stride)[part], known[part]
@@ -174,15 +179,12 @@ class Recipe:
     def _text(
         self, files: Mapping[str, bytes], meta: Mapping[str, Any]
     ) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
-        text, mask = self._unsaid
         if meta["text_features"] == repr(self.text) and "text.npy" in files:
-            said = torch.from_numpy(_array(files, "text.npy"))
-            rows = max(len(said), len(text))
-            text = torch.cat([said.to(text), text.new_zeros(rows - len(said), *text.shape[1:])])
-            return text, torch.arange(rows) < len(said)
+            return self.text.padded(torch.from_numpy(_array(files, "text.npy")))
         if "txt" in files:
             (text,), (mask,) = self.text.encode([files["txt"].decode("utf-8")])
-        return text, mask
+            return text, mask
+        return self._unsaid
 
     def _state(self, files: Mapping[str, bytes], frames: int) -> Int[np.ndarray, " k"]:
         """Of each latent, at its middle frame."""

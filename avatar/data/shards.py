@@ -5,7 +5,9 @@ shards may be of any number; a batch is that of all ranks, of which each one rea
 """
 
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -14,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avatar.data.bucketing import LengthBuckets, check_ranks
+from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.sampling import AT_START, Draw, Placement, Plan
 from avatar.data.shard_index import Entry, Filters, Index
 from avatar.data.shard_reader import ON_ERROR, Reader, check_shards, latent_of
@@ -26,17 +28,17 @@ log = logging.getLogger(__name__)
 
 
 class ShardBatches(Dataset):
-    """Batch i of one rank's part; what is still pictures is encoded by the data module."""
+    """One share of all batches; what is still pictures is encoded by the data module."""
 
-    def __init__(self, reader: Reader, plan: Plan, start: int, stop: int, rank: int, ranks: int):
-        self.reader, self.plan, self.start, self.stop, self.rank, self.ranks = reader, plan, start, stop, rank, ranks
+    def __init__(self, reader: Reader, plan: Plan, start: int, stop: int, share: Share):
+        self.reader, self.plan, self.start, self.stop, self.share = reader, plan, start, stop, share
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> Batch | Footage:
-        draws = self.plan.batch(self.start + index)[self.rank :: self.ranks]
-        return gathered([self.reader.crop(draw) for draw in draws])
+        step, part = self.share.of(self.start + index)
+        return replace(gathered([self.reader.crop(draw) for draw in self.plan.batch(step)[part]]), part=part)
 
 
 class ShardClips(lightning.LightningDataModule):
@@ -49,7 +51,7 @@ class ShardClips(lightning.LightningDataModule):
         pause: frames without speech that don't end the state "speaking"; None: speech in the sound is no state.
         history: latents before a crop that the autoencoder sees when a video is encoded.
         on_error: "raise" or "skip" what can't be read.
-        steps: batches of one run.
+        steps: batches of one run, each made in `buckets.accumulate` passes.
 
     Raises:
         OSError, ValueError: no sets, splits, samples, or not of this autoencoder; all before the first step.
@@ -84,7 +86,7 @@ class ShardClips(lightning.LightningDataModule):
         self.pause, self.history = pause, history
         self.buckets, self.placement, self.on_error = buckets, placement, on_error
         self.steps, self.seed, self.workers = steps, seed, workers
-        self.start = 0  # where a resumed run goes on
+        self.start = 0  # the pass that a resumed run goes on with
         self.readers: dict[str, Reader] = {}
 
     def setup(self, stage: str) -> None:
@@ -97,19 +99,16 @@ class ShardClips(lightning.LightningDataModule):
         recipe = self._recipe(everything)
         for name, part in entries.items():
             self._check_sizes(name, part, recipe)
-        check_ranks(self.buckets, self._ranks)
-        if self._ranks > len(entries[self.train]):
-            raise ValueError(
-                f"{self._ranks} ranks for {len(entries[self.train])} samples of split {self.train!r}; use fewer, or "
-                "prepare more"
-            )
+        check_ranks(self.buckets, self._ranks, len(entries[self.train]))
         self.readers = {name: Reader(part, recipe, self.on_error, self.workers) for name, part in entries.items()}
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train, self.seed, self.start, self.start + self.steps, self.workers)
+        return self._loader(
+            self.train, self.seed, self.start, self.steps * self.accumulate, self.accumulate, self.workers
+        )
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.dev, 0, 0, 4, 0)
+        return self._loader(self.dev, 0, 0, 4, 1, 0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.encoded(batch)
@@ -119,7 +118,7 @@ class ShardClips(lightning.LightningDataModule):
         if isinstance(batch, Batch):
             return batch
         self.autoencoder.to(batch.reference.device)
-        return encoded(batch, self.autoencoder)
+        return replace(encoded(batch, self.autoencoder), part=batch.part)
 
     def held_out(self, clips: int) -> Batch:
         """The beginnings of the first clips of the dev split, as long as crops get, all of one size."""
@@ -141,14 +140,20 @@ class ShardClips(lightning.LightningDataModule):
                 log.warning("%s", summary)
 
     @property
+    def accumulate(self) -> int:
+        """Passes per batch."""
+        return self.buckets.accumulate
+
+    @property
     def _ranks(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def _loader(self, split: str, seed: int, start: int, stop: int, workers: int) -> DataLoader:
-        reader = self.readers[split]
-        plan = Plan(self._sizes(reader.entries, reader.recipe), self.buckets, self.placement, seed, stop)
+    def _loader(self, split: str, seed: int, start: int, passes: int, accumulate: int, workers: int) -> DataLoader:
+        reader, stop = self.readers[split], start + passes
+        steps = math.ceil(stop / accumulate)
+        plan = Plan(self._sizes(reader.entries, reader.recipe), self.buckets, self.placement, seed, steps)
         rank = self.trainer.global_rank if self.trainer else 0
-        batches = ShardBatches(reader, plan, start, stop, rank, self._ranks)
+        batches = ShardBatches(reader, plan, start, stop, Share(rank, self._ranks, accumulate))
         return DataLoader(batches, batch_size=None, num_workers=workers)
 
     def _sizes(self, entries: Sequence[Entry], recipe: Recipe) -> Int[np.ndarray, "n 3"]:

@@ -57,18 +57,14 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
         raise ValueError(
             f"{path} holds a bundle of kind {bundle.kind!r}; wanted {' or '.join(kinds)}: choose another file"
         )
-    origin = Origin(bundle.config, bundle.kind, fingerprint(bundle.weights), bundle.components, bundle.plan)
+    name = fingerprint(bundle.weights)
+    if bundle.kind == "autoencoder":  # another's latents, decoded: it is that one for all who use them
+        name = bundle.components.get("autoencoder", name)
+    origin = Origin(bundle.config, bundle.kind, name, bundle.components, bundle.plan)
     net = _built(origin)
     expected = net.state_dict()
-    wrong = [f"missing {name}" for name in expected.keys() - bundle.weights.keys()]
-    wrong += [f"unknown {name}" for name in bundle.weights.keys() - expected.keys()]
-    wrong += [
-        f"{name} is {tuple(bundle.weights[name].shape)}, wanted {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in bundle.weights and bundle.weights[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise ValueError(f"{path} does not fit its own config: {'; '.join(sorted(wrong)[:8])}; make the bundle anew")
+    if wrong := misfits(expected, bundle.weights):
+        raise ValueError(f"{path} does not fit its own config: {'; '.join(wrong[:8])}; make the bundle anew")
     net.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in bundle.weights.items()})
     return net.eval()
 
@@ -104,6 +100,18 @@ def write(bundle: Bundle, path: Path) -> None:
         raise ValueError(f"{broken[0]} isn't finite; {path} is not written: check the run's losses and its precision")
     header = {name: getattr(bundle, name) for name in ("kind", "config", "components", "plan")} | {"format": FORMAT}
     save_tensors(bundle.weights, path, {"avatar": json.dumps(header, sort_keys=True)})
+
+
+def misfits(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, unknown or of another shape among the weights of a network, each by its name."""
+    wrong = [f"missing {name}" for name in wanted.keys() - got.keys()]
+    wrong += [f"unknown {name}" for name in got.keys() - wanted.keys()]
+    wrong += [
+        f"{name} is {tuple(got[name].shape)}, wanted {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in got and got[name].shape != tensor.shape
+    ]
+    return sorted(wrong)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 
 import lightning
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.flow_matching import scheduled
-from avatar.types import Frames
+from avatar.types import Frames, Latents, Pixels, VideoAutoencoder
 
 START_BATCHES = 5  # whose principal components training starts from
 
@@ -47,10 +48,7 @@ class AutoencoderTraining(lightning.LightningModule):
             self.net.start_from(torch.cat([batch.video for batch in batches]).to(self.device))
 
     def training_step(self, batch: Frames, index: int) -> torch.Tensor:
-        latents = self.net.encode(batch.video)
-        cut = len(latents) // 2
-        reference = self.net.encode(batch.reference[:cut])
-        latents = torch.cat([torch.cat([reference, latents[:cut, :, 1:]], 2), latents[cut:]])
+        latents, cut = behind_references(self.net, batch), len(batch.video) // 2
         target = torch.cat([torch.cat([batch.reference[:cut], batch.video[:cut, :, 1:]], 2), batch.video[cut:]])
         video = self.net.decode(latents + self.noise * torch.randn_like(latents))
         loss = losses.reconstruction(video, target, 1 + self.lip_weight * batch.lips[:, None])
@@ -58,10 +56,22 @@ class AutoencoderTraining(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Frames, index: int) -> None:
-        error = (self.net.decode(self.net.encode(batch.video)) - batch.video).square()
-        mouth = (error * batch.lips[:, None]).sum() / (3 * batch.lips.sum())
-        self.log("val/psnr", 10 * torch.log10(4 / error.mean()), prog_bar=True, batch_size=1)
-        self.log("val/psnr_lips", 10 * torch.log10(4 / mouth), prog_bar=True, batch_size=1)
+        video = self.net.decode(self.net.encode(batch.video))
+        weight = batch.lips[:, None] / batch.lips.mean()
+        self.log("val/psnr", psnr(video, batch.video), prog_bar=True, batch_size=1)
+        self.log("val/psnr_lips", psnr(video, batch.video, weight), prog_bar=True, batch_size=1)
 
     def configure_optimizers(self):
         return scheduled(self.optimizer(self.net.parameters()), self.steps)
+
+
+def behind_references(net: VideoAutoencoder, batch: Frames) -> Latents:
+    """Latents of the clips, in their first half each behind the reference's instead of its own first."""
+    latents, cut = net.encode(batch.video), len(batch.video) // 2
+    reference = net.encode(batch.reference[:cut])
+    return torch.cat([torch.cat([reference, latents[:cut, :, 1:]], 2), latents[cut:]])
+
+
+def psnr(video: Pixels, target: Pixels, weight: Tensor | float = 1.0) -> Tensor:
+    """Peak signal-to-noise ratio of frames in [-1, 1], dB; `weight` of mean 1 says what counts."""
+    return 10 * torch.log10(4 / (weight * (video - target).square()).mean())

@@ -21,8 +21,10 @@ from avatar.diffusion.packing import TeacherForced
 from avatar.diffusion.timesteps import shifted
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.flow_matching import lip_weights, scheduled
-from avatar.types import Batch, Conditioning, Latents, Times
+from avatar.objectives.flow_matching import learned, lip_weights, scheduled
+from avatar.objectives.parts import drawn
+from avatar.objectives.sharding import shard_networks
+from avatar.types import WHOLE, Batch, Conditioning, Latents, Times
 
 
 class Consistency(lightning.LightningModule):
@@ -53,20 +55,23 @@ class Consistency(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         x0, cond = batch.latents, batch.conditioning
-        t, r = self.draw_times(x0)
-        x_t = path.noised(x0, torch.randn_like(x0), t)
+        t, r = self.draw_times(x0, batch.part)
+        x_t = path.noised(x0, drawn(torch.randn, batch.part)(*x0.shape, device=x0.device), t)
         with torch.no_grad():
             x_r = path.step(x_t, self._teacher_velocity(x_t, t, cond, x0), t, r)
             target = self._endpoint(x_r, r, cond, x0)
         loss = losses.consistency(self._endpoint(x_t, t, cond, x0), target, lip_weights(batch, self.lip_weight))
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def draw_times(self, x0: Latents) -> tuple[Times, Times]:
+    def draw_times(self, x0: Latents, part: slice = WHOLE) -> tuple[Times, Times]:
         """Neighbouring times of the discretised trajectory, one pair per chunk; the earlier may be 0."""
         n = self.discretisation
-        u = self.pattern.times(lambda *shape, device: torch.randint(1, n + 1, shape, device=device) / n, x0)
+        u = self.pattern.times(drawn(self._steps, part), x0)
         return shifted(u, self.shift), shifted((u * n - 1).round() / n, self.shift)
+
+    def _steps(self, *shape: int, device: torch.device) -> Tensor:
+        return torch.randint(1, self.discretisation + 1, shape, device=device) / self.discretisation
 
     def _endpoint(self, x: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:
         return path.clean(x, self.pattern.velocity(self.net, x, t, cond, x0), t)
@@ -79,5 +84,8 @@ class Consistency(lightning.LightningModule):
 
         return guided(velocity, x_t, cond, self.guidance)
 
+    def configure_model(self) -> None:
+        shard_networks(self)
+
     def configure_optimizers(self):
-        return scheduled(self.optimizer(self.net.parameters()), self.steps)
+        return scheduled(self.optimizer(learned(self.net)), self.steps)

@@ -20,7 +20,9 @@ from avatar.diffusion.packing import Bidirectional, TimestepSampler
 from avatar.diffusion.rollout import Noise, Plan, generate, replay
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.flow_matching import lip_weights
+from avatar.objectives.flow_matching import learned, lip_weights
+from avatar.objectives.parts import average_gradients, drawn, local_gradients, whole
+from avatar.objectives.sharding import shard_networks
 from avatar.types import Batch, Conditioning, Latents, Times
 
 
@@ -30,7 +32,7 @@ class DistributionMatching(lightning.LightningModule):
     Args:
         model, critic: trained; the critic usually starts from the teacher's weights.
         critic_steps: critic updates per student update.
-        accumulate: batches per update of either; `clip` bounds the norm of an update's gradient.
+        accumulate: passes per update of either; `clip` bounds the norm of an update's gradient.
         gradient: of the rollout: `exit_step`; `replayed`, the same with the memory of one chunk; or `history`.
     """
 
@@ -75,13 +77,14 @@ class DistributionMatching(lightning.LightningModule):
         cond = batch.conditioning
         exit_step = int(torch.randint(len(self.plan.times), ()))
         x = self._rollout(batch, exit_step)
-        t = self._times(x)
+        t = self._times(x, batch.part)
         with torch.no_grad():
-            x_t = path.noised(x, torch.randn_like(x), t)
+            x_t = path.noised(x, drawn(torch.randn, batch.part)(*x.shape, device=x.device), t)
             real = path.clean(x_t, guided(self._velocity(self.teacher, t), x_t, cond, self.guidance), t)
             fake = path.clean(x_t, self._velocity(self.critic, t)(x_t, cond), t)
         loss = losses.distribution_matching(x, real, fake, lip_weights(batch, self.lip_weight))
-        self.log_dict({"train/student_loss": loss, "train/score_gap": (fake - real).abs().mean()}, prog_bar=True)
+        logged = {"train/student_loss": loss, "train/score_gap": (fake - real).abs().mean()}
+        self.log_dict(logged, prog_bar=True, sync_dist=True)
         return loss
 
     def critic_loss(self, batch: Batch) -> Tensor:
@@ -90,10 +93,10 @@ class DistributionMatching(lightning.LightningModule):
         exit_step = int(torch.randint(len(self.plan.times), ()))
         with torch.no_grad():
             x = generate(self.net, cond, self.plan, self._noise(batch), exit_step).latents
-        t, eps = self._times(x), torch.randn_like(x)
+        t, eps = self._times(x, batch.part), drawn(torch.randn, batch.part)(*x.shape, device=x.device)
         v = self._velocity(self.critic, t)(path.noised(x, eps, t), cond)
         loss = losses.flow_matching(v, x, eps, lip_weights(batch, self.lip_weight))
-        self.log("train/critic_loss", loss, prog_bar=True)
+        self.log("train/critic_loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def _rollout(self, batch: Batch, exit_step: int) -> Latents:
@@ -103,24 +106,33 @@ class DistributionMatching(lightning.LightningModule):
             return generate(self.net, batch.conditioning, self.plan, noise, exit_step, self.gradient).latents
         with torch.no_grad():
             generated = generate(self.net, batch.conditioning, self.plan, self._noise(batch), exit_step)
+
+        def again(gradient: Latents) -> None:
+            with torch.enable_grad():  # which a backward pass turns off
+                replay(self.net, generated, gradient)
+
         x = generated.latents.requires_grad_()
-        x.register_hook(lambda gradient: replay(self.net, generated, gradient))
+        x.register_hook(again)
         return x
 
     def _update(self, optimizer, net: nn.Module, loss: Tensor, index: int) -> None:
-        self.manual_backward(loss / self.accumulate)
+        # Without DDP's own averaging, which wants one backward pass through one graph; a replayed one has many.
+        with local_gradients(self):
+            self.manual_backward(loss / self.accumulate)
         if (index + 1) % self.accumulate:
             return
-        norm = nn.utils.clip_grad_norm_(net.parameters(), self.clip)
+        average_gradients(net)
+        norm = whole(nn.utils.clip_grad_norm_(net.parameters(), self.clip))
         self.log("train/student_norm" if net is self.net else "train/critic_norm", norm)
         optimizer.step()
         optimizer.zero_grad()
 
-    def _times(self, x: Latents) -> Times:
-        return Bidirectional().times(self.timesteps, x)
+    def _times(self, x: Latents, part: slice) -> Times:
+        return Bidirectional().times(drawn(self.timesteps, part), x)
 
     def _noise(self, batch: Batch) -> Noise:
-        return Noise(tuple(torch.randint(2**62, (len(batch.latents),)).tolist()))
+        seeds = drawn(lambda n, device: torch.randint(2**62, (n,), device=device), batch.part)
+        return Noise(tuple(seeds(len(batch.latents)).tolist()))
 
     def _velocity(self, net: VideoDiT, t: Times) -> Callable[[Latents, Conditioning], Latents]:
         def velocity(x: Latents, cond: Conditioning) -> Latents:
@@ -128,5 +140,8 @@ class DistributionMatching(lightning.LightningModule):
 
         return velocity
 
+    def configure_model(self) -> None:
+        shard_networks(self)
+
     def configure_optimizers(self):
-        return [self.optimizer(self.net.parameters()), self.critic_optimizer(self.critic.parameters())]
+        return [self.optimizer(learned(self.net)), self.critic_optimizer(learned(self.critic))]

@@ -19,7 +19,7 @@ from torch import Tensor
 from avatar.diffusion.rollout import Noise, Plan, Rollout
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
-from avatar.streaming.audio_window import AudioWindow, LocalAudioEncoder
+from avatar.streaming.audio_window import AudioWindow
 from avatar.types import (
     EMOTIONS,
     FRAME_RATE,
@@ -27,6 +27,7 @@ from avatar.types import (
     ROLES,
     SAMPLES_PER_FRAME,
     STATES,
+    AudioEncoder,
     Conditioning,
     Latents,
     Pixels,
@@ -69,7 +70,7 @@ class Session:
         self,
         net: VideoDiT,
         autoencoder: VideoAutoencoder,
-        audio: LocalAudioEncoder,
+        audio: AudioEncoder,
         text: TextEncoder,
         plan: Plan,
         reference: Pixels | None = None,
@@ -341,7 +342,7 @@ def _check_sound(role: str, samples: Sound) -> None:
         raise ValueError(f"{role} that is not finite, first at sample {bad}; mend the recording or cut that part out")
 
 
-def _check_fit(net: VideoDiT, autoencoder: VideoAutoencoder, audio: LocalAudioEncoder, stride: int) -> None:
+def _check_fit(net: VideoDiT, autoencoder: VideoAutoencoder, audio: AudioEncoder, stride: int) -> None:
     if net.training or autoencoder.training:
         raise ValueError("a network or an autoencoder in training mode, whose state would change; call .eval() first")
     if net.channels != autoencoder.channels:
@@ -349,7 +350,7 @@ def _check_fit(net: VideoDiT, autoencoder: VideoAutoencoder, audio: LocalAudioEn
             f"a network for latents of {net.channels} channels with an autoencoder of {autoencoder.channels}; "
             "take the autoencoder that it was trained with"
         )
-    wanted = (net.audio.place.shape[1], net.audio.mlp[0].in_features)
+    wanted = (net.audio.tokens, net.audio.features)
     given = (audio.tokens(stride), audio.dim)
     if wanted != given:
         raise ValueError(

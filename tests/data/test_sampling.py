@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.data.bucketing import LengthBuckets, check_ranks
+from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.encoded import EncodedClips
-from avatar.data.puppet_latents import LatentBatches
+from avatar.data.puppet_latents import WHOLE_BATCHES, LatentBatches
 from avatar.data.sampling import ANYWHERE, AT_START, EVENLY, ON_CHANGE, Placement, Plan, changes, place
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.types import Batch
@@ -83,10 +83,27 @@ def test_ranks_share_a_batch_evenly_and_a_run_goes_on_with_another_number_of_the
 def test_batches_that_ranks_cannot_share_evenly_are_refused():
     with pytest.raises(ValueError, match=r"on 3 ranks.*multiple=3"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=2), 3)
+    with pytest.raises(ValueError, match=r"on 2 ranks in 3 passes.*multiple=6"):
+        check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=4, accumulate=3), 2)
+    with pytest.raises(ValueError, match="4 ranks for 3 samples"):
+        check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=4), 4, samples=3)
+    with pytest.raises(ValueError, match=r"24 latents can't hold 4 clip.* of 8.* to 32"):
+        LengthBuckets((8,), (1.0,), 24, multiple=4)
     with pytest.raises(ValueError, match="none below 0"):
         LengthBuckets((1, 2), (1.0, -1.0), 24)
     with pytest.raises(ValueError, match="multiples of 0"):
         LengthBuckets((1,), (1.0,), 24, multiple=0)
+
+
+def test_ranks_and_passes_take_every_clip_of_every_batch_once():
+    shares = [Share(rank, ranks=3, accumulate=2) for rank in range(3)]
+    for step in range(4):
+        taken = []
+        for turn in range(2):
+            parts = [share.of(2 * step + turn) for share in shares]
+            assert [batch for batch, _ in parts] == [step] * 3
+            taken += [clip for _, part in parts for clip in range(12)[part]]
+        assert sorted(taken) == list(range(12))
 
 
 def test_a_batch_has_one_clip_at_least():
@@ -179,8 +196,8 @@ STATE[2, 15:] = STATE[5, 3:] = 2
 CLIPS = puppets(STATE)
 
 
-def drawn(placement: Placement = EVENLY, steps: int = 30, **rank) -> list[Batch]:
-    batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, 1, 0, steps, placement, **rank)
+def drawn(placement: Placement = EVENLY, steps: int = 30, share: Share = WHOLE_BATCHES) -> list[Batch]:
+    batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, 1, 0, steps, placement, share)
     return [batches[i] for i in range(steps)]
 
 
@@ -207,7 +224,7 @@ def test_puppets_are_drawn_as_they_were_where_nothing_is_on_purpose():
 
 def test_ranks_share_batches_of_puppets():
     placement = Placement(starts=0.25, short=2, transitions=0.5)
-    parts = [drawn(placement, 6, rank=rank, ranks=2) for rank in (0, 1)]
+    parts = [drawn(placement, 6, Share(rank, 2)) for rank in (0, 1)]
     for batch, even, odd in zip(drawn(placement, 6), *parts, strict=True):
         assert even.keys == batch.keys[0::2] and odd.keys == batch.keys[1::2]
         assert torch.equal(odd.latents, batch.latents[1::2])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
+from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
 
 
@@ -11,13 +12,15 @@ def make(kind: str):
     if kind == "state":
         return StateAutoencoder([0.0, 1.0], [1.0, 2.0]), torch.randn(2, 2, 13, 1, 1)
     net = CausalConvAutoencoder(6, (8, 8))
+    if kind == "distilled":
+        net = DistilledAutoencoder(net, 8)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return net.eval(), torch.randn(2, 3, 13, 16, 24)
 
 
-KINDS = pytest.mark.parametrize("kind", ["conv", "state"])
+KINDS = pytest.mark.parametrize("kind", ["conv", "state", "distilled"])
 
 
 @KINDS
@@ -33,16 +36,42 @@ def test_streaming_decode_equals_whole_decode(kind, cuts):
 
 
 @KINDS
+@pytest.mark.parametrize("cuts", [(1, 4, 8), (5, 8), (9, 4)])
 @torch.no_grad()
-def test_a_restored_stream_goes_on_as_before(kind):
+def test_streaming_encode_equals_whole_encode(kind, cuts):
+    net, video = make(kind)
+    stream = net.encoder_stream()
+    pieces = [stream.push(part) for part in video.split(list(cuts), dim=2)]
+    torch.testing.assert_close(torch.cat(pieces, dim=2), net.encode(video))
+
+
+@KINDS
+@pytest.mark.parametrize("before", [0, 2])
+@torch.no_grad()
+def test_a_restored_stream_goes_on_as_before(kind, before):
     net, video = make(kind)
     latents = net.encode(video)
     stream = net.decoder_stream()
-    stream.push(latents[:, :, :2])
+    if before:
+        stream.push(latents[:, :, :before])
     snapshot = stream.snapshot()
-    first = stream.push(latents[:, :, 2:])
+    first = stream.push(latents[:, :, before:])
     stream.restore(snapshot)
-    torch.testing.assert_close(stream.push(latents[:, :, 2:]), first)
+    torch.testing.assert_close(stream.push(latents[:, :, before:]), first)
+
+
+@torch.no_grad()
+def test_a_piece_that_fails_leaves_its_stream_as_it_was():
+    net, video = make("conv")
+    latents, stream = net.encode(video), net.decoder_stream()
+    frames = [stream.push(latents[:, :, :2])]
+    # Fails in the middle of the decoder: its first layers have gone on to the piece already.
+    handle = net.decoder[3].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stream.push(latents[:, :, 2:])
+    handle.remove()
+    frames.append(stream.push(latents[:, :, 2:]))
+    torch.testing.assert_close(torch.cat(frames, dim=2), net.decode(latents))
 
 
 @KINDS

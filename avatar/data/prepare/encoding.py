@@ -10,6 +10,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
+from avatar.data import hearing
 from avatar.data.prepare.reasons import Rejected
 from avatar.types import AudioEncoder, TextEncoder, VideoAutoencoder
 
@@ -68,13 +69,15 @@ class Encoders:
             with Image.open(reference) as picture:
                 _save(stem, "ref_latent", self._latent(np.asarray(picture)[None]))
         if self.audio is not None:
-            _save(stem, "afeat", self.audio.encode(torch.from_numpy(around))[clip, None].half())
+            features = hearing.known(self.audio, torch.from_numpy(around), first=-1 - clip.start)
+            _save(stem, "afeat", features[clip, None].half())
         if self.text is not None and caption is not None:
             try:
-                text, mask = self.text.encode([caption])
+                text = self.text.encode([caption])[0][0]
             except ValueError as error:
                 raise Rejected("bad_caption", str(error)) from None
-            _save(stem, "text", text[0][mask[0]])
+            said = text[text.reshape(len(text), -1).any(dim=1)]  # without the padding, which is the encoder's business
+            _save(stem, "text", said.half() if said.is_floating_point() else said)
 
     @torch.inference_mode()
     def _latent(self, frames: UInt8[np.ndarray, "f h w 3"]) -> Tensor:

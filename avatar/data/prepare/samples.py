@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from avatar.data.decode import read_video
+from avatar.data.hearing import frames_around
 from avatar.data.prepare import scores
 from avatar.data.prepare.clips import Clip, write_sound
 from avatar.data.prepare.picture import Form
@@ -108,8 +109,7 @@ def _encode(
     clip: Clip, part: Part, reference: Clip, sound: Sound, frames: UInt8[np.ndarray, "f h w 3"] | None, tools: Tools
 ) -> None:
     audio = tools.encoders.audio
-    # One frame more than the right context, whose features would end in silence that isn't there.
-    left, right = (audio.left_context, audio.right_context + 1) if audio else (0, 0)
+    left, right = frames_around(audio) if audio else (0, 0)
     around = _frames_of(sound, clip.start - left, left + clip.frames + right)
     tools.encoders.write(clip.stem, frames, reference.first, around, slice(left, left + clip.frames), part.caption)
 

@@ -30,7 +30,9 @@ class LogMel:
         left_context, right_context: frames that a latent hears before and after its own.
     """
 
-    reach: ClassVar[int] = OVERLAP  # samples to either side of a frame that its features depend on
+    hop: ClassVar[int] = 1  # frames whose features are made together
+    memory: ClassVar[int] = OVERLAP  # samples before a frame that its features depend on
+    reach: ClassVar[int] = OVERLAP  # and after it
     mels: int = 40
     left_context: int = 3
     right_context: int = 2
@@ -53,15 +55,15 @@ class LogMel:
         """Features of all whole frames; before and after the samples there is silence."""
         frames = samples.shape[-1] // SAMPLES_PER_FRAME
         padded = torch.nn.functional.pad(samples[: frames * SAMPLES_PER_FRAME], (OVERLAP, OVERLAP))
-        return self.spectra(padded)
+        return self.interior(padded)
 
-    def spectra(self, padded: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
+    def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
         """Features of samples that come with `OVERLAP` more on either side."""
-        if padded.shape[-1] < WINDOW:
-            return padded.new_zeros(0, self.dim)
-        hops = padded.unfold(-1, WINDOW, HOP) * self._window.to(padded)
+        if samples.shape[-1] < WINDOW:
+            return samples.new_zeros(0, self.dim)
+        hops = samples.unfold(-1, WINDOW, HOP) * self._window.to(samples)
         power = torch.fft.rfft(hops, n=512).abs().square()
-        energy = torch.log10(torch.clamp(power @ self._filters.to(padded), min=1e-6))
+        energy = torch.log10(torch.clamp(power @ self._filters.to(samples), min=1e-6))
         per_frame = SAMPLES_PER_FRAME // HOP
         return rearrange((energy + 2.0) / 2.0, "(f k) m -> f (k m)", k=per_frame)
 
@@ -72,7 +74,7 @@ class LogMel:
     @cached_property
     def silence(self) -> Float[Tensor, "1 d"]:
         """The features of a silent frame."""
-        return self.spectra(torch.zeros(SAMPLES_PER_FRAME + 2 * OVERLAP))
+        return self.interior(torch.zeros(SAMPLES_PER_FRAME + 2 * OVERLAP))
 
     @cached_property
     def _window(self) -> Tensor:

@@ -19,11 +19,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from avatar.models.autoencoders.normalise import RunningNormalise
+from avatar.models.autoencoders.stream import Memory, Stream, check_video, padded
 from avatar.types import Latents, Pixels
 
 FOLD, GROUP = 4, 4  # pixels and frames that are folded into channels
 Features = Float[Tensor, "b _ _ _ _"]  # b c l h w, of which a layer may change c h w
-Memory = dict[nn.Module, Tensor]  # the last inputs that each convolution over time has seen, in one stream
 
 
 class CausalConv(nn.Module):
@@ -67,33 +68,6 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Features) -> Features:
         return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6) * self.scale
-
-
-class Normalise(nn.Module):
-    """Latents minus their running mean, over their running deviation; training keeps both up to date."""
-
-    mean: Tensor
-    variance: Tensor
-    batches: Tensor
-
-    def __init__(self, channels: int, momentum: float = 0.02):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(channels, 1, 1, 1))
-        self.register_buffer("variance", torch.ones(channels, 1, 1, 1))
-        self.register_buffer("batches", torch.zeros(()))
-
-    def forward(self, x: Latents) -> Latents:
-        if self.training:
-            self._update(x.detach())
-        return (x - self.mean) / self.variance.sqrt()
-
-    def _update(self, x: Latents) -> None:
-        self.batches += 1
-        share = torch.clamp(1 / self.batches, min=self.momentum)  # a plain mean at first, an exponential one later
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3, 4), correction=0)
-        self.mean.lerp_(mean.view_as(self.mean), share)
-        self.variance.lerp_(variance.view_as(self.variance), share)
 
 
 class Halve(nn.Module):
@@ -145,7 +119,7 @@ class CausalConvAutoencoder(nn.Module):
                 CausalConv(b, channels, (1, 1, 1)),
             ]
         )
-        self.normalise = Normalise(channels)
+        self.normalise = RunningNormalise(channels)
         self.decoder = nn.ModuleList(
             [
                 CausalConv(channels, b, (1, 3, 3)),
@@ -163,7 +137,7 @@ class CausalConvAutoencoder(nn.Module):
     @torch.no_grad()
     def start_from(self, video: Pixels) -> None:
         """Set the linear maps to the principal components of these frames' blocks: the best that is linear."""
-        blocks = _blocks(_folded(video)).flatten(0, 3)
+        blocks = _blocks(_folded(video, first=True)).flatten(0, 3)
         mean = blocks.mean(dim=0)
         _, values, axes = torch.linalg.svd(blocks - mean, full_matrices=False)
         axes = axes[: self.channels]
@@ -175,57 +149,46 @@ class CausalConvAutoencoder(nn.Module):
 
     def encode(self, video: Pixels) -> Latents:
         """Normalised latents of 1 + 4k frames, height and width multiples of 8."""
-        frames, height, width = video.shape[2:]
-        if frames % GROUP != 1 or height % self.spatial_stride or width % self.spatial_stride:
-            raise ValueError(
-                f"a video of {frames} frames of {height}×{width}; this autoencoder takes 1 + {GROUP}k frames, "
-                f"height and width multiples of {self.spatial_stride}: crop it"
-            )
-        x = _folded(video)
-        linear = rearrange(self.linear_in(_blocks(x)), "b l h w c -> b c l h w")
-        return self.normalise(linear + _through(self.encoder, x, {}))
+        return self.encoder_stream().push(video)
 
     def decode(self, latents: Latents) -> Pixels:
         """The 1 + 4k frames of 1 + k latents, about within [-1, 1]."""
         return self.decoder_stream().push(latents)
 
-    def decoder_stream(self) -> "Stream":
-        """A decode in progress; prime it with the reference's latent and discard the frame that comes."""
-        return Stream(self)
+    def encoder_stream(self) -> Stream:
+        return Stream(self._encoded)
 
+    def decoder_stream(self) -> Stream:
+        return Stream(self._decoded)
 
-class Stream:
-    """What the decoder remembers between two pieces of one stream."""
+    def drop_decoder(self) -> None:
+        """Forget what only decoding needs."""
+        del self.decoder, self.linear_out
 
-    def __init__(self, autoencoder: CausalConvAutoencoder):
-        self.autoencoder, self.memory = autoencoder, {}
+    def _encoded(self, video: Pixels, memory: Memory, first: bool) -> Latents:
+        check_video(video, first, self.temporal_stride, self.spatial_stride)
+        x = _folded(video, first)
+        linear = rearrange(self.linear_in(_blocks(x)), "b l h w c -> b c l h w")
+        return self.normalise(linear + through(self.encoder, x, memory))
 
-    def push(self, latents: Latents) -> Pixels:
-        """The frames that these latents complete: one for a stream's first latent, four for each later one."""
-        net = self.autoencoder
-        skipped = 0 if self.memory else GROUP - 1
-        blocks = net.linear_out(rearrange(latents, "b c l h w -> b l h w c"))
+    def _decoded(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
+        blocks = self.linear_out(rearrange(latents, "b c l h w -> b l h w c"))
         linear = rearrange(blocks, "b l h w (c p q) -> b c l (h p) (w q)", p=2, q=2)
-        x = linear + _through(net.decoder, latents, self.memory)
+        x = linear + through(self.decoder, latents, memory)
         video = rearrange(x, "b (c s p q) l h w -> b c (l s) (h p) (w q)", s=GROUP, p=FOLD, q=FOLD)
-        return video[:, :, skipped:]
-
-    def snapshot(self) -> Any:
-        return dict(self.memory)
-
-    def restore(self, snapshot: Any) -> None:
-        self.memory = dict(snapshot)
+        return video[:, :, GROUP - 1 if first else 0 :]
 
 
-def _through(layers: nn.ModuleList, x: Features, memory: Memory) -> Features:
+def through(layers: nn.ModuleList, x: Features, memory: Memory) -> Features:
+    """The layers one after another."""
     for layer in layers:
         x = layer(x, memory)
     return x
 
 
-def _folded(video: Pixels) -> Features:
-    """Groups of frames and squares of pixels as channels; the first frame makes a group of its own, four times over."""
-    video = torch.cat([video[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1), video], dim=2)
+def _folded(video: Pixels, first: bool) -> Features:
+    """Groups of frames and squares of pixels as channels."""
+    video = padded(video, GROUP) if first else video
     return rearrange(video, "b c (l s) (h p) (w q) -> b (c s p q) l h w", s=GROUP, p=FOLD, q=FOLD)
 
 

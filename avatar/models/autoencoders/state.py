@@ -6,10 +6,11 @@ the world's renderer when somebody wants to look.
 
 from typing import Any
 
-import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 
+from avatar.models.autoencoders.normalise import Normalise
+from avatar.models.autoencoders.stream import Memory, Stream, check_video, padded
 from avatar.types import Latents, Pixels
 
 
@@ -21,49 +22,31 @@ class StateAutoencoder(nn.Module):
     """
 
     temporal_stride, spatial_stride = 4, 1
-    mean: Tensor
-    std: Tensor
+    origin: Any
 
     def __init__(self, mean: list[float], std: list[float]):
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"{len(mean)} means and {len(std)} deviations, the least {min(std)}; give pairs, std > 0")
         self.channels = len(mean) * self.temporal_stride
-        for name, value in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1, 1))
+        self.normalise = Normalise(mean, std)
 
     def encode(self, video: Pixels) -> Latents:
-        frames = video.shape[2]
-        if frames % self.temporal_stride != 1:
-            raise ValueError(f"{frames} frames of states; this autoencoder takes 1 + 4k: crop them")
-        x = (video - self.mean) / self.std
-        x = torch.cat([x[:, :, :1].expand(-1, -1, self.temporal_stride - 1, -1, -1), x], dim=2)
-        return rearrange(x, "b s (l k) h w -> b (s k) l h w", k=self.temporal_stride)
+        return self.encoder_stream().push(video)
 
     def decode(self, latents: Latents) -> Pixels:
-        return self._frames(latents)[:, :, self.temporal_stride - 1 :]
+        return self.decoder_stream().push(latents)
 
-    def decoder_stream(self) -> "Stream":
-        return Stream(self)
+    def encoder_stream(self) -> Stream:
+        return Stream(self._encoded)
 
-    def _frames(self, latents: Latents) -> Pixels:
-        return rearrange(latents, "b (s k) l h w -> b s (l k) h w", k=self.temporal_stride) * self.std + self.mean
+    def decoder_stream(self) -> Stream:
+        return Stream(self._decoded)
 
+    def _encoded(self, video: Pixels, memory: Memory, first: bool) -> Latents:
+        check_video(video, first, self.temporal_stride, self.spatial_stride)
+        x = self.normalise(video)
+        x = padded(x, self.temporal_stride) if first else x
+        return rearrange(x, "b s (l k) h w -> b (s k) l h w", k=self.temporal_stride)
 
-class Stream:
-    """Nothing is remembered but whether the reference, of one frame, has been."""
-
-    def __init__(self, autoencoder: StateAutoencoder):
-        self.autoencoder, self.primed = autoencoder, False
-
-    def push(self, latents: Latents) -> Pixels:
-        frames = self.autoencoder._frames(latents)
-        skipped = 0 if self.primed else self.autoencoder.temporal_stride - 1
-        self.primed = True
-        return frames[:, :, skipped:]
-
-    def snapshot(self) -> Any:
-        return self.primed
-
-    def restore(self, snapshot: Any) -> None:
-        self.primed = snapshot
+    def _decoded(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
+        states = rearrange(latents, "b (s k) l h w -> b s (l k) h w", k=self.temporal_stride)
+        return self.normalise.inverse(states)[:, :, self.temporal_stride - 1 if first else 0 :]

@@ -22,15 +22,22 @@ class ByteEncoder:
 
     def encode(self, prompts: list[str]) -> tuple[Int[Tensor, "e n"], Bool[Tensor, "e n"]]:
         """Ids and mask. An empty prompt says nothing: its mask is False throughout, as that of a dropped one."""
-        ids = torch.zeros(len(prompts), self.max_bytes, dtype=torch.long)
-        for row, prompt in zip(ids, prompts, strict=True):
-            if not isinstance(prompt, str):
-                raise ValueError(f"a prompt {prompt!r}, which is no text; put it in quotes")
-            data = [byte + FIRST_BYTE for byte in prompt.encode()] + [END]
-            if len(data) > self.max_bytes:
-                raise ValueError(
-                    f"a prompt of {len(data) - 1} bytes, {prompt[:40]!r}…; room is for {self.max_bytes - 1}"
-                )
-            if prompt:
-                row[: len(data)] = torch.tensor(data)
+        rows = [self.padded(torch.tensor(self._ids(prompt), dtype=torch.long)) for prompt in prompts]
+        return torch.stack([ids for ids, _ in rows]), torch.stack([mask for _, mask in rows])
+
+    def padded(self, tokens: Int[Tensor, " m"]) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Ids with zeros behind them, which nothing attends to."""
+        if len(tokens) > self.max_bytes:
+            raise ValueError(
+                f"a text of {len(tokens)} ids; room is for {self.max_bytes}: shorten it, or raise max_bytes"
+            )
+        ids = torch.nn.functional.pad(tokens.long(), (0, self.max_bytes - len(tokens)))
         return ids, ids > 0
+
+    def _ids(self, prompt: str) -> list[int]:
+        if not isinstance(prompt, str):
+            raise ValueError(f"a prompt {prompt!r}, which is no text; put it in quotes")
+        ids = [byte + FIRST_BYTE for byte in prompt.encode()] + [END]
+        if len(ids) > self.max_bytes:
+            raise ValueError(f"a prompt of {len(ids) - 1} bytes, {prompt[:40]!r}…; room is for {self.max_bytes - 1}")
+        return ids if prompt else []

@@ -235,6 +235,9 @@ class Stripes(torch.nn.Module):
     def decode(self, latents):
         raise NotImplementedError
 
+    def encoder_stream(self):
+        raise NotImplementedError
+
     def decoder_stream(self):
         raise NotImplementedError
 
@@ -243,10 +246,14 @@ class Levels:
     """Mean level over a frame, the one before and the one after."""
 
     dim, left_context, right_context, silence = 1, 1, 1, torch.zeros(1, 1)
+    hop, memory, reach = 1, 640, 640
 
     def encode(self, samples):
         level = torch.nn.functional.pad(samples.reshape(-1, 640).square().mean(dim=1).sqrt(), (1, 1))
         return (level[:-2] + level[1:-1] + level[2:])[:, None] / 3
+
+    def interior(self, samples):
+        raise NotImplementedError
 
     def tokens(self, stride):
         raise NotImplementedError

@@ -1,0 +1,66 @@
+"""wav2vec 2.0 (arXiv:2006.11477) and HuBERT (arXiv:2106.07447), which differ in their training and not in their form.
+
+State t of the convolutions sees `field` samples, a new one every `step`: 400 and 320. Sound comes with half of their
+difference more at each end, so that a frame of 640 samples has exactly its own two states, centred on its halves;
+without it, f frames would have 2 f - 1.
+"""
+
+import json
+import math
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import HubertModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from avatar.models import pretrained
+from avatar.models.checkpoint import fingerprint
+from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
+
+NETWORKS = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel}
+
+
+class Wav2Vec2(nn.Module):
+    """A speech network (see `windowed`): the states of all layers of a wav2vec 2.0 or a HuBERT.
+
+    Args:
+        weights: a folder, or a repository's name in the Hugging Face cache.
+    """
+
+    def __init__(self, weights: str):
+        super().__init__()
+        path = pretrained.folder(weights, "facebook/wav2vec2-base-960h")
+        pretrained.file(path / "preprocessor_config.json", weights)
+        kind = json.loads(pretrained.file(path / "config.json", weights).read_text()).get("model_type")
+        if kind not in NETWORKS:
+            raise ValueError(f"{weights} is a {kind}; give weights of a {' or '.join(NETWORKS)}")
+        self.net = pretrained.load(NETWORKS[kind], path)
+        self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(path, local_files_only=True)
+        config = self.net.config
+        self.width, self.depth = config.hidden_size, config.num_hidden_layers + 1
+        step = math.prod(config.conv_stride)
+        strides = [math.prod(config.conv_stride[:layer]) for layer in range(len(config.conv_stride))]
+        field = 1 + sum((size - 1) * stride for size, stride in zip(config.conv_kernel, strides, strict=True))
+        if SAMPLES_PER_FRAME % step or self.extractor.sampling_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"{weights} makes a state of every {step} samples at {self.extractor.sampling_rate} Hz; wanted whole "
+                f"states in a frame of {SAMPLES_PER_FRAME} at {SAMPLE_RATE} Hz"
+            )
+        self.margins = ((field - step) // 2, -(-(field - step) // 2))
+
+    def check(self, frames: int) -> None:
+        """Any number of frames will do."""
+
+    def forward(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]:
+        """States of windows that bring their margins, normalised one by one as the weights were trained."""
+        rows = list(windows.cpu().numpy())
+        sound = self.extractor(rows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
+        return torch.stack(self.net(sound.to(windows), output_hidden_states=True).hidden_states, dim=1)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.net.state_dict())
+
+    def __repr__(self) -> str:
+        return f"{type(self.net).__name__}({self._fingerprint}, normalise={self.extractor.do_normalize})"

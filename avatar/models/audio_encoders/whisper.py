@@ -1,0 +1,83 @@
+"""The encoder of Whisper (arXiv:2212.04356).
+
+Its spectra are normalised over all that it hears, and it takes one length only, two spectra per position: 30 s. A
+window is followed by silence up to there, as in its training; or `positions` says to use the first ones only, which
+costs in proportion, and is not what it was trained on.
+
+State t is centred on sample 320 t. Windows begin 160 samples later than their first frame, so that a frame has
+exactly its own two states, centred on its halves.
+"""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import WhisperFeatureExtractor, WhisperModel
+
+from avatar.models import pretrained
+from avatar.models.checkpoint import fingerprint
+from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
+
+STEP = 320  # samples per state
+RATE = SAMPLES_PER_FRAME // STEP  # states per frame
+
+
+class Whisper(nn.Module):
+    """A speech network (see `windowed`): the states of all layers of a Whisper encoder.
+
+    Args:
+        weights: a folder, or a repository's name in the Hugging Face cache.
+        positions: how many to use, at least two per frame of a window; None: all (1,500), as in training.
+    """
+
+    margins = (-STEP // 2, STEP // 2)
+
+    def __init__(self, weights: str, positions: int | None = None):
+        super().__init__()
+        path = pretrained.folder(weights, "openai/whisper-tiny")
+        pretrained.file(path / "preprocessor_config.json", weights)
+        self.net = pretrained.load(WhisperModel, path).encoder
+        self.extractor = WhisperFeatureExtractor.from_pretrained(path, local_files_only=True)
+        config = self.net.config
+        most = config.max_source_positions
+        if positions is not None:
+            if not 1 <= positions <= most:
+                raise ValueError(f"positions={positions}; {weights} has 1 to {most}")
+            self.net.embed_positions = nn.Embedding.from_pretrained(self.net.embed_positions.weight[:positions])
+            config.max_source_positions = positions
+        self.positions = positions or most
+        self.width, self.depth = config.d_model, config.encoder_layers + 1
+        if self.extractor.feature_size != config.num_mel_bins or self.extractor.sampling_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"{weights} makes {self.extractor.feature_size} bands of sound at {self.extractor.sampling_rate} Hz, "
+                f"but takes {config.num_mel_bins} at {SAMPLE_RATE} Hz; get its preprocessor_config.json anew"
+            )
+
+    def check(self, frames: int) -> None:
+        """Raise ValueError for windows of more frames than there are positions for."""
+        if frames * RATE > self.positions:
+            raise ValueError(
+                f"windows of {frames} frames, past, hop and future together; {self.positions} positions have room for "
+                f"{self.positions // RATE}: shorten the past, or give more positions"
+            )
+
+    def forward(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]:
+        """States of windows that are shifted by their margins; what follows a window is left out."""
+        rows = list(windows.cpu().numpy())
+        spectra = self.extractor(
+            rows,
+            sampling_rate=SAMPLE_RATE,
+            max_length=self.positions * STEP,
+            device=str(windows.device),
+            return_tensors="pt",
+        ).input_features
+        states = self.net(spectra.to(windows), output_hidden_states=True).hidden_states
+        return torch.stack(states, dim=1)[:, :, : windows.shape[1] // STEP]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.net.state_dict())
+
+    def __repr__(self) -> str:
+        return f"Whisper({self._fingerprint}, positions={self.positions})"

@@ -1,0 +1,71 @@
+"""Latents at zero mean and unit variance per channel: the one place that makes them so, for every autoencoder.
+
+    z = (x - mean) / std,    x = mean + std z
+
+Public autoencoders bring their statistics along; ours keeps running ones while it trains.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from avatar.types import Latents
+
+PerChannel = Float[Tensor, "c 1 1 1"]
+
+
+def normalised(x: Latents, mean: PerChannel, std: PerChannel) -> Latents:
+    return (x - mean) / std
+
+
+class Normalise(nn.Module):
+    """By constants that come with the weights.
+
+    Args:
+        mean, std: of each channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"{len(mean)} means and {len(std)} deviations, the least {min(std)}; give pairs, std > 0")
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1))
+
+    def forward(self, x: Latents) -> Latents:
+        return normalised(x, self.mean, self.std)
+
+    def inverse(self, z: Latents) -> Latents:
+        return z * self.std + self.mean
+
+
+class RunningNormalise(nn.Module):
+    """By the running mean and deviation of what passes in training; they count as constants."""
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.02):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(channels, 1, 1, 1))
+        self.register_buffer("variance", torch.ones(channels, 1, 1, 1))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Latents) -> Latents:
+        if self.training:
+            self._update(x.detach())
+        return normalised(x, self.mean, self.variance.sqrt())
+
+    def _update(self, x: Latents) -> None:
+        self.batches += 1
+        share = torch.clamp(1 / self.batches, min=self.momentum)  # a plain mean at first, an exponential one later
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3, 4), correction=0)
+        self.mean.lerp_(mean.view_as(self.mean), share)
+        self.variance.lerp_(variance.view_as(self.variance), share)

@@ -1,0 +1,105 @@
+"""Wan's video autoencoders, 2.1 (8×8×4, 16 channels) and 2.2 (16×16×4, 48 channels), arXiv:2503.20314.
+
+The networks and weights are diffusers'. They run piece by piece, one frame first and then a latent's frames at a time;
+their convolutions over time keep the last two inputs in a list that the caller hands them. `AutoencoderKLWan` keeps
+that list for its own calls; here it belongs to a stream.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
+from einops import rearrange
+from torch import nn
+
+from avatar.models.autoencoders import diffusers_folder
+from avatar.models.autoencoders.normalise import Normalise
+from avatar.models.autoencoders.stream import Memory, Stream, check_video
+from avatar.types import Latents, Pixels
+
+EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # a repository on the Hugging Face hub that has one
+
+
+class WanAutoencoder(nn.Module):
+    """`AutoencoderKLWan` behind the protocol of all autoencoders: latents are the posterior's mean, normalised.
+
+    Args:
+        config: constructor arguments of `AutoencoderKLWan`; an empty one is Wan 2.1's.
+    """
+
+    origin: Any
+    temporal_stride: int
+    spatial_stride: int
+    channels: int
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self._take(AutoencoderKLWan(**config))
+
+    @classmethod
+    def pretrained(cls, weights: str, subfolder: str | None = "vae") -> "WanAutoencoder":
+        """Public weights; for arguments and errors see `diffusers_folder.read`."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        net = diffusers_folder.read(AutoencoderKLWan, weights, subfolder, EXAMPLE)
+        made._take(net)
+        return diffusers_folder.named(made, net)
+
+    def _take(self, net: AutoencoderKLWan) -> None:
+        config: Any = net.config
+        self.channels, self.patch = config.z_dim, config.patch_size or 1
+        self.temporal_stride = 2 ** sum(config.temperal_downsample)
+        self.spatial_stride = self.patch * 2 ** (len(config.dim_mult) - 1)
+        if len(config.latents_mean) != self.channels:
+            raise ValueError(
+                f"{len(config.latents_mean)} means and deviations for {self.channels} channels; give latents_mean and "
+                "latents_std one of each per channel (z_dim)"
+            )
+        self.normalise = Normalise(config.latents_mean, config.latents_std)
+        self.encoder, self.quant_conv = net.encoder, net.quant_conv
+        self.decoder, self.post_quant_conv = net.decoder, net.post_quant_conv
+
+    def encode(self, video: Pixels) -> Latents:
+        """Latents of 1 + 4k frames, height and width multiples of the spatial stride."""
+        return self.encoder_stream().push(video)
+
+    def decode(self, latents: Latents) -> Pixels:
+        """The 1 + 4k frames of 1 + k latents, within [-1, 1]."""
+        return self.decoder_stream().push(latents)
+
+    def encoder_stream(self) -> Stream:
+        return Stream(self._encoded)
+
+    def decoder_stream(self) -> Stream:
+        return Stream(self._decoded)
+
+    def drop_decoder(self) -> None:
+        """Forget what only decoding needs."""
+        del self.decoder, self.post_quant_conv
+
+    def _encoded(self, video: Pixels, memory: Memory, first: bool) -> Latents:
+        check_video(video, first, self.temporal_stride, self.spatial_stride)
+        x = rearrange(video, "b c f (h p) (w q) -> b (c q p) f h w", p=self.patch, q=self.patch)
+        latents = video.shape[2] // self.temporal_stride
+        groups = x.split([1] * first + [self.temporal_stride] * latents, dim=2)
+        cache = _features(self.encoder, memory)
+        moments = [self.encoder(group, feat_cache=cache, feat_idx=[0]) for group in groups]
+        memory.update(enumerate(cache))
+        return self.normalise(self.quant_conv(torch.cat(moments, dim=2))[:, : self.channels])
+
+    def _decoded(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
+        z = self.post_quant_conv(self.normalise.inverse(latents))
+        cache = _features(self.decoder, memory)
+        frames = [
+            self.decoder(latent, feat_cache=cache, feat_idx=[0], first_chunk=first and i == 0)
+            for i, latent in enumerate(z.split(1, dim=2))
+        ]
+        memory.update(enumerate(cache))
+        x = rearrange(torch.cat(frames, dim=2), "b (c q p) f h w -> b c f (h p) (w q)", p=self.patch, q=self.patch)
+        return x.clamp(-1, 1)
+
+
+def _features(half: nn.Module, memory: Memory) -> list[Any]:
+    """What each convolution over time of the encoder or decoder remembers, in the order that they run in."""
+    return [memory.get(i) for i in range(sum(isinstance(module, WanCausalConv3d) for module in half.modules()))]

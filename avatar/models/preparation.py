@@ -1,0 +1,120 @@
+"""What is done to a network before it is trained, in place: adapters, recomputed activations, compiled blocks.
+
+    python train.py prepare.net.lora='{_target_: avatar.models.preparation.LoRA, rank: 64, alpha: 64}'
+
+A preparation is a callable that takes the network; names of weights stay what they are, but for the adapters', which
+`merged` takes away again. Sharding comes after all of them (`avatar.objectives.sharding`).
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+Preparation = Callable[[nn.Module], None]
+
+# What `selective` checkpointing keeps: attention costs most to do again, and its result is as small as any other.
+KEPT = ("aten._scaled_dot_product", "flex_attention")
+
+
+def prepare(networks: nn.Module, by: Mapping[str, Mapping[str, Preparation | None] | None]) -> None:
+    """Prepare the named networks among a module's children, each by its preparations in their order; None is none.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    children = dict(networks.named_children())
+    for name, preparations in by.items():
+        chosen = [preparation for preparation in (preparations or {}).values() if preparation is not None]
+        if chosen and name not in children:
+            raise ValueError(f"prepare.{name}: the networks here are {', '.join(children)}; name one of them")
+        for preparation in chosen:
+            preparation(children[name])
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters of linear layers, by peft; everything else is frozen (arXiv:2106.09685).
+
+    Args:
+        rank: of the update B A of each layer.
+        alpha: the update counts alpha / rank.
+        targets: ends of the names of the layers.
+    """
+
+    rank: int
+    alpha: int
+    targets: Sequence[str] = ("q", "k", "v", "out", "ffn.0", "ffn.2")
+
+    def __call__(self, net: nn.Module) -> None:
+        from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
+        inject_adapter_in_model(config, net)
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Activations inside blocks are computed again in the backward pass instead of being kept.
+
+    Args:
+        selective: keep what attention gave, and do the rest again.
+        every: of so many blocks, one is checkpointed.
+    """
+
+    selective: bool = False
+    every: int = 1
+
+    def __call__(self, net: nn.Module) -> None:
+        contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, _keep_attention)}
+        for block in _blocks(net)[:: self.every]:
+            # Blocks draw no random numbers whose state would have to be kept.
+            block.forward = functools.partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                **(contexts if self.selective else {}),
+            )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Each block compiled by itself: what one costs to compile serves all, and weights keep their names."""
+
+    mode: str | None = None  # of torch.compile
+    dynamic: bool | None = None
+
+    def __call__(self, net: nn.Module) -> None:
+        for block in _blocks(net):
+            block.compile(mode=self.mode, dynamic=self.dynamic)
+
+
+def merged(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network, or an average of them, with its adapters added to the layers that they adapt."""
+    adapted: dict[str, Any] = {name: layer for name, layer in net.named_modules() if hasattr(layer, "lora_A")}
+    plain = {name: weight for name, weight in weights.items() if not _of_any(name, adapted)}
+    for name, layer in adapted.items():
+        for part in ("weight", "bias"):
+            if (own := weights.get(f"{name}.base_layer.{part}")) is not None:
+                plain[f"{name}.{part}"] = own
+        for adapter, scaling in layer.scaling.items():
+            a, b = (weights[f"{name}.lora_{letter}.{adapter}.weight"] for letter in "AB")
+            plain[f"{name}.weight"] = plain[f"{name}.weight"] + scaling * (b @ a)
+    return plain
+
+
+def _blocks(net: nn.Module) -> nn.ModuleList:
+    assert isinstance(net.blocks, nn.ModuleList)
+    return net.blocks
+
+
+def _of_any(name: str, layers: Mapping[str, Any]) -> bool:
+    return any(name.startswith(f"{layer}.") for layer in layers)
+
+
+def _keep_attention(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if str(operation).startswith(KEPT) else CheckpointPolicy.PREFER_RECOMPUTE

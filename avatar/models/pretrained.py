@@ -1,0 +1,85 @@
+"""Public weights, from a folder or from the Hugging Face cache.
+
+Nothing is downloaded here, and no code comes with weights: they are safetensors, or pickles of nothing but tensors.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+# What networks keep for their own training only, and files often leave out.
+UNUSED = {"masked_spec_embed"}
+BROKEN = (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, KeyError)
+
+
+def folder(weights: str, example: str, parts: str = "") -> Path:
+    """The folder of weights that are given by its path, or by a repository's name on the Hugging Face hub.
+
+    Args:
+        example: a repository that would do, to name where there is nothing.
+        parts: what of it is needed, as an option of `hf download`.
+
+    Raises:
+        FileNotFoundError: neither; it names the command that gets them.
+    """
+    if Path(weights).is_dir():
+        return Path(weights)
+    try:
+        return Path(huggingface_hub.snapshot_download(weights, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        owner, _, name = weights.partition("/")
+        named = bool(name) and "/" not in name and not Path(owner).exists()
+        command = f"hf download {weights} {parts}" if named else f"hf download {example} {parts} --local-dir {weights}"
+        raise FileNotFoundError(
+            f"no weights {weights}, neither as a folder nor in the Hugging Face cache, and none are downloaded here; "
+            f"get them by: {' '.join(command.split())}"
+        ) from None
+
+
+def file(path: Path, weights: str) -> Path:
+    """A file that weights have to come with; FileNotFoundError if they don't."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{weights} has no {path.name} in {path.parent}; download the repository whole, by: "
+            "hf download NAME --local-dir FOLDER"
+        )
+    return path
+
+
+def on(device: torch.device | str, encoder: Any) -> Any:
+    """An encoder where it is to work, if it has weights."""
+    return encoder.to(device) if isinstance(encoder, torch.nn.Module) else encoder
+
+
+def load(network: Any, path: Path, dtype: torch.dtype | str = torch.float32) -> Any:
+    """A network of transformers' class `network` with the weights in a folder, frozen and in eval mode.
+
+    Args:
+        dtype: "auto" leaves weights as they were stored.
+
+    Raises:
+        OSError: there are no weights.
+        ValueError: they are damaged, carry code, or aren't all that the network needs.
+    """
+    file(path / "config.json", str(path))
+    try:
+        net, report = network.from_pretrained(
+            path, local_files_only=True, weights_only=True, output_loading_info=True, dtype=dtype
+        )
+    except BROKEN as error:
+        raise ValueError(
+            f"{path} holds no readable weights of a {network.__name__} ({error}); get them anew"
+        ) from error
+    wrong = [name for name in report["missing_keys"] if name.rpartition(".")[2] not in UNUSED]
+    wrong += [str(entry) for entry in report["mismatched_keys"]]
+    if wrong:
+        raise ValueError(
+            f"{path} lacks {len(wrong)} weights of a {network.__name__}, such as {sorted(wrong)[0]}; give the weights "
+            "of such a network"
+        )
+    return net.eval().requires_grad_(False)

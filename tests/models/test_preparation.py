@@ -1,0 +1,77 @@
+"""A prepared network computes what it did, in less memory, or with fewer weights that learn."""
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from avatar.diffusion.packing import Bidirectional
+from avatar.models.preparation import Checkpointing, LoRA, merged, prepare
+from tests.conftest import make_cond, make_net
+
+
+def loss_of(net) -> torch.Tensor:
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, 5, 4, 4)
+    return Bidirectional().velocity(net, x, torch.rand(2, 5), make_cond(), x).square().mean()
+
+
+def kept_and_learnt(net) -> tuple[int, dict[str, torch.Tensor]]:
+    """How many numbers the forward pass keeps for the backward pass, and the gradients."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_of(net)
+    loss.backward()
+    return sum(kept), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_checkpointing_keeps_less_and_gives_the_same_gradients(net, selective):
+    before, expected = kept_and_learnt(net)
+    names = list(net.state_dict())
+    net.zero_grad()
+    Checkpointing(selective)(net)
+    after, got = kept_and_learnt(net)
+    assert after < before / 2 and list(net.state_dict()) == names
+    torch.testing.assert_close(got, expected)
+
+
+def test_every_other_block_keeps_more_than_none():
+    full, half = make_net(layers=4), make_net(layers=4)
+    Checkpointing()(full)
+    Checkpointing(every=2)(half)
+    assert kept_and_learnt(full)[0] < kept_and_learnt(half)[0]
+
+
+def test_adapters_alone_learn_and_are_merged_into_what_is_exported(net):
+    before = loss_of(net)
+    LoRA(rank=2, alpha=4)(net)
+    torch.testing.assert_close(loss_of(net), before)  # they start at nothing
+    learning = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert learning == {name for name in net.state_dict() if ".lora_" in name}
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    plain = make_net()
+    plain.load_state_dict(merged(net, net.state_dict()))
+    expected = loss_of(net)
+    assert (expected - before).abs() > 1e-3
+    torch.testing.assert_close(loss_of(plain), expected)
+
+
+def test_a_network_without_adapters_is_merged_already(net):
+    state = net.state_dict()
+    got = merged(net, state)
+    assert got.keys() == state.keys() and all(got[name] is state[name] for name in state)
+
+
+def test_a_network_that_is_not_there_is_refused(net):
+    module = torch.nn.ModuleDict({"net": net})
+    prepare(module, {"net": {"lora": None, "checkpointing": Checkpointing()}, "critic": {"lora": None}})
+    with pytest.raises(ValueError, match=r"prepare\.critic.* are net"):
+        prepare(module, {"critic": {"checkpointing": Checkpointing()}})

@@ -1,0 +1,307 @@
+"""Wan's and LTX-Video's autoencoders: diffusers' own results, whole and in pieces, and strict loading. All weights are
+random, of tiny networks built from their configs."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import diffusers
+import huggingface_hub
+import hydra
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file, save_file
+
+from avatar.models import checkpoint
+from avatar.models.autoencoders.ltx import LTXAutoencoder
+from avatar.models.autoencoders.wan import WanAutoencoder
+from avatar.types import Bundle, VideoAutoencoder
+
+CONFIGS = str(Path(__file__).parents[2] / "configs")
+MEAN, STD = [0.1, 0.2, -0.3, 0.4], [2.0, 1.0, 0.5, 3.0]
+WAN = {"base_dim": 4, "z_dim": 4, "num_res_blocks": 1, "latents_mean": MEAN, "latents_std": STD}
+LTX = {
+    "latent_channels": 4,
+    "block_out_channels": (8, 8, 8, 8),
+    "decoder_block_out_channels": (8, 8, 8, 8),
+    "layers_per_block": (1, 1, 1, 1, 1),
+    "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    "scaling_factor": 0.5,
+}
+CONFIG = {
+    "wan21": WAN,
+    "wan22": WAN
+    | {
+        "is_residual": True,
+        "patch_size": 2,
+        "in_channels": 12,
+        "out_channels": 12,
+        "decoder_base_dim": 8,
+        "scale_factor_spatial": 16,
+    },
+    "ltx": LTX | {"decoder_causal": True},
+    "ltx095": LTX
+    | {
+        "decoder_causal": True,
+        "block_out_channels": (8, 8, 16, 16, 16),
+        "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+        "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+        "spatio_temporal_scaling": (True,) * 4,
+        "decoder_block_out_channels": (8, 16, 32),
+        "decoder_layers_per_block": (1,) * 4,
+        "decoder_spatio_temporal_scaling": (True,) * 3,
+        "decoder_inject_noise": (False,) * 4,
+        "upsample_residual": (True,) * 3,
+        "upsample_factor": (2,) * 3,
+        "timestep_conditioning": True,
+        "spatial_compression_ratio": 32,
+        "temporal_compression_ratio": 8,
+    },
+    "ltx_ahead": LTX,
+}
+STRIDES = {"wan21": (4, 8), "wan22": (4, 16), "ltx": (8, 32), "ltx095": (8, 32), "ltx_ahead": (8, 32)}
+STREAMING = pytest.mark.parametrize("kind", ["wan21", "wan22", "ltx", "ltx095"])
+ALL = pytest.mark.parametrize("kind", CONFIG)
+
+
+def wrapper(kind: str):
+    return WanAutoencoder if kind.startswith("wan") else LTXAutoencoder
+
+
+@cache
+def reference(kind: str):
+    """diffusers' network, with statistics that are not trivial."""
+    torch.manual_seed(0)
+    name = "AutoencoderKLWan" if kind.startswith("wan") else "AutoencoderKLLTXVideo"
+    net = getattr(diffusers, name)(**CONFIG[kind]).eval()
+    if not kind.startswith("wan"):
+        net.latents_mean.copy_(torch.tensor(MEAN))
+        net.latents_std.copy_(torch.tensor(STD) * CONFIG[kind]["scaling_factor"])
+    return net
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """kind → a folder of a pipeline that has the reference as its `vae`."""
+    root = tmp_path_factory.mktemp("saved")
+
+    def folder(kind: str):
+        if not (root / kind).exists():
+            reference(kind).save_pretrained(root / kind / "vae")
+        return root / kind
+
+    return folder
+
+
+def video_for(kind: str, latents: int) -> torch.Tensor:
+    stride, edge = STRIDES[kind]
+    return torch.randn(1, 3, 1 + stride * (latents - 1), edge, 2 * edge)
+
+
+def channelwise(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1, 1)
+
+
+@cache
+@torch.no_grad()
+def sample(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A clip, its normalised latents and the frames decoded of them, by diffusers' own methods."""
+    torch.manual_seed(seed)
+    net, video = reference(kind), video_for(kind, 3)
+    z = net.encode(video).latent_dist.mode()
+    time = (torch.zeros(len(z)),) if kind == "ltx095" else ()
+    return video, (z - channelwise(MEAN)) / channelwise(STD), net.decode(z, *time).sample
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@ALL
+@torch.no_grad()
+def test_whole_clips_are_as_diffusers_has_them(kind, saved):
+    net = wrapper(kind).pretrained(str(saved(kind)))
+    assert isinstance(net, VideoAutoencoder) and not net.training
+    assert (net.temporal_stride, net.spatial_stride, net.channels) == (*STRIDES[kind], 4)
+    videos, latents, frames = (torch.cat(parts) for parts in zip(sample(kind, 0), sample(kind, 1), strict=True))
+    close(net.encode(videos), latents)
+    close(net.decode(latents), frames)
+    assert frames.shape == videos.shape and frames.std() > 0.01
+    close(net.encode(videos[:, :, :1]), latents[:, :, :1])
+
+
+@STREAMING
+@torch.no_grad()
+def test_pieces_make_the_whole_in_streams_that_take_turns(kind, saved):
+    """Two streams each way on one network: what one remembers is nothing to the other."""
+    net, stride = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind][0]
+    clips = [sample(kind, seed) for seed in range(2)]
+    cuts = ((1, 2), (2, 1))  # in latents
+    encoders, decoders = ([make() for _ in clips] for make in (net.encoder_stream, net.decoder_stream))
+    made = ([], []), ([], [])
+    for turn in range(2):
+        for i, (video, z, _) in enumerate(clips):
+            frames = [1 + stride * (cuts[i][0] - 1), stride * cuts[i][1]]
+            made[i][0].append(encoders[i].push(video.split(frames, dim=2)[turn]))
+            made[i][1].append(decoders[i].push(z.split(list(cuts[i]), dim=2)[turn]))
+    for (latents, frames), (_, z, x) in zip(made, clips, strict=True):
+        close(torch.cat(latents, dim=2), z)
+        close(torch.cat(frames, dim=2), x)
+
+
+@STREAMING
+@torch.no_grad()
+def test_a_restored_stream_goes_on_as_before(kind, saved):
+    net = wrapper(kind).pretrained(str(saved(kind)))
+    z, stream = torch.randn(1, 4, 3, 1, 1), net.decoder_stream()
+    stream.push(z[:, :, :1])
+    snapshot = stream.snapshot()
+    pieces = [stream.push(z[:, :, i : i + 1]) for i in (1, 2)]
+    stream.restore(snapshot)
+    assert all(torch.equal(stream.push(z[:, :, i : i + 1]), piece) for i, piece in zip((1, 2), pieces, strict=True))
+
+
+@STREAMING
+def test_nothing_looks_ahead(kind, saved):
+    net, stride = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind][0]
+    video = sample(kind, 0)[0].clone().requires_grad_()
+    z = net.encode(video)
+    z[:, :, :2].square().sum().backward()
+    assert video.grad[:, :, : 1 + stride].abs().sum() > 0 and video.grad[:, :, 1 + stride :].abs().sum() == 0
+    z = z.detach().requires_grad_()
+    net.decode(z)[:, :, : 1 + stride].sum().backward()
+    assert z.grad[:, :, :2].abs().sum() > 0 and z.grad[:, :, 2:].abs().sum() == 0
+
+
+@STREAMING
+def test_frames_that_fill_no_latents_are_refused(kind, saved):
+    net, (stride, edge) = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind]
+    for frames in (0, stride, 2 * stride + 2):
+        with pytest.raises(ValueError, match=rf"{frames} frames of .* takes 1 \+ {stride}k frames"):
+            net.encode(torch.zeros(1, 3, frames, edge, edge))
+    with pytest.raises(ValueError, match=f"multiples of {edge}"):
+        net.encode(torch.zeros(1, 3, 1, edge, edge + 8 if edge > 8 else 12))
+    stream = net.encoder_stream()
+    stream.push(torch.zeros(1, 3, 1, edge, edge))
+    with pytest.raises(ValueError, match=f"takes {stride}k frames after the first piece"):
+        stream.push(torch.zeros(1, 3, 1 + stride, edge, edge))
+
+
+def test_a_decoder_that_looks_ahead_is_refused_for_streams_alone(saved):
+    """Its encoder is causal: networks can be trained on its latents, and stream by another decoder."""
+    with pytest.raises(ValueError, match=r"looks ahead.*decoder_distillation"):
+        LTXAutoencoder.pretrained(str(saved("ltx_ahead"))).decoder_stream()
+    noisy = LTXAutoencoder(CONFIG["ltx"] | {"decoder_inject_noise": (True, False, False, False, False)})
+    with pytest.raises(ValueError, match="noise of its own"):
+        noisy.decoder_stream()
+    with pytest.raises(ValueError, match="take a causal encoder"):
+        LTXAutoencoder(CONFIG["ltx"] | {"encoder_causal": False})
+
+
+def test_statistics_of_other_channels_are_refused():
+    with pytest.raises(ValueError, match="16 means and deviations for 4 channels"):
+        WanAutoencoder({"base_dim": 4, "z_dim": 4, "num_res_blocks": 1})
+
+
+def test_latents_are_known_by_weights_and_statistics(saved, tmp_path):
+    """The hash of the same folder is the same; another weight or another normalisation makes other latents."""
+    names = {WanAutoencoder.pretrained(str(saved("wan21"))).origin.fingerprint for _ in range(2)}
+    assert len(names) == 1
+    other = shutil.copytree(saved("wan21"), tmp_path / "weights")
+    change_weights(other / "vae", lambda w: w | {"quant_conv.bias": w["quant_conv.bias"] + 1e-3})
+    names.add(WanAutoencoder.pretrained(str(other)).origin.fingerprint)
+    other = shutil.copytree(saved("wan21"), tmp_path / "statistics")
+    change_config(other / "vae", latents_std=[2.0, 1.0, 0.5, 3.1])
+    names.add(WanAutoencoder.pretrained(str(other)).origin.fingerprint)
+    assert len(names) == 3
+
+
+def test_a_network_of_other_latents_is_refused(saved, tmp_path):
+    ours = WanAutoencoder.pretrained(str(saved("wan21")))
+    network = {
+        "_target_": "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder",
+        "channels": 4,
+        "widths": [4, 4],
+    }
+    weights = checkpoint.new(network).state_dict()
+    made_for = {"autoencoder": ours.origin.fingerprint}
+    checkpoint.write(Bundle("teacher", weights, {"network": network}, made_for), tmp_path / "a.safetensors")
+    net = checkpoint.load(str(tmp_path / "a.safetensors"))
+    checkpoint.check_latents(net, ours)
+    with pytest.raises(ValueError, match="trained on latents of autoencoder"):
+        checkpoint.check_latents(net, WanAutoencoder.pretrained(str(saved("wan22"))))
+
+
+@pytest.mark.parametrize("kind", ["wan22", "ltx095"])
+@torch.no_grad()
+def test_a_wrapped_network_makes_a_bundle(kind, saved, tmp_path):
+    net, path = wrapper(kind).pretrained(str(saved(kind))), tmp_path / "a.safetensors"
+    checkpoint.write(Bundle("autoencoder", net.state_dict(), net.origin.config), path)
+    loaded = checkpoint.load(str(path), ["autoencoder"])
+    assert loaded.origin.fingerprint == net.origin.fingerprint
+    video = video_for(kind, 2)
+    assert torch.equal(loaded.decode(loaded.encode(video)), net.decode(net.encode(video)))
+
+
+def change_weights(folder, change) -> None:
+    file = folder / "diffusion_pytorch_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+def change_config(folder, **values) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def halve(file) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+NAME = "decoder.conv_in.weight"
+SPOILT = {
+    f"missing {NAME}": lambda f: change_weights(f, lambda w: {k: v for k, v in w.items() if k != NAME}),
+    "unknown nobody": lambda f: change_weights(f, lambda w: w | {"nobody": torch.zeros(1)}),
+    f"{NAME} is \\(2, 2\\), wanted \\(16, 4, 3, 3, 3\\)": lambda f: change_weights(
+        f, lambda w: w | {NAME: torch.zeros(2, 2)}
+    ),
+    "is damaged .* download it again": lambda f: halve(f / "diffusion_pytorch_model.safetensors"),
+    "is no JSON": lambda f: (f / "config.json").write_text("{"),
+    "of a AutoencoderKLMagvit, wanted a AutoencoderKLWan": lambda f: change_config(
+        f, _class_name="AutoencoderKLMagvit"
+    ),
+    "has novelty, which this diffusers doesn't know": lambda f: change_config(f, novelty=1),
+}
+
+
+@pytest.mark.parametrize("told", SPOILT)
+def test_a_folder_that_does_not_fit_is_refused(told, saved, tmp_path):
+    folder = shutil.copytree(saved("wan21"), tmp_path / "spoilt")
+    SPOILT[told](folder / "vae")
+    with pytest.raises(ValueError, match=told):
+        WanAutoencoder.pretrained(str(folder))
+
+
+def test_only_safetensors_are_read(saved, tmp_path):
+    folder = shutil.copytree(saved("wan21"), tmp_path / "pickled") / "vae"
+    file = folder / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    with pytest.raises(OSError, match=r"has no diffusion_pytorch_model\.safetensors"):
+        WanAutoencoder.pretrained(str(folder), subfolder=None)
+
+
+@pytest.mark.parametrize("world", ["wan21", "wan22", "ltx"])
+def test_worlds_choose_it_and_say_how_to_get_it(world, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("train", [f"world={world}", "folder=/tmp/run", "name=test"])
+    with pytest.raises(hydra.errors.InstantiationException) as caught:
+        hydra.utils.instantiate(cfg.world.autoencoder)
+    cause = caught.value.__cause__
+    assert isinstance(cause, OSError)
+    assert f"hf download {cfg.world.autoencoder.weights} --include 'vae/*'" in str(cause)
+    net = hydra.utils.instantiate(cfg.world.autoencoder, weights=str(saved(world)))
+    assert cfg.world.view.size % net.spatial_stride == 0

@@ -1,0 +1,370 @@
+"""Frozen speech and text networks: what comes out is a function of what may be known, and weights are read strictly."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast, Wav2Vec2Model
+
+from avatar.data import hearing
+from avatar.models import checkpoint
+from avatar.models.audio_encoders.log_mel import LogMel
+from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
+from avatar.models.audio_encoders.whisper import Whisper
+from avatar.models.audio_encoders.windowed import WindowedEncoder
+from avatar.models.text_encoders.umt5 import UMT5
+from avatar.nn.embeddings import AudioEntrance, LayerMix
+from avatar.streaming.audio_window import AudioWindow
+from avatar.types import AudioEncoder, TextEncoder
+from tests.models import speech_networks
+from tests.stages import composed
+
+FRAME, STRIDE = 640, 4
+NETWORKS = {"wav2vec2": Wav2Vec2, "hubert": Wav2Vec2, "whisper": Whisper}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> dict[str, str]:
+    """A folder of each network."""
+    torch.manual_seed(1)
+    kinds = ("wav2vec2", "hubert", "whisper", "umt5")
+    return {kind: getattr(speech_networks, kind)(tmp_path_factory.mktemp(kind)) for kind in kinds}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request, weights):
+    return NETWORKS[request.param](weights[request.param])
+
+
+@pytest.fixture
+def encoder(network):
+    return windowed(network)
+
+
+def windowed(network, **changes) -> WindowedEncoder:
+    arguments = {"past": 5, "future": 1, "hop": 2, "left_context": 3, "right_context": 1}
+    return WindowedEncoder(network, **arguments | changes)
+
+
+def sound(frames: float) -> torch.Tensor:
+    return torch.randn(int(frames * FRAME)) * 0.2
+
+
+def test_they_are_encoders(encoder, weights):
+    assert isinstance(encoder, AudioEncoder) and isinstance(UMT5(weights["umt5"], max_tokens=4), TextEncoder)
+
+
+# Sound
+
+
+@pytest.mark.parametrize("packet", [97, 640, 3001, 1 << 20])
+def test_a_stream_has_the_features_of_the_whole_clip_for_every_cut(encoder, packet):
+    samples, latents = sound(11.3), 3
+    window = AudioWindow(encoder, STRIDE)
+    got = torch.cat([*(window.push(part) for part in samples.split(packet)), window.finish()])
+    once = AudioWindow(encoder, STRIDE)
+    assert torch.equal(got, torch.cat([once.push(samples), once.finish()]))
+    frames = latents * STRIDE + encoder.right_context
+    whole = encoder.encode(torch.nn.functional.pad(samples, (0, 20 * FRAME)))[:frames]
+    before = hearing.silence(encoder, -encoder.left_context, encoder.left_context)
+    wanted = encoder.window(torch.cat([before, whole]), STRIDE)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_hop_hears_its_window_to_the_sample_and_nothing_beyond(encoder):
+    samples, hop = sound(20), slice(10, 12)
+    first, last = 10 * FRAME - encoder.memory, 12 * FRAME + encoder.reach - 1
+    plain = encoder.encode(samples)[hop]
+    for at, heard in ((first - 1, False), (first + 20, True), (last - 20, True), (last + 1, False)):
+        changed = samples.clone()
+        changed[at] += 1.0
+        assert torch.equal(encoder.encode(changed)[hop], plain) != heard, at
+
+
+def test_latency_is_the_right_context_up_to_a_hop_and_the_future(encoder):
+    window = AudioWindow(encoder, STRIDE)
+    needed = window.needed(1)
+    assert needed == (4 + 2 + 1) * FRAME + encoder.network.margins[1]  # right context 1, in a hop of 2, and future 1
+    samples = sound(12)[:needed]
+    assert len(window.push(samples[:-1])) == 0 and len(window.push(samples[-1:])) == 1
+
+
+def test_silence_is_what_a_silent_stretch_sounds_like(encoder):
+    features = encoder.encode(torch.zeros(20 * FRAME))
+    torch.testing.assert_close(features, hearing.silence(encoder, 0, 20), rtol=0, atol=1e-5)
+    assert (encoder.encode(sound(20)) - features).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("first", [-1, 3, -6])
+def test_a_piece_of_a_timeline_is_on_the_timelines_grid(encoder, first):
+    """What comes before the piece is silent, so that the piece is all there is to hear."""
+    samples = sound(9)
+    timeline = torch.nn.functional.pad(samples, (max(first, 0) * FRAME, 4 * FRAME))[max(0, -first) * FRAME :]
+    samples[: max(0, -first) * FRAME] = 0
+    whole = AudioWindow(encoder, STRIDE)
+    whole.push(timeline)
+    got = hearing.known(encoder, samples, first)
+    known = (first + 9) * FRAME  # samples of the timeline
+    assert hearing.needed(encoder, first + len(got)) <= known < hearing.needed(encoder, first + len(got) + 1)
+    wanted = encoder.encode(timeline)[max(first, 0) : first + len(got)]
+    torch.testing.assert_close(got[max(0, -first) :], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("back", [0, 1, 3])
+def test_what_is_rewound_has_never_come(encoder, back):
+    first, second = sound(5.4 * STRIDE), sound(4 * STRIDE)
+    window = AudioWindow(encoder, STRIDE, history=3)
+    latents = len(window.push(first))
+    window.rewind(latents - back)
+    spliced = torch.cat([first[: (latents - back) * STRIDE * FRAME], second])
+    fresh = AudioWindow(encoder, STRIDE)
+    assert torch.equal(window.push(second), fresh.push(spliced)[latents - back :])
+
+
+def test_features_are_the_networks_states_of_the_window_brought_to_frames(weights):
+    encoder, samples = windowed(Wav2Vec2(weights["wav2vec2"])), sound(20)
+    window = samples[(10 - 5) * FRAME - 40 : (12 + 1) * FRAME + 40]
+    normal = (window - window.mean()) / (window.var(correction=0) + 1e-7).sqrt()
+    net = Wav2Vec2Model.from_pretrained(weights["wav2vec2"]).eval()
+    states = torch.stack(net(normal[None], output_hidden_states=True).hidden_states)[:, 0]
+    assert states.shape == (3, 2 * (5 + 2 + 1), 16)
+    pairs = states[:, 2 * 5 : 2 * 7].unflatten(1, (2, 2)).mean(2)
+    wanted = torch.nn.functional.layer_norm(pairs, (16,)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(encoder.encode(samples)[10:12], wanted, rtol=0, atol=1e-5)
+    some = windowed(Wav2Vec2(weights["wav2vec2"]), layers=[2, 0])
+    assert some.dim == 32
+    torch.testing.assert_close(some.encode(samples)[10:12], torch.cat([wanted[:, 32:], wanted[:, :16]], 1))
+
+
+def test_a_frames_states_of_wav2vec2_are_centred_on_its_halves(weights):
+    network, frame = Wav2Vec2(weights["hubert"]), 3
+    samples = sound(8)[: 7 * FRAME + 80].requires_grad_()
+    states = network.net.feature_extractor(samples[None])[0]
+    assert network.margins == (40, 40) and states.shape[1] == 14
+    for state, centre in ((2 * frame, 160), (2 * frame + 1, 480)):
+        (seen,) = torch.autograd.grad(states[:, state].sum(), samples, retain_graph=True)
+        at = seen.nonzero().flatten() - 40 - frame * FRAME
+        assert (at[0], at[-1] + 1) == (centre - 200, centre + 200)
+
+
+def test_a_frames_states_of_whisper_are_centred_on_its_halves(weights):
+    network, frame, samples = Whisper(weights["whisper"]), 3, sound(9)
+    changed = samples.clone()
+    changed[frame * FRAME + 160] += 0.3
+
+    def states(track):
+        before, after = network.margins
+        return network(track[None, -before : 8 * FRAME + after])[0, 0]
+
+    moved = (states(changed) - states(samples)).abs().sum(1) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [2 * frame - 1, 2 * frame, 2 * frame + 1]
+
+
+def test_whisper_uses_as_many_positions_as_it_is_told(weights):
+    whole, short = Whisper(weights["whisper"]), Whisper(weights["whisper"], positions=16)
+    assert whole(sound(8)[None]).shape == short(sound(8)[None]).shape == (1, 3, 16, 16)
+    with pytest.raises(ValueError, match="room for 8"):
+        windowed(short, past=6)
+    with pytest.raises(ValueError, match="1 to 40"):
+        Whisper(weights["whisper"], positions=41)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"hop": 0}, "hop=0"),
+        ({"past": 0}, "past=0"),
+        ({"left_context": 0}, "left_context=0"),
+        ({"layers": [3]}, "0 to 2"),
+        ({"layers": []}, "some of"),
+    ],
+)
+def test_windows_that_can_not_be_had_are_refused(weights, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        windowed(Wav2Vec2(weights["wav2vec2"]), **wrong)
+
+
+def test_a_hop_that_does_not_divide_a_latent_is_refused(encoder):
+    with pytest.raises(ValueError, match="hop of 2 frames with latents of 5"):
+        encoder.tokens(5)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_configs_build_what_a_bundle_names(weights, kind):
+    changes = [f"audio.network.weights={weights[kind]}", "audio.past=5"]
+    cfg = composed("train", f"audio_encoder@audio={kind}", *changes)
+    config = OmegaConf.to_container(cfg.audio, resolve=True)
+    encoder = checkpoint.Origin({"network": {}, "audio": config}).made("audio")
+    assert encoder.tokens(STRIDE) == 7 and encoder.dim == 3 * 16
+    assert repr(encoder) == repr(windowed(NETWORKS[kind](weights[kind]), future=2, hop=4, right_context=0))
+
+
+def test_the_text_config_builds_what_a_bundle_names(weights):
+    cfg = composed("train", "text_encoder@text=umt5", f"text.weights={weights['umt5']}")
+    config = OmegaConf.to_container(cfg.text, resolve=True)
+    encoder = checkpoint.Origin({"network": {}, "text": config}).made("text")
+    assert repr(encoder) == repr(UMT5(weights["umt5"]))
+
+
+# The mix
+
+
+def test_the_mix_begins_as_the_mean_and_learns_a_weighted_sum():
+    mix, states = LayerMix(3), torch.randn(2, 4, 3 * 5)
+    layers = states.unflatten(-1, (3, 5))
+    torch.testing.assert_close(mix(states), layers.mean(2))
+    with torch.no_grad():
+        mix.weights.copy_(torch.tensor([0.0, 20.0, 0.0]))
+    torch.testing.assert_close(mix(states), layers[:, :, 1], atol=1e-4, rtol=1e-4)
+    mix(states).square().sum().backward()
+    assert mix.weights.grad.abs().sum() > 0
+
+
+def test_features_of_one_piece_have_no_mix():
+    names = {"null", "place", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"}
+    assert AudioEntrance(6, 2, 8).state_dict().keys() == names
+    assert AudioEntrance(6, 2, 8, layers=3).state_dict().keys() == names | {"mix.weights"}
+    with pytest.raises(ValueError, match="width 6"):
+        AudioEntrance(6, 2, 8, layers=4)
+
+
+# Text
+
+
+PROMPTS = ["a happy  orange\ncat", "a cat &amp;amp; a", ""]
+
+
+def test_a_prompt_has_the_features_of_its_tokens_and_zeros_that_are_attended_to(weights):
+    encoder = UMT5(weights["umt5"], max_tokens=12)
+    features, mask = encoder.encode(PROMPTS)
+    ids = torch.tensor([[3, 4, 5, 6, 1, 0, 0], [3, 6, 7, 3, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0]])
+    wanted = encoder.net(ids, (ids > 0).long()).last_hidden_state * (ids > 0)[..., None]
+    torch.testing.assert_close(features[:, :7], wanted, rtol=0, atol=1e-5)
+    assert features.shape == (3, 12, 8) and not features[:, 7:].any()
+    assert mask.shape == (3, 12) and mask.all()
+
+
+@pytest.mark.slow  # to import diffusers' pipelines takes longer than all else here
+def test_umt5_gives_wan_what_diffusers_gives_it(weights):
+    from diffusers import WanPipeline
+
+    encoder = UMT5(weights["umt5"], max_tokens=12)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=f"{weights['umt5']}/tokenizer/tokenizer.json", pad_token="<pad>", eos_token="</s>"
+    )
+    pipeline = SimpleNamespace(tokenizer=tokenizer, text_encoder=encoder.net, _execution_device="cpu")
+    wanted = WanPipeline._get_t5_prompt_embeds(pipeline, PROMPTS, max_sequence_length=12, dtype=torch.float32)
+    torch.testing.assert_close(encoder.encode(PROMPTS)[0], wanted, rtol=0, atol=1e-5)
+
+
+def test_the_room_for_a_prompt_is_512_tokens_unless_said_otherwise(weights):
+    encoder = UMT5(weights["umt5"])
+    assert encoder.encode(["a cat"])[0].shape == (1, 512, 8)
+    assert encoder.encode(["cat " * 511])[0].shape == (1, 512, 8)
+    with pytest.raises(ValueError, match="513 tokens"):
+        encoder.encode(["cat " * 512])
+
+
+def test_stored_features_of_a_prompt_come_back_as_they_were(weights):
+    encoder = UMT5(weights["umt5"], max_tokens=12)
+    features, mask = encoder.encode(["a happy cat"])
+    own = features[0][features[0].any(1)]
+    assert len(own) == 4
+    again, attended = encoder.padded(own)
+    assert torch.equal(again, features[0]) and torch.equal(attended, mask[0])
+    with pytest.raises(ValueError, match="room is for 12"):
+        encoder.padded(torch.ones(13, 8))
+
+
+# Weights
+
+
+def copied(folder: str, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+@pytest.mark.parametrize(
+    "build, command",
+    [
+        (lambda: Wav2Vec2("facebook/no-such-network"), "hf download facebook/no-such-network$"),
+        (lambda: Wav2Vec2("/no/such/folder"), "hf download facebook/wav2vec2-base-960h --local-dir /no/such/folder"),
+        (lambda: Whisper("tests/nothing"), "hf download openai/whisper-tiny --local-dir tests/nothing"),
+        (lambda: UMT5("Wan-AI/none"), r'hf download Wan-AI/none --include "text_encoder/\*" "tokenizer/\*"'),
+    ],
+)
+def test_missing_weights_name_the_command_that_gets_them(build, command):
+    with pytest.raises(FileNotFoundError, match=command):
+        build()
+
+
+@pytest.mark.parametrize("kind, name", [("wav2vec2", "config.json"), ("whisper", "preprocessor_config.json")])
+def test_a_folder_that_lacks_a_file_is_refused(weights, tmp_path, kind, name):
+    folder = copied(weights[kind], tmp_path / "w")
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no {name}"):
+        NETWORKS[kind](str(folder))
+
+
+def test_a_tokenizer_that_is_missing_is_not_made_up(weights, tmp_path):
+    folder = copied(weights["umt5"], tmp_path / "w")
+    (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "other.json")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json"):
+        UMT5(str(folder))
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="no tokenizer"):
+        UMT5(str(folder))
+
+
+def test_weights_that_are_not_all_there_are_refused(weights, tmp_path):
+    folder = copied(weights["wav2vec2"], tmp_path / "w")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layers.1.attention.k_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights.*layers\.1\.attention\.k_proj"):
+        Wav2Vec2(str(folder))
+
+
+def test_truncated_weights_are_refused(weights, tmp_path):
+    folder = copied(weights["whisper"], tmp_path / "w")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="no readable weights"):
+        Whisper(str(folder))
+
+
+def test_weights_that_carry_code_are_refused_and_nothing_of_it_runs(weights, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "it ran",)
+
+    folder = copied(weights["wav2vec2"], tmp_path / "w")
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Code()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="no readable weights"):
+        Wav2Vec2(str(folder))
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_another_kind_of_network_is_refused(weights):
+    with pytest.raises(ValueError, match="is a whisper; give weights of a wav2vec2 or hubert"):
+        Wav2Vec2(weights["whisper"])
+
+
+def test_an_encoder_is_known_by_its_weights_and_settings_wherever_they_lie(weights, tmp_path):
+    here, there = Wav2Vec2(weights["wav2vec2"]), Wav2Vec2(str(copied(weights["wav2vec2"], tmp_path / "w")))
+    assert repr(windowed(here)) == repr(windowed(there)) != repr(windowed(here, future=2))
+    assert repr(here) != repr(Wav2Vec2(weights["hubert"]))
+    assert repr(UMT5(weights["umt5"])) != repr(UMT5(weights["umt5"], max_tokens=226))
+
+
+def test_the_default_encoder_is_on_the_same_footing():
+    """Its hops are single frames; what it says of its grid is what its features show."""
+    encoder = LogMel(8)
+    samples = sound(9)
+    assert torch.equal(hearing.known(encoder, samples, -1), encoder.encode(samples)[:-1])
+    assert hearing.needed(encoder, 3) == 3 * FRAME + 120 and hearing.frames_around(encoder) == (1, 1)

@@ -1,0 +1,151 @@
+"""A small decoder learns what a large one draws, leaves its encoder alone, and goes by the large one's name."""
+
+import pytest
+import torch
+
+from avatar import run
+from avatar.models import checkpoint
+from avatar.models.autoencoders.distilled import DistilledAutoencoder, distilled
+from avatar.models.autoencoders.state import StateAutoencoder
+from avatar.objectives.decoder_distillation import DecoderDistillation
+from avatar.types import Bundle, Frames, VideoAutoencoder
+from tests.stages import FILTERS, composed, random_autoencoder
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return checkpoint.load(str(random_autoencoder(tmp_path / "teacher.safetensors")))
+
+
+def make_module(teacher) -> DecoderDistillation:
+    module = DecoderDistillation(distilled(teacher, 8), teacher, torch.optim.Adam, noise=0.1, lip_weight=4.0, steps=100)
+    module.log = lambda *_, **__: None
+    module.net.train()
+    return module
+
+
+def make_frames(batch: int = 4) -> Frames:
+    """Smooth pictures that move a little."""
+    small = torch.randn(batch, 3, 4, 3, 4)
+    video = torch.nn.functional.interpolate(small, (10, 24, 32), mode="trilinear").clamp(-1, 1)
+    return Frames(video[:, :, :9], video[:, :, 9:], torch.rand(batch, 9, 24, 32), ["a"] * batch)
+
+
+def learn(module: DecoderDistillation, batch: Frames, steps: int) -> list[float]:
+    optimizer = torch.optim.Adam([p for p in module.net.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        loss = module.training_step(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_the_loss_falls(teacher):
+    losses = learn(make_module(teacher), make_frames(2), 40)
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+
+
+@torch.no_grad()
+def test_a_linear_decoder_is_found_at_once(teacher):
+    """The teacher's convolutions silenced, its decoder is a linear map of each latent pixel: so is the start."""
+    for parameter in teacher.decoder[-1].parameters():
+        parameter.zero_()
+    net, latents = distilled(teacher, 8).eval(), torch.randn(4, 4, 3, 4, 4)
+    net.start_from(latents, teacher.decode(latents))
+    other = torch.randn(2, 4, 3, 4, 4)
+    other_frames = teacher.decode(other)
+    assert (net.decode(other) - other_frames).abs().max() < 1e-2 * other_frames.std()
+
+
+def test_the_encoder_and_its_statistics_stay_as_they_are(teacher):
+    module, batch = make_module(teacher), make_frames(2)
+    before = {name: w.clone() for name, w in module.net.state_dict().items()}
+    learn(module, batch, 2)
+    changed = {name for name, w in module.net.state_dict().items() if not torch.equal(w, before[name])}
+    assert changed and not any(name.startswith("encoder.") for name in changed)
+    assert torch.equal(module.net.encode(batch.video), teacher.encode(batch.video))
+
+
+def test_another_teacher_is_refused(teacher, tmp_path):
+    weights = {name: w + 0.01 for name, w in teacher.state_dict().items()}
+    checkpoint.write(Bundle("autoencoder", weights, teacher.origin.config), tmp_path / "other.safetensors")
+    other = checkpoint.load(str(tmp_path / "other.safetensors"))
+    with pytest.raises(ValueError, match="make it for this one"):
+        DecoderDistillation(distilled(teacher, 8), other, torch.optim.Adam, noise=0.1, lip_weight=4.0, steps=100)
+
+
+def test_what_can_not_teach_is_refused(teacher):
+    with pytest.raises(ValueError, match="load one that was trained"):
+        distilled(checkpoint.new(teacher.origin.network), 8)
+    with pytest.raises(ValueError, match="autoencoder of pictures"):
+        DistilledAutoencoder(StateAutoencoder([0.0], [1.0]), 8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The teacher and the small decoder of a tiny run, as loaded from their bundles."""
+    folder = tmp_path_factory.mktemp("distillation")
+    path = random_autoencoder(folder / "teacher.safetensors")
+    cfg = composed(
+        "train",
+        "objective=decoder_distillation",
+        f"world.autoencoder.path='{path}'",
+        "world.view.size=64",
+        "model.width=4",
+        "callbacks.export.precision=float16",
+        "data.frames=5",
+        "data.batch=2",
+        "data.workers=0",
+        "steps=2",
+        "threads=1",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+        "+trainer.enable_progress_bar=false",
+        f"folder='{folder / 'run'}'",
+        f"cache='{folder / 'cache'}'",
+        "name=test",
+    )
+    run.fit(cfg)
+    return checkpoint.load(str(path)), checkpoint.load(str(folder / "run" / "autoencoder.safetensors"), ["autoencoder"])
+
+
+@torch.no_grad()
+def test_its_bundle_has_the_teachers_latents_to_the_bit(trained):
+    """Although it is stored in half precision: that is for what was learned."""
+    teacher, net = trained
+    video = make_frames().video
+    assert torch.equal(net.encode(video), teacher.encode(video))
+    assert net.origin.fingerprint == teacher.origin.fingerprint
+    assert net.origin.components == {"autoencoder": teacher.origin.fingerprint}
+
+
+def test_its_bundle_goes_with_networks_of_the_teachers_latents_and_no_others(trained, tmp_path):
+    teacher, net = trained
+    for name, made_for in (("same", teacher.origin.fingerprint), ("other", "0" * 16)):
+        bundle = Bundle("teacher", teacher.state_dict(), teacher.origin.config, {"autoencoder": made_for})
+        checkpoint.write(bundle, tmp_path / f"{name}.safetensors")
+    checkpoint.check_latents(checkpoint.load(str(tmp_path / "same.safetensors")), net)
+    with pytest.raises(ValueError, match="trained on latents of autoencoder 0000"):
+        checkpoint.check_latents(checkpoint.load(str(tmp_path / "other.safetensors")), net)
+
+
+def test_its_bundle_holds_no_decoder_of_the_teachers(trained):
+    teacher, net = trained
+    kept = {name.removeprefix("encoder.") for name in net.state_dict() if name.startswith("encoder.")}
+    assert kept == {name for name in teacher.state_dict() if not name.startswith(("decoder.", "linear_out."))}
+
+
+@torch.no_grad()
+def test_its_bundle_streams(trained):
+    _, net = trained
+    assert isinstance(net, VideoAutoencoder) and not net.training
+    latents = torch.randn(1, 4, 4, 3, 2)
+    stream = net.decoder_stream()
+    frames = torch.cat([stream.push(piece) for piece in latents.split([1, 2, 1], dim=2)], dim=2)
+    torch.testing.assert_close(frames, net.decode(latents))
+    assert frames.shape == (1, 3, 13, 24, 16)

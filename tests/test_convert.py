@@ -1,0 +1,56 @@
+"""Published weights become a bundle that other commands take, and go back to diffusers' layout."""
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from omegaconf import OmegaConf
+
+from avatar.convert import convert
+from avatar.models import checkpoint
+from tests.models.test_public import difference, network, saved, theirs
+
+
+def config(**changes):
+    base = {
+        "model": {
+            "_target_": "avatar.models.public.load",
+            "_recursive_": False,
+            "weights": None,
+            "kind": "teacher",
+            "network": network(),
+        },
+        "audio": {"_target_": "avatar.models.audio_encoders.log_mel.LogMel"},
+        "text": {"_target_": "avatar.models.text_encoders.bytes.ByteEncoder"},
+        "plan": {"times": [1.0, 0.5]},
+        "bundle": None,
+        "allow": [],
+        "out": None,
+    }
+    return OmegaConf.merge(base, changes)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_there_and_back(kind, tmp_path):
+    weights, bundle = saved("t2v", tmp_path / "in"), tmp_path / "wan.safetensors"
+    convert(config(model={"weights": str(weights), "kind": kind}, out=str(bundle)))
+    net = checkpoint.load(str(bundle), kinds=[kind])
+    assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
+    origin = checkpoint.origin_of(net)
+    assert origin.plan == ({"times": [1.0, 0.5]} if kind == "student" else None)
+    assert origin.config["text"]["_target_"].endswith("ByteEncoder")
+    convert(config(bundle=str(bundle), out=str(tmp_path / "out")))
+    again = WanTransformer3DModel.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in theirs().state_dict().items())
+
+
+def test_nothing_is_overwritten_and_mistakes_are_told(tmp_path):
+    weights = str(saved("t2v", tmp_path / "in"))
+    taken = tmp_path / "taken.safetensors"
+    taken.write_text("mine")
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        convert(config(model={"weights": weights}, out=str(taken)))
+    assert taken.read_text() == "mine"
+    with pytest.raises(ValueError, match="no weights to convert"):
+        convert(config(out=str(tmp_path / "new.safetensors")))
+    with pytest.raises(ValueError, match=r"ends in \.safetensors"):
+        convert(config(model={"weights": weights}, out=str(tmp_path / "new")))

@@ -1,0 +1,129 @@
+"""Several processes equal one: their losses, their gradients, and the bundle at the end of a run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from avatar.objectives.parts import average_gradients, mean_over_ranks
+from avatar.types import Batch
+from tests import ranks
+from tests.conftest import make_cond
+from tests.objectives.test_modules import make_consistency, make_dmd, make_flow_matching
+from tests.stages import FILTERS, SMALL_NET, fitted, random_bundle
+from tests.test_resume import MEANT, losses
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
+
+# With SGD, weights differ by no more than gradients do.
+SGD = ("objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.03")
+CRITIC_SGD = tuple(text.replace("optimizer", "critic_optimizer") for text in SGD)
+RUN = (*SMALL_NET, *SGD, "steps=6", "data.buckets.budget=32", "data.buckets.multiple=4")
+TWO = ("trainer.devices=2", "accumulate=2")  # of four parts, each of the two processes makes two, one after the other
+
+
+def objectives() -> dict:
+    """By name: an objective, the network that learns, and the loss of a batch."""
+    torch.manual_seed(1)
+    teacher, student, jumps = make_flow_matching(), make_dmd(gradient="replayed"), make_consistency()
+    return {
+        "flow_matching": (
+            teacher.net,
+            lambda batch: teacher._loss(batch, teacher.dropout(batch.conditioning, batch.part)),
+        ),
+        "consistency": (jumps.net, lambda batch: jumps.training_step(batch, 0)),
+        "student": (student.net, student.student_loss),
+        "critic": (student.critic, student.critic_loss),
+    }
+
+
+def part_of_a_batch(part: slice) -> Batch:
+    torch.manual_seed(2)
+    x0, cond, lips = torch.randn(4, 3, 5, 4, 4), make_cond(batch=4), torch.rand(4, 5, 4, 4)
+    return Batch(x0[part], cond.map(lambda x: x[part]), lips[part], list("abcd")[part], part)
+
+
+def learnt(rank: int, count: int, passes: int = 1) -> dict[str, dict[str, torch.Tensor]]:
+    """Of each objective the loss and the gradients that a batch gives, made in so many parts."""
+    found = {}
+    for name, (net, loss_of) in objectives().items():
+        total = torch.zeros(())
+        for turn in range(passes):
+            batch = part_of_a_batch(slice(turn * count + rank, None, count * passes))
+            torch.manual_seed(3)
+            loss = loss_of(batch) / passes
+            loss.backward()
+            total += mean_over_ranks(loss.detach())
+        average_gradients(net)
+        found[name] = {key: p.grad for key, p in net.named_parameters() if p.grad is not None} | {"loss": total}
+    return found
+
+
+def write_learnt(path: str) -> None:
+    """`learnt` by this one of several processes; the first writes it."""
+    dist.init_process_group("gloo")
+    found = learnt(dist.get_rank(), dist.get_world_size())
+    if dist.get_rank() == 0:
+        torch.save(found, path)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> list[str]:
+    """What distribution matching starts from, as arguments."""
+    folder, states = tmp_path_factory.mktemp("bundles"), ("world=states", "model=states")
+    student, teacher = (random_bundle(folder / kind, kind, *states) for kind in ("causal_teacher", "teacher"))
+    return [f"init='{student}'", f"teacher='{teacher}'"]
+
+
+@pytest.fixture(scope="module")
+def dmd(bundles) -> list[str]:
+    few = ["data.buckets.lengths=[2,3]", "data.buckets.budget=12", "objective.critic_steps=2"]
+    return [*RUN, "objective=dmd", *bundles, *CRITIC_SGD, *few, "objective.gradient=replayed"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, dmd) -> Path:
+    """Runs of two processes, all by the same two, and of one."""
+    folder = tmp_path_factory.mktemp("runs")
+    fitted("train", folder / "flow", *RUN)
+    fitted("distill", folder / "dmd", *dmd)
+    ranks.run(
+        2,
+        ("tests.test_distributed:write_learnt", [str(folder / "learnt.pt")]),
+        ("tests.ranks:fit", ["train", str(folder / "flow_ddp"), *RUN, "trainer=ddp", *TWO]),
+        ("tests.ranks:fit", ["distill", str(folder / "dmd_ddp"), *dmd, "trainer=ddp", *TWO]),
+        ("tests.ranks:fit", ["train", str(folder / "flow_fsdp"), *RUN, "trainer=fsdp", *TWO]),
+        ("tests.ranks:fit", ["distill", str(folder / "dmd_fsdp"), *dmd, "trainer=fsdp", *TWO]),
+    )
+    return folder
+
+
+def test_two_processes_make_the_losses_and_gradients_of_one(folder):
+    expected, got = learnt(0, 1), torch.load(folder / "learnt.pt", weights_only=True)
+    for name, values in expected.items():
+        assert len(values) > 10 and values["loss"] > 0.01
+        torch.testing.assert_close(
+            got[name], values, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_a_batch_in_passes_makes_the_loss_and_gradients_of_one():
+    expected, got = learnt(0, 1), learnt(0, 1, passes=2)
+    torch.testing.assert_close(got["flow_matching"], expected["flow_matching"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["flow_ddp", "flow_fsdp", "dmd_ddp", "dmd_fsdp"])
+def test_a_run_of_two_processes_and_two_passes_ends_where_one_does(folder, run):
+    alone = folder / run.partition("_")[0]
+    (expected,), (got,) = ([load_file(path) for path in run.glob("*.safetensors")] for run in (alone, folder / run))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    if run.startswith("dmd"):  # Lightning writes one line for the passes of an update that it makes itself
+        assert mean_losses(folder / run, 2) == pytest.approx(mean_losses(alone, 1), rel=1e-4)
+
+
+def mean_losses(folder: Path, passes: int) -> list[float]:
+    """A loss for each update, from those of its passes."""
+    told = [float(next(filter(None, values))) for values in losses(folder).values()]
+    return [sum(told[i : i + passes]) / passes for i in range(0, len(told), passes)]
