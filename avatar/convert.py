@@ -1,7 +1,7 @@
 """Published weights to a bundle, which every other command takes, and a bundle back to diffusers' layout.
 
-python -m avatar.convert model=wan_1_3b model.weights=Wan2.1-T2V-1.3B-Diffusers/transformer out=data/wan/teacher.safetensors
-python -m avatar.convert bundle=data/wan/teacher.safetensors out=data/wan/transformer
+python -m avatar.convert model=wan_1_3b model.weights=Wan2.1-T2V-1.3B-Diffusers/transformer out=wan/teacher.safetensors
+python -m avatar.convert bundle=wan/teacher.safetensors out=wan/transformer
 """
 
 from pathlib import Path

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from avatar.models import checkpoint, training_checkpoint
 from avatar.models.preparation import prepare
+from avatar.models.video_dit import VideoDiT
 from avatar.provenance import git_revision
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
@@ -80,6 +81,9 @@ def fit(cfg: DictConfig) -> None:
         if hasattr(data, "autoencoder") and hasattr(net, "origin"):
             checkpoint.check_latents(net, data.autoencoder)
             checkpoint.check_encoders(net, encoders)  # pyright: ignore[reportArgumentType]
+        if isinstance(net, VideoDiT):
+            stride = data.autoencoder.temporal_stride
+            net.check_inputs(data.autoencoder.channels, data.audio.tokens(stride), data.audio.dim)
     prepare(objective, hydra.utils.instantiate(cfg.prepare))
     resume = cfg.resume
     if resume == "last":

@@ -1,8 +1,8 @@
 """Peak memory of loading published weights: `python benchmarks/weights.py --out benchmarks/results/weights.json`.
 
 Writes a transformer of diffusers' layout with random weights in shards, then loads it in a fresh process, and compares
-the rise of that process's peak memory with the bytes of the network. The aim is at most 1.15 times these. What lies above
-them is one tensor, as stored and as loaded, so at full size it is
+the rise of that process's peak memory with the bytes of the network. The aim is at most 1.15 times these. What lies
+above them is one tensor, as stored and as loaded, so at full size it is
 
     1 + (bytes of the largest tensor, stored and loaded) / (bytes of the network)
 """

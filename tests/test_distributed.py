@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
 # With SGD, weights differ by no more than gradients do.
 SGD = ("objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.03")
 CRITIC_SGD = tuple(text.replace("optimizer", "critic_optimizer") for text in SGD)
-RUN = (*SMALL_NET, *SGD, "steps=6", "data.buckets.budget=32", "data.buckets.multiple=4")
+RUN = (*SMALL_NET, *SGD, "steps=3", "data.buckets.budget=32", "data.buckets.multiple=4")
 TWO = ("trainer.devices=2", "accumulate=2")  # of four parts, each of the two processes makes two, one after the other
 
 
@@ -120,10 +120,14 @@ def test_a_run_of_two_processes_and_two_passes_ends_where_one_does(folder, run):
     (expected,), (got,) = ([load_file(path) for path in run.glob("*.safetensors")] for run in (alone, folder / run))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     if run.startswith("dmd"):  # Lightning writes one line for the passes of an update that it makes itself
-        assert mean_losses(folder / run, 2) == pytest.approx(mean_losses(alone, 1), rel=1e-4)
+        assert losses_of_updates(folder / run, passes=2) == pytest.approx(
+            losses_of_updates(alone, passes=1), 1e-5, 1e-6
+        )
 
 
-def mean_losses(folder: Path, passes: int) -> list[float]:
-    """A loss for each update, from those of its passes."""
-    told = [float(next(filter(None, values))) for values in losses(folder).values()]
+def losses_of_updates(folder: Path, passes: int) -> list[float]:
+    """Of a run of distribution matching whose every third update is the student's: what was written last of the other
+    network stands in its lines, too."""
+    rows = list(losses(folder).values())
+    told = [float(row[(n // passes) % 3 == 2]) for n, row in enumerate(rows)]
     return [sum(told[i : i + passes]) / passes for i in range(0, len(told), passes)]

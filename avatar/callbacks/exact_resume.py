@@ -30,6 +30,7 @@ class ExactResume(lightning.Callback):
     """
 
     def __init__(self):
+        self.initial = torch.get_rng_state()
         self.passes = 0
         self.random: list[dict[str, Any]] | None = None  # to be restored, one of each rank
         self.before: dict[str, Any] | None = None  # what the batch under way began with
@@ -37,6 +38,8 @@ class ExactResume(lightning.Callback):
         self.handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        # Lightning has seeded anew where there are several processes, which would draw other numbers than one.
+        torch.set_rng_state(self.initial)
         self.data = trainer.datamodule  # checkpoints are read after this, and loaders made later still
         self._hear(signal.SIGINT)
 

@@ -39,8 +39,8 @@ class LengthBuckets:
             )
         if self.budget < (needed := max(self.lengths) * self.multiple):
             raise ValueError(
-                f"a budget of {self.budget} latents can't hold {self.multiple} clip(s) of {max(self.lengths)}; raise it "
-                f"to {needed}"
+                f"a budget of {self.budget} latents can't hold {self.multiple} clip(s) of {max(self.lengths)}; "
+                f"raise it to {needed}"
             )
 
     def shares(self) -> np.ndarray:

@@ -3,8 +3,8 @@
     Wan 2.1 T2V / I2V, Wan 2.2 TI2V        a folder of safetensors with an index, or one such file
     Self-Forcing, CausVid, Causal-Forcing  a .pt whose `generator_ema` or `generator` holds the original names
 
-Tensors come one by one into a network that has no memory before, so the peak is the network and one tensor. What the
-backbone adds to Wan's (audio, labels, reference channels, …) starts at zero: a loaded network computes what it computed.
+Tensors come one by one into a network that has no memory before: the peak is the network and one tensor. What the
+backbone adds to Wan's (audio, labels, reference channels, …) starts at zero: a loaded one computes what it computed.
 """
 
 import json
@@ -146,8 +146,8 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     loud = [name for name in _loud(net) if not _allowed(allow, name)]
     if loud:
         raise ValueError(
-            f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: the export "
-            "would compute something else; name them in allow to leave them out"
+            f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: the "
+            "export would compute something else; name them in allow to leave them out"
         )
     state = net.state_dict()
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,8 +244,8 @@ def _check(net: VideoDiT, published: Published, pairs: Mapping[str, str], allow:
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(
-            f"{published.path} doesn't fit the network: {'; '.join(sorted(wrong)[:8])}{more}; choose the model=… of these "
-            "weights, or name in allow what may differ"
+            f"{published.path} doesn't fit the network: {'; '.join(sorted(wrong)[:8])}{more}; choose the model=… of "
+            "these weights, or name in allow what may differ"
         )
 
 

@@ -133,6 +133,20 @@ class VideoDiT(nn.Module):
             if layer is not None:
                 silence(layer)
 
+    def check_inputs(self, channels: int, audio_tokens: int, audio_features: int) -> None:
+        """Raise ValueError unless its latents have so many channels, and its audio so many tokens and features."""
+        if self.channels != channels:
+            raise ValueError(
+                f"a network for latents of {self.channels} channels with an autoencoder of {channels}; take the "
+                "autoencoder that it was trained with, or a model= for these latents"
+            )
+        wanted, given = (self.audio.tokens, self.audio.features), (audio_tokens, audio_features)
+        if wanted != given:
+            raise ValueError(
+                f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
+                "take the audio encoder that it was trained with, or set model.network.audio_tokens and audio_features"
+            )
+
     def tokens(self, height: int, width: int) -> int:
         """Tokens per latent of height × width."""
         return (height // self.patch) * (width // self.patch)

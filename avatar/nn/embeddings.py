@@ -158,6 +158,11 @@ class FeatureTextEntrance(nn.Module):
     def forward(
         self, text: Float[Tensor, "b e n f"], mask: Bool[Tensor, "b e n"]
     ) -> tuple[Float[Tensor, "b e m d"], Bool[Tensor, "b e m"]]:
+        if text.ndim != 4 or text.shape[-1] != self.features:
+            raise ValueError(
+                f"text of shape {tuple(text.shape)}; this model takes features of width {self.features}: choose another "
+                "text_encoder@text, such as umt5"
+            )
         text = nn.functional.pad(text, (0, 0, 1, 0))
         tokens = self.linear_2(nn.functional.gelu(self.linear_1(text), approximate="tanh"))
         return tokens, torch.cat([~mask.any(-1, keepdim=True), mask], 2)

@@ -68,8 +68,8 @@ class Group:
 class MaskView:
     """A view of a whole packed clip, sink first: nothing is cached, who sees whom is in the groups.
 
-    A dense mask of a 480p clip has 10⁹ entries and shuts out the fast kernels; groups are exact, need no kernel of their
-    own, and cost only what is attended to.
+    A dense mask of a 480p clip has 10⁹ entries and shuts out the fast kernels; groups are exact, need no kernel of
+    their own, and cost only what is attended to.
     """
 
     positions: Int[Tensor, " l"]
@@ -94,7 +94,7 @@ class MaskView:
 
 @dataclass(frozen=True)
 class OpenView:
-    """A view of a whole clip without a sink, every latent seeing every other: what public video models were trained in."""
+    """A view of a whole clip without a sink, every latent seeing every other, as public video models are trained."""
 
     positions: Int[Tensor, " l"]
     sink_positions: tuple[int, ...] = ()

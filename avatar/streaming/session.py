@@ -345,15 +345,4 @@ def _check_sound(role: str, samples: Sound) -> None:
 def _check_fit(net: VideoDiT, autoencoder: VideoAutoencoder, audio: AudioEncoder, stride: int) -> None:
     if net.training or autoencoder.training:
         raise ValueError("a network or an autoencoder in training mode, whose state would change; call .eval() first")
-    if net.channels != autoencoder.channels:
-        raise ValueError(
-            f"a network for latents of {net.channels} channels with an autoencoder of {autoencoder.channels}; "
-            "take the autoencoder that it was trained with"
-        )
-    wanted = (net.audio.tokens, net.audio.features)
-    given = (audio.tokens(stride), audio.dim)
-    if wanted != given:
-        raise ValueError(
-            f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
-            "take the audio encoder that it was trained with"
-        )
+    net.check_inputs(autoencoder.channels, audio.tokens(stride), audio.dim)
