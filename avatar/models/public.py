@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from avatar.files import save_tensors
 from avatar.models import checkpoint
 from avatar.models.video_dit import VideoDiT
+from avatar.nn.embeddings import FeatureTextEntrance
 
 # Module here, in diffusers' layout, in the original one; N stands for the number of a block.
 MODULES = (
@@ -142,18 +143,17 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} isn't empty, and nothing in it is overwritten; give another folder")
-    pairs = names_of(net, DIFFUSERS)
+    pairs, config = names_of(net, DIFFUSERS), json.dumps(_diffusers_config(net), indent=2, sort_keys=True)
     loud = [name for name in _loud(net) if not _allowed(allow, name)]
     if loud:
         raise ValueError(
-            f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: the "
-            "export would compute something else; name them in allow to leave them out"
+            f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: the export "
+            "would be another network; name them in allow to leave them out"
         )
     state = net.state_dict()
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {theirs: _theirs(ours, state[ours], net.patch).contiguous() for ours, theirs in pairs.items()}
+    tensors = {theirs: _theirs(ours, state[ours], net.patch) for ours, theirs in pairs.items()}
     save_tensors(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_diffusers_config(net), indent=2, sort_keys=True))
+    (folder / "config.json").write_text(config)
 
 
 def _folder(path: Path) -> Published:
@@ -279,7 +279,9 @@ def _loud(net: VideoDiT) -> list[str]:
 
 
 def _diffusers_config(net: VideoDiT) -> dict[str, Any]:
-    block, image = net.blocks[0], net.image
+    image, text = net.image, net.text
+    if not isinstance(text, FeatureTextEntrance):
+        raise ValueError(f"a network whose text enters by {type(text).__name__}; Wan's enters as an encoder's features")
     return {
         "_class_name": "WanTransformer3DModel",
         "patch_size": [1, net.patch, net.patch],
@@ -287,9 +289,9 @@ def _diffusers_config(net: VideoDiT) -> dict[str, Any]:
         "attention_head_dim": net.dim // net.heads,
         "in_channels": net.channels + net.more_channels,
         "out_channels": net.channels,
-        "text_dim": net.text.linear_1.in_features,
+        "text_dim": text.features,
         "freq_dim": net.time.frequencies,
-        "ffn_dim": block.ffn[0].out_features,
+        "ffn_dim": net.ffn,
         "num_layers": net.layers,
         "cross_attn_norm": True,
         "qk_norm": "rms_norm_across_heads",

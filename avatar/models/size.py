@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from avatar.models.video_dit import VideoDiT
-from avatar.nn.attention import CrossAttention
 from avatar.types import ROLES
 
 
@@ -46,16 +45,15 @@ def forward_flops(net: VideoDiT, clip: Clip) -> int:
 def _block(net: VideoDiT, latents: int, per_latent: int, words: int) -> int:
     d, tokens = net.dim, latents * per_latent
     heard = 1 + len(ROLES) * net.audio.tokens  # the null token first
-    block = net.blocks[0]
     # The sink attends to itself, all others to everything.
     pairs = per_latent * per_latent + (tokens - per_latent) * tokens
     itself = _matmul(tokens, d, 4 * d) + 2 * _matmul(pairs, d, 1)
     text = _matmul(tokens, d, 2 * d) + _matmul(words, d, 2 * d) + 2 * _matmul(tokens * words, d, 1)
-    if isinstance(block.audio, CrossAttention):
+    if net.audio_injection == "attention":
         audio = _matmul(tokens, d, 2 * d) + _matmul(latents * heard, d, 2 * d) + 2 * _matmul(tokens * heard, d, 1)
     else:
         audio = _matmul(latents, d, d)
-    return itself + text + audio + 2 * _matmul(tokens, d, block.ffn[0].out_features)
+    return itself + text + audio + 2 * _matmul(tokens, d, net.ffn)
 
 
 def _around(net: VideoDiT, latents: int, per_latent: int, clip: Clip) -> int:
@@ -66,7 +64,7 @@ def _around(net: VideoDiT, latents: int, per_latent: int, clip: Clip) -> int:
     leaving = _matmul(tokens, d, patch + net.carry.shares.out_features)
     time = _matmul(latents, net.time.frequencies, d) + _matmul(latents, d, d + 6 * d)
     heard = latents * len(ROLES) * net.audio.tokens
-    audio = _matmul(heard, net.audio.mlp[0].in_features + d, d)
+    audio = _matmul(heard, net.audio.width + d, d)
     return entering + leaving + time + audio + net.text.flops(clip.text_tokens)
 
 

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from avatar.nn.attention import Addition, CrossAttention, ImageKeys, SelfAttention, silence
 from avatar.nn.embeddings import (
     AudioEntrance,
+    ByteTextEntrance,
     Carry,
+    FeatureTextEntrance,
+    ImageEntrance,
     LabelEmbedding,
     PatchEmbedding,
     ScalarEmbedding,
@@ -89,12 +92,12 @@ class VideoDiT(nn.Module):
         patch: int,
         audio_features: int,
         audio_tokens: int,
-        text: nn.Module,
+        text: ByteTextEntrance | FeatureTextEntrance,
         reference_channels: bool = True,
         reference_sink: bool = True,
         audio_injection: Injection = "attention",
         more_channels: int = 0,
-        image: nn.Module | None = None,
+        image: ImageEntrance | None = None,
         audio_layers: int = 1,
     ):
         super().__init__()
@@ -105,6 +108,7 @@ class VideoDiT(nn.Module):
         if audio_injection not in get_args(Injection):
             raise ValueError(f"audio_injection={audio_injection!r}; choose one of {', '.join(get_args(Injection))}")
         self.reference_sink, self.more_channels = reference_sink, more_channels
+        self.audio_injection, self.ffn = audio_injection, ffn
         self.channels, self.dim, self.heads, self.layers, self.patch = channels, dim, heads, layers, patch
         self.rope = Rope(dim // heads)
         self.patches = PatchEmbedding(channels, patch, dim, reference_channels, more_channels)
@@ -129,7 +133,7 @@ class VideoDiT(nn.Module):
         """Let all that Wan's networks lack start at zero, so that a loaded network computes what it computed."""
         added = [self.target_time.linear_2, self.guidance.linear_2, self.carry.shares, self.patches.reference]
         added += [self.labels.state, self.labels.emotion, self.labels.gesture]
-        for layer in (*added, *(block.audio.out for block in self.blocks)):
+        for layer in (*added, *(block.get_submodule("audio.out") for block in self.blocks)):
             if layer is not None:
                 silence(layer)
 

@@ -63,7 +63,8 @@ class CrossAttention(nn.Module):
         q, k, v = (self._heads(y) for y in (self.norm_q(self.q(x)), self.norm_k(self.k(memory)), self.v(memory)))
         y = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None])
         if self.image is not None and image is not None:
-            y = y + nn.functional.scaled_dot_product_attention(q, *(self._heads(part) for part in self.image(image)))
+            k, v = (self._heads(part) for part in self.image(image))
+            y = y + nn.functional.scaled_dot_product_attention(q, k, v)
         return self.out(rearrange(y, "b a n d -> b n (a d)"))
 
     def _heads(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b a n e"]:
@@ -90,7 +91,7 @@ class Addition(nn.Module):
         return self.out(heard).expand_as(x)
 
 
-def silence(layer: nn.Linear | nn.Embedding) -> None:
+def silence(layer: nn.Module) -> None:
     """Start a layer at zero, so that what it adds to a loaded network changes nothing at first."""
     for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)

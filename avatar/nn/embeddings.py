@@ -88,12 +88,12 @@ class AudioEntrance(nn.Module):
         super().__init__()
         if layers < 1 or features % layers:
             raise ValueError(f"audio features of width {features} can't be the states of {layers} layers; give both")
-        self.features, self.tokens = features, tokens
+        self.features, self.tokens, self.width = features, tokens, features // layers
         self.null = nn.Parameter(torch.empty(dim))
         self.place = nn.Parameter(torch.empty(len(ROLES), tokens, dim))
         self.reset_parameters()
         self.mix = LayerMix(layers) if layers > 1 else nn.Identity()
-        self.mlp = nn.Sequential(nn.Linear(features // layers, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(self.width, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
 
     def reset_parameters(self) -> None:
         """The start of its own parameters, not of its layers'."""
@@ -160,8 +160,8 @@ class FeatureTextEntrance(nn.Module):
     ) -> tuple[Float[Tensor, "b e m d"], Bool[Tensor, "b e m"]]:
         if text.ndim != 4 or text.shape[-1] != self.features:
             raise ValueError(
-                f"text of shape {tuple(text.shape)}; this model takes features of width {self.features}: choose another "
-                "text_encoder@text, such as umt5"
+                f"text of shape {tuple(text.shape)}; this model takes features of width {self.features}: choose "
+                "another text_encoder@text, such as umt5"
             )
         text = nn.functional.pad(text, (0, 0, 1, 0))
         tokens = self.linear_2(nn.functional.gelu(self.linear_1(text), approximate="tanh"))
