@@ -147,8 +147,8 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     loud = [name for name in _loud(net) if not _allowed(allow, name)]
     if loud:
         raise ValueError(
-            f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: the export "
-            "would be another network; name them in allow to leave them out"
+            f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: "
+            "it would be another network; name them in allow to leave them out"
         )
     state = net.state_dict()
     tensors = {theirs: _theirs(ours, state[ours], net.patch) for ours, theirs in pairs.items()}
