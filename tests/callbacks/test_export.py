@@ -16,7 +16,7 @@ NETWORK = {
 
 
 def export(path, net, precision: str = "float16") -> None:
-    trainer = SimpleNamespace(callbacks=[], datamodule=None)
+    trainer = SimpleNamespace(callbacks=[], datamodule=None, is_global_zero=True)
     Export(str(path), "autoencoder", {}, None, precision).on_fit_end(trainer, SimpleNamespace(net=net))
 
 
