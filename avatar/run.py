@@ -84,7 +84,8 @@ def fit(cfg: DictConfig) -> None:
         if isinstance(net, VideoDiT):
             stride = data.autoencoder.temporal_stride
             net.check_inputs(data.autoencoder.channels, data.audio.tokens(stride), data.audio.dim)
-    prepare(objective, hydra.utils.instantiate(cfg.prepare))
+    # Dataclasses would otherwise come back as configs.
+    prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
     resume = cfg.resume
     if resume == "last":
         resume = training_checkpoint.newest(Path(cfg.folder, "checkpoints"))

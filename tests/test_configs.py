@@ -100,3 +100,27 @@ def test_every_experiment_says_how_it_is_run():
     for name in EXPERIMENTS:
         head = Path(CONFIGS, "experiment", f"{name}.yaml").read_text().split("\n\n")[0]
         assert "python" in head and "CPU" in head
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model=dit_20b trainer=dry",
+        "model=wan_1_3b model.weights=wan/transformer world=wan21 text_encoder@text=umt5 data=shards "
+        "data.urls=data/myset",
+        "audio_encoder@audio=wav2vec2 model.network.audio_features=9984 model.network.audio_layers=13 "
+        "model.network.audio_tokens=7",
+        "trainer=ddp trainer.devices=8 data.buckets.multiple=8",
+        "trainer=fsdp trainer.devices=8 data.buckets.multiple=8 trainer.precision=bf16-mixed prepare=large",
+        "trainer=fsdp trainer.devices=8 trainer.num_nodes=2 trainer.strategy.data_parallel_size=16 "
+        "data.buckets.multiple=16 resume=last",
+        "objective=autoencoder scene=grown scene.framings={portrait:0.6,half:0.4,full:0.0}",
+    ],
+)
+def test_the_readmes_arguments_compose(line):
+    assert (
+        line.split()[-1]
+        in (Path(CONFIGS).parent / "README.md").read_text()
+        + (Path(CONFIGS).parent / "data" / "nano" / "README.md").read_text()
+    )
+    assert OmegaConf.to_container(composed("train", *line.split()), resolve=True)

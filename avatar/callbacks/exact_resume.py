@@ -11,6 +11,8 @@ import lightning
 import torch
 import torch.distributed as dist
 
+from avatar.objectives.parts import ranks
+
 # What asks a run to stop: Ctrl-C; `kill`, or a scheduler that wants its machine back; SLURM's warning (--signal).
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
@@ -55,7 +57,7 @@ class ExactResume(lightning.Callback):
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         # Restored as late as here, since building loaders and sanity checks draw numbers too.
         if self.random is not None:
-            _restore(self.random[dist.get_rank() if len(self.random) == _ranks() > 1 else 0])
+            _restore(self.random[dist.get_rank() if len(self.random) == ranks() > 1 else 0])
             self.random = None
         if self.passes % self.data.accumulate:
             assert self.before is not None
@@ -72,8 +74,8 @@ class ExactResume(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         own = self.before or _random_state()
-        states = [own] * _ranks()
-        if _ranks() > 1:
+        states = [own] * ranks()
+        if ranks() > 1:
             dist.all_gather_object(states, own)
         return {"passes": self._whole, "random": states}
 
@@ -98,16 +100,12 @@ class ExactResume(lightning.Callback):
             self.handlers.setdefault(number, before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and _ranks() > 1:
+        if self.asked and ranks() > 1:
             os._exit(128 + number)  # the ranks stand at different places, and would wait for each other
         if self.asked:
             raise KeyboardInterrupt(number)
         self.asked = number
         print(f"{signal.Signals(number).name}: stopping after this batch; again stops at once", file=sys.stderr)
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _random_state() -> dict[str, Any]:

@@ -96,14 +96,18 @@ class PuppetLatents(lightning.LightningDataModule):
         self.start = 0  # the pass that a resumed run goes on with
 
     def prepare_data(self) -> None:
-        """Encode what isn't yet, on one rank of each node."""
+        """Encode what isn't yet, on one rank of each node; what can't be shared out is refused before."""
+        self._check()
         for clips in self.sets.values():
             self._encoded(clips)
 
     def setup(self, stage: str) -> None:
+        self._check()
+        self.clips = {name: self._encoded(clips) for name, clips in self.sets.items()}
+
+    def _check(self) -> None:
         ranks = self.trainer.world_size if self.trainer else 1
         check_ranks(self.buckets, ranks, min(clips.count for clips in self.sets.values()))
-        self.clips = {name: self._encoded(clips) for name, clips in self.sets.items()}
 
     @property
     def accumulate(self) -> int:

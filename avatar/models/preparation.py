@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 Preparation = Callable[[nn.Module], None]
 
 # What `selective` checkpointing keeps: attention costs most to do again, and its result is as small as any other.
-KEPT = ("aten._scaled_dot_product", "flex_attention")
+KEPT = ("aten._scaled_dot_product",)
 
 
 def prepare(networks: nn.Module, by: Mapping[str, Mapping[str, Preparation | None] | None]) -> None:
@@ -43,17 +43,22 @@ class LoRA:
         rank: of the update B A of each layer.
         alpha: the update counts alpha / rank.
         targets: ends of the names of the layers.
+        learned: beginnings of the names of what is trained whole beside them: what public weights lack.
     """
 
     rank: int
     alpha: int
     targets: Sequence[str] = ("q", "k", "v", "out", "ffn.0", "ffn.2")
+    learned: Sequence[str] = ()
 
     def __call__(self, net: nn.Module) -> None:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
         inject_adapter_in_model(config, net)
+        for name, parameter in net.named_parameters():
+            if name.startswith(tuple(self.learned)):
+                parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)

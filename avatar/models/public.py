@@ -8,22 +8,22 @@ backbone adds to Wan's (audio, labels, reference channels, …) starts at zero: 
 """
 
 import json
-import pickle
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from avatar.files import save_tensors
 from avatar.models import checkpoint
+from avatar.models.published import Published, opened
 from avatar.models.video_dit import VideoDiT
+from avatar.nn.attention import silence
 from avatar.nn.embeddings import FeatureTextEntrance
 
 # Module here, in diffusers' layout, in the original one; N stands for the number of a block.
@@ -61,27 +61,6 @@ MODULES = (
     ("out", "proj_out", "head.head"),
 )
 DIFFUSERS, ORIGINAL = ({row[0]: row[column] for row in MODULES} for column in (1, 2))
-WRAPPERS = re.compile(r"(^|\.)(module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
-PARTS = ("generator_ema", "generator")  # of a .pt file, the better one first
-
-
-@dataclass(frozen=True)
-class Published:
-    """Tensors by name, read when they are asked for."""
-
-    path: Path
-    read: Mapping[str, Callable[[], Tensor]]
-
-    @property
-    def layout(self) -> Mapping[str, str]:
-        """The table of the names that stand in it."""
-        for layout in (DIFFUSERS, ORIGINAL):
-            if f"{layout['time.linear_1']}.weight" in self.read:
-                return layout
-        raise ValueError(
-            f"{self.path} holds neither diffusers' nor the original names of a Wan transformer, but "
-            f"{', '.join(list(self.read)[:3])}, …; give the transformer's folder or file"
-        )
 
 
 def load(
@@ -102,11 +81,10 @@ def load(
     published = opened(Path(weights))
     with torch.device("meta"):
         net: VideoDiT = checkpoint.new(network)
-    pairs = names_of(net, published.layout)
-    _check(net, published, pairs, allow)
-    found = {
-        ours: theirs for ours, theirs in pairs.items() if theirs in published.read and not _allowed(allow, ours, theirs)
-    }
+    if not isinstance(net.text, FeatureTextEntrance):
+        raise ValueError(f"text by {type(net.text).__name__}; Wan's networks take features: FeatureTextEntrance")
+    pairs = names_of(net, _layout(published))
+    found = _fitting(net, published, pairs, allow)
     _start(net, [name for name in net.state_dict() if name not in found], getattr(torch, dtype))
     for ours, theirs in found.items():
         tensor = _ours(ours, published.read[theirs](), net.patch)
@@ -114,25 +92,6 @@ def load(
     origin = checkpoint.origin_of(net)
     net.origin = replace(origin, kind=kind, fingerprint=checkpoint.fingerprint(net.state_dict()))  # pyright: ignore
     return net.eval()
-
-
-def opened(path: Path) -> Published:
-    """The tensors of a folder or file. Raises OSError or ValueError for what can't be read, and for code in pickles."""
-    if path.is_dir():
-        return _folder(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; give a folder of safetensors, a .safetensors or a .pt file")
-    if path.suffix == ".safetensors":
-        return Published(path, {name: _reader(path, name) for name in _names(path)})
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} is no file of tensors alone ({str(error).splitlines()[0]}); files that carry code are refused"
-        ) from error
-    state = next((state[part] for part in PARTS if part in state), state)
-    tensors = {WRAPPERS.sub("", name).lstrip(".").removeprefix("model."): tensor for name, tensor in state.items()}
-    return Published(path, {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()})
 
 
 def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
@@ -156,46 +115,6 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     (folder / "config.json").write_text(config)
 
 
-def _folder(path: Path) -> Published:
-    indices = sorted(path.glob("*.safetensors.index.json"))
-    files = sorted(path.glob("*.safetensors"))
-    if not indices:
-        if len(files) != 1:
-            raise ValueError(
-                f"{path} has {len(files)} .safetensors files and no index; give the folder that holds the transformer "
-                "with its *.safetensors.index.json, or one file"
-            )
-        return opened(files[0])
-    try:
-        places = json.loads(indices[0].read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{indices[0]} is no index of safetensors ({error}); copy it again") from error
-    missing = sorted({file for file in places.values() if not (path / file).is_file()})
-    if missing:
-        raise FileNotFoundError(f"{path} lacks {', '.join(missing)}, which its index names; copy it again")
-    held = {file: set(_names(path / file)) for file in sorted(set(places.values()))}
-    if lost := [name for name, file in places.items() if name not in held[file]]:
-        raise ValueError(f"{lost[0]} isn't in {places[lost[0]]}, where the index has it; copy {path} again")
-    return Published(path, {name: _reader(path / file, name) for name, file in places.items()})
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); copy it again") from error
-
-
-def _reader(path: Path, name: str) -> Callable[[], Tensor]:
-    # Opened anew for each tensor: pages of an open file stay mapped, and a whole file would count as memory.
-    def read() -> Tensor:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-
-    return read
-
-
 def names_of(net: VideoDiT, layout: Mapping[str, str] = DIFFUSERS) -> dict[str, str]:
     """Name here → name there, of every tensor that Wan's networks have too."""
     names = {}
@@ -206,6 +125,17 @@ def names_of(net: VideoDiT, layout: Mapping[str, str] = DIFFUSERS) -> dict[str, 
         if theirs is not None:
             names[ours] = theirs.replace("N", number[1], 1) + end if number else theirs + end
     return names
+
+
+def _layout(published: Published) -> Mapping[str, str]:
+    """The table of the names that stand in it."""
+    for layout in (DIFFUSERS, ORIGINAL):
+        if f"{layout['time.linear_1']}.weight" in published.read:
+            return layout
+    raise ValueError(
+        f"{published.path} holds neither diffusers' nor the original names of a Wan transformer, but "
+        f"{', '.join(list(published.read)[:3])}, …; give the transformer's folder or file"
+    )
 
 
 def _ending(name: str) -> str:
@@ -228,18 +158,19 @@ def _theirs(name: str, tensor: Tensor, patch: int) -> Tensor:
     return tensor[None] if name.endswith(("modulation", "modulation_out")) else tensor
 
 
-def _check(net: VideoDiT, published: Published, pairs: Mapping[str, str], allow: Collection[str]) -> None:
-    expected = net.state_dict()
+def _fitting(net: VideoDiT, published: Published, pairs: Mapping[str, str], allow: Collection[str]) -> dict[str, str]:
+    """The pairs whose tensors can be taken over; ValueError for all others that aren't allowed."""
+    expected, fitting = net.state_dict(), {}
     wrong = [f"unknown {name}" for name in published.read.keys() - set(pairs.values()) if not _allowed(allow, name)]
     for ours, theirs in pairs.items():
-        if _allowed(allow, ours, theirs):
-            continue
         if theirs not in published.read:
-            wrong.append(f"missing {theirs}")
+            wrong += [] if _allowed(allow, ours, theirs) else [f"missing {theirs}"]
             continue
         with torch.device("meta"):
             wanted = _theirs(ours, torch.empty(expected[ours].shape), net.patch).shape
-        if (got := published.read[theirs]().shape) != wanted:
+        if (got := published.read[theirs]().shape) == wanted:
+            fitting[ours] = theirs
+        elif not _allowed(allow, ours, theirs):
             wrong.append(f"{theirs} is {tuple(got)}, wanted {tuple(wanted)}")
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
@@ -247,6 +178,7 @@ def _check(net: VideoDiT, published: Published, pairs: Mapping[str, str], allow:
             f"{published.path} doesn't fit the network: {'; '.join(sorted(wrong)[:8])}{more}; choose the model=… of "
             "these weights, or name in allow what may differ"
         )
+    return fitting
 
 
 def _allowed(allow: Collection[str], *names: str) -> bool:
@@ -266,6 +198,10 @@ def _start(net: VideoDiT, names: Collection[str], dtype: torch.dtype) -> None:
             module.register_parameter(leaf, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
         module.reset_parameters()  # pyright: ignore[reportCallIssue]
     net.silence_additions()
+    for number, block in enumerate(net.blocks):
+        if f"blocks.{number}.attention.out.weight" in names:  # a deeper network than the file's
+            for leaf in ("attention.out", "text.out", "ffn.2"):
+                silence(block.get_submodule(leaf))
 
 
 def _loud(net: VideoDiT) -> list[str]:

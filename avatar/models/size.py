@@ -37,6 +37,8 @@ def forward_flops(net: VideoDiT, clip: Clip) -> int:
 
     Matrix products and attention, as torch.utils.flop_counter counts them.
     """
+    if net.image is not None:
+        raise ValueError("the operations of an image branch aren't counted; weigh the network without `image`")
     per_latent = net.tokens(clip.height, clip.width)
     passed = 1 + clip.latents
     return net.layers * _block(net, passed, per_latent, clip.text_tokens + 1) + _around(net, passed, per_latent, clip)

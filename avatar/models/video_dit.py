@@ -48,8 +48,13 @@ class Block(nn.Module):
         self.audio = CrossAttention(dim, heads) if audio == "attention" else Addition(dim, audio_tokens)
         self.norm2 = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn), nn.GELU(approximate="tanh"), nn.Linear(ffn, dim))
-        self.modulation = nn.Parameter(torch.randn(6, dim) / math.sqrt(dim))
+        self.modulation = nn.Parameter(torch.empty(6, dim))
+        self.reset_parameters()
         silence(self.audio.out)
+
+    def reset_parameters(self) -> None:
+        """The start of its own parameter, not of its layers'."""
+        nn.init.normal_(self.modulation, std=1 / math.sqrt(self.modulation.shape[-1]))
 
     def forward(self, x: Tensor, time: Float[Tensor, "b l 6 d"], text, audio, view: View, rotation: Rotation) -> Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (time + self.modulation).unbind(2)
@@ -123,11 +128,16 @@ class VideoDiT(nn.Module):
             Block(dim, ffn, heads, layer, image is not None, audio_injection, heard) for layer in range(layers)
         )
         self.norm_out = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.modulation_out = nn.Parameter(torch.randn(2, dim) / math.sqrt(dim))
+        self.modulation_out = nn.Parameter(torch.empty(2, dim))
+        self.reset_parameters()
         self.out = nn.Linear(dim, channels * patch * patch)
         self.carry = Carry(dim, channels, patch, reference_channels)
         for late in (self.target_time.linear_2, self.guidance.linear_2, self.out):
             silence(late)
+
+    def reset_parameters(self) -> None:
+        """The start of its own parameter, not of its layers'."""
+        nn.init.normal_(self.modulation_out, std=1 / math.sqrt(self.dim))
 
     def silence_additions(self) -> None:
         """Let all that Wan's networks lack start at zero, so that a loaded network computes what it computed."""

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from torch.autograd.graph import saved_tensors_hooks
 
 from avatar.diffusion.packing import Bidirectional
 from avatar.models.preparation import Checkpointing, LoRA, merged, prepare
+from avatar.run import CONFIGS
 from tests.conftest import make_cond, make_net
 
 
@@ -75,3 +78,17 @@ def test_a_network_that_is_not_there_is_refused(net):
     prepare(module, {"net": {"lora": None, "checkpointing": Checkpointing()}, "critic": {"lora": None}})
     with pytest.raises(ValueError, match=r"prepare\.critic.* are net"):
         prepare(module, {"critic": {"checkpointing": Checkpointing()}})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # of torch's own compiler
+@pytest.mark.parametrize("name", ["none", "large", "lora"])
+def test_configs_of_preparations_can_be_applied(name, net):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("train", overrides=["folder=/tmp/run", "name=test", f"prepare={name}"])
+    whole = sum(p.requires_grad for p in net.parameters())
+    prepare(torch.nn.ModuleDict({"net": net}), instantiate(cfg.prepare, _convert_="all"))
+    learned = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert (len(learned) == whole) == (name != "lora")
+    if name == "lora":  # what public weights lack is learned whole
+        assert {"labels.emotion.weight", "audio.null", "carry.shares.weight"} <= learned
+        assert "blocks.0.ffn.0.base_layer.weight" not in learned

@@ -213,6 +213,29 @@ def test_an_export_that_would_compute_something_else_is_refused(tmp_path):
         public.export(net, tmp_path / "out", allow=["blocks.*.audio.*"])
 
 
+def test_what_is_allowed_to_differ_is_taken_where_it_fits(tmp_path):
+    folder = rewritten(saved("t2v", tmp_path), lambda s: s.update({"proj_out.weight": torch.zeros(5, 32)}))
+    net = public.load(network(), folder, allow=["proj_out.*"])
+    taken = net.out.bias.unflatten(0, (4, 4)).T.flatten()  # Wan's patches come out channels last
+    assert torch.equal(taken, theirs().proj_out.bias)
+    assert net.out.weight.shape == (16, 32) and net.out.weight.any()
+
+
+def test_further_blocks_do_nothing_at_first(tmp_path):
+    folder = str(saved("t2v", tmp_path))
+    with pytest.raises(ValueError, match=r"missing blocks\.2\."):
+        public.load(network(layers=3), folder)
+    net = public.load(network(layers=3), folder, allow=["blocks.2.*"])
+    assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
+    assert net.blocks[2].modulation.any() and net.blocks[2].attention.q.weight.any()
+
+
+def test_a_text_entrance_of_another_kind_is_refused(tmp_path):
+    text = {"_target_": "avatar.nn.embeddings.ByteTextEntrance", "dim": 32}
+    with pytest.raises(ValueError, match="FeatureTextEntrance"):
+        public.load(network(text=text), str(saved("t2v", tmp_path)))
+
+
 def rewritten(folder: Path, change) -> str:
     (path,) = folder.glob("*.safetensors")
     state = load_file(path)

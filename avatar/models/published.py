@@ -1,0 +1,82 @@
+"""Tensors in files that others published: folders of safetensors with an index, single files, pickles without code."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WRAPPERS = re.compile(r"(^|\.)(module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
+PARTS = ("generator_ema", "generator")  # of a .pt file, the better one first
+
+
+@dataclass(frozen=True)
+class Published:
+    """Tensors by name, read when they are asked for."""
+
+    path: Path
+    read: Mapping[str, Callable[[], Tensor]]
+
+
+def opened(path: Path) -> Published:
+    """The tensors of a folder or file. Raises OSError or ValueError for what can't be read, and for code in pickles."""
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; give a folder of safetensors, a .safetensors or a .pt file")
+    if path.suffix == ".safetensors":
+        return Published(path, {name: _reader(path, name) for name in _names(path)})
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is no file of tensors alone ({str(error).splitlines()[0]}); files that carry code are refused"
+        ) from error
+    state = next((state[part] for part in PARTS if part in state), state)
+    tensors = {WRAPPERS.sub("", name).lstrip(".").removeprefix("model."): tensor for name, tensor in state.items()}
+    return Published(path, {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()})
+
+
+def _folder(path: Path) -> Published:
+    indices = sorted(path.glob("*.safetensors.index.json"))
+    files = sorted(path.glob("*.safetensors"))
+    if not indices:
+        if len(files) != 1:
+            raise ValueError(
+                f"{path} has {len(files)} .safetensors files and no index; give the folder that holds the transformer "
+                "with its *.safetensors.index.json, or one file"
+            )
+        return opened(files[0])
+    try:
+        places = json.loads(indices[0].read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{indices[0]} is no index of safetensors ({error}); copy it again") from error
+    missing = sorted({file for file in places.values() if not (path / file).is_file()})
+    if missing:
+        raise FileNotFoundError(f"{path} lacks {', '.join(missing)}, which its index names; copy it again")
+    held = {file: set(_names(path / file)) for file in sorted(set(places.values()))}
+    if lost := [name for name, file in places.items() if name not in held[file]]:
+        raise ValueError(f"{lost[0]} isn't in {places[lost[0]]}, where the index has it; copy {path} again")
+    return Published(path, {name: _reader(path / file, name) for name, file in places.items()})
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); copy it again") from error
+
+
+def _reader(path: Path, name: str) -> Callable[[], Tensor]:
+    # Opened anew for each tensor: pages of an open file stay mapped, and a whole file would count as memory.
+    def read() -> Tensor:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    return read
