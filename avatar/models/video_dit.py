@@ -44,7 +44,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(dim, heads, layer)
         self.norm_text = LayerNorm(dim, eps=1e-6)
         self.text = CrossAttention(dim, heads, ImageKeys(dim) if image else None)
-        self.norm_audio = LayerNorm(dim, eps=1e-6)
+        self.norm_audio = LayerNorm(dim, eps=1e-6) if audio == "attention" else nn.Identity()
         self.audio = CrossAttention(dim, heads) if audio == "attention" else Addition(dim, audio_tokens)
         self.norm2 = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn), nn.GELU(approximate="tanh"), nn.Linear(ffn, dim))
@@ -198,7 +198,9 @@ class VideoDiT(nn.Module):
         words, on = self.text(cond.text, cond.text_mask)
         text, spoken = per_latent_text(words, on, cond.text_event)
         image = None if self.image is None else self.image(cond.image)
-        text = (text, spoken.repeat_interleave(per_latent, dim=1), image)
+        # As numbers at once: attention would turn them into these in every block.
+        bias = torch.zeros_like(spoken, dtype=text.dtype).masked_fill(~spoken, -math.inf)
+        text = (text, bias.repeat_interleave(per_latent, dim=1), image)
         audio = self.audio(cond.audio, cond.audio_mask)
 
         y = tokens.flatten(1, 2)

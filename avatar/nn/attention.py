@@ -56,11 +56,12 @@ class CrossAttention(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         memory: Float[Tensor, "b m d"],
-        mask: Bool[Tensor, "b q m"],
+        mask: Bool[Tensor, "b q m"] | Float[Tensor, "b q m"],
         image: Float[Tensor, "b i d"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """`mask` has one row per query (q = n), or one for all of them (q = 1)."""
+        """`mask` has one row per query (q = n), or one for all of them (q = 1); numbers are added to the scores."""
         q, k, v = (self._heads(y) for y in (self.norm_q(self.q(x)), self.norm_k(self.k(memory)), self.v(memory)))
+        mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)  # autocast has made queries narrower
         y = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None])
         if self.image is not None and image is not None:
             k, v = (self._heads(part) for part in self.image(image))
