@@ -32,11 +32,11 @@ def launched(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]
     ]
 
 
-def run(ranks: int, *jobs: tuple[str, list[Any]]) -> None:
-    """Wait until these calls are made; what went wrong is shown."""
+def run(ranks: int, *jobs: tuple[str, list[Any]], ends: int = 0) -> None:
+    """Wait until these calls are made and all processes end with this code; what went wrong is shown."""
     processes = launched(ranks, *jobs)
     errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(errors)
+    assert [process.returncode for process in processes] == [ends] * ranks, "\n".join(errors)
 
 
 def fit(script: str, folder: str, *overrides: str) -> None:

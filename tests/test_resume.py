@@ -211,10 +211,8 @@ def test_a_killed_run_of_two_processes_goes_on_exactly(tmp_path, cache, strategy
     often = ["steps=8", "data.buckets.multiple=2", "callbacks.checkpoint.every_n_train_steps=2", *SMALL_NET, cache]
     often += [f"trainer={strategy}", "trainer.devices=2"]
     whole, killed, stopped = (str(tmp_path / name) for name in ("whole", "killed", "stopped"))
-    processes = ranks.launched(2, ("tests.test_resume:killed_in_its_midst", ["train", killed, *often]))
-    assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
-    processes = ranks.launched(2, ("tests.test_resume:second_is_stopped", ["train", stopped, *often]))
-    assert [process.wait() for process in processes] == [0] * 2
+    ranks.run(2, ("tests.test_resume:killed_in_its_midst", ["train", killed, *often]), ends=-signal.SIGKILL)
+    ranks.run(2, ("tests.test_resume:second_is_stopped", ["train", stopped, *often]))
     resumed = [("tests.ranks:fit", ["train", folder, *often, "resume=last"]) for folder in (killed, stopped)]
     ranks.run(2, ("tests.ranks:fit", ["train", whole, *often]), *resumed)
     expected, *got = (Path(folder, "teacher.safetensors").read_bytes() for folder in (whole, killed, stopped))
