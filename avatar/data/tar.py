@@ -5,6 +5,7 @@ stream stands can't be saved, so it can't be resumed exactly. The format is the 
 `KEY.part`, and the part begins after the first dot.
 """
 
+import contextlib
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,11 +49,9 @@ class Tars:
 def _places(file: BinaryIO) -> dict[str, int]:
     """Where each sample's first header stands, as far as there are any."""
     places: dict[str, int] = {}
-    try:
+    with contextlib.suppress(tarfile.HeaderError):  # found again by whoever reads what stands there
         for member, at in _members(file, 0):
             places.setdefault(member.name.partition(".")[0], at - BLOCK)
-    except tarfile.HeaderError:  # found again by whoever reads what stands there
-        pass
     return places
 
 

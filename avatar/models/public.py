@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from avatar.files import save_tensors
+from avatar.files import replacing, save_tensors
 from avatar.models import checkpoint
 from avatar.models.published import Published, opened
 from avatar.models.video_dit import VideoDiT
@@ -112,7 +112,8 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     state = net.state_dict()
     tensors = {theirs: _theirs(ours, state[ours], net.patch) for ours, theirs in pairs.items()}
     save_tensors(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(config)
+    with replacing(folder / "config.json") as temporary:
+        temporary.write_text(config)
 
 
 def names_of(net: VideoDiT, layout: Mapping[str, str] = DIFFUSERS) -> dict[str, str]:

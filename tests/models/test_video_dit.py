@@ -111,6 +111,23 @@ def test_every_token_has_its_own_shares_over_its_own_patch():
                 torch.testing.assert_close(out[0, :, latent][:, *place], expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("sink", [True, False])
+def test_a_reference_by_channels_alone_leaves_the_sink_empty(sink):
+    net, (x, t, cond) = make_net(reference_sink=sink), inputs()
+    other = x.clone()
+    other[:, :, 0] = torch.randn_like(other[:, :, 0])
+    clips = [net(latents, t, cond, causal(net))[:, :, 1:] for latents in (x, other)]
+    assert torch.equal(*clips) != sink
+
+
+def test_a_reference_that_enters_nowhere_and_unknown_ways_of_hearing_are_refused(unchecked):
+    with pytest.raises(ValueError, match="enters nowhere"):
+        fresh(reference_sink=False, reference_channels=False)
+    with pytest.raises(ValueError, match="attention, addition"):
+        fresh(audio_injection="whisper")
+
+
 @pytest.fixture
 def compilable(monkeypatch):
     """Imports a module of the project without the checks of shapes, which can't be compiled (pytorch#122093)."""
