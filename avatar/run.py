@@ -71,7 +71,7 @@ def fit(cfg: DictConfig) -> None:
     check_whole(1, steps=cfg.steps)
     check_whole(0, seed=cfg.seed)
     prepare_torch(cfg.threads)
-    _quieten()
+    quieten()
     lightning.seed_everything(cfg.seed, verbose=False)
     _open_folder(cfg)
     data = hydra.utils.instantiate(cfg.data)
@@ -191,7 +191,7 @@ def _check_resumable(path: str | Path, objective: torch.nn.Module) -> None:
         raise ValueError(f"a checkpoint of other networks, different in {', '.join(strange[:3])}; {wanted}")
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep Lightning from telling what is no news."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in HARMLESS:

@@ -1,5 +1,8 @@
 """Small real networks and conditionings for every test."""
 
+import importlib
+import sys
+
 import jaxtyping
 import pytest
 import torch
@@ -23,6 +26,18 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def compilable(monkeypatch):
+    """Imports a module of the project without the checks of shapes, which can't be compiled (pytorch#122093)."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "avatar"]:
+        monkeypatch.delitem(sys.modules, name)
+    unhooked = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
+    monkeypatch.setattr(sys, "meta_path", unhooked)
+    yield importlib.import_module
+    for name in [name for name in sys.modules if name.split(".")[0] == "avatar"]:
+        del sys.modules[name]  # those that stood there before come back now
 
 
 def make_net(**changes) -> VideoDiT:

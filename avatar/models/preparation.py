@@ -11,8 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from avatar.nn.masks import MaskView, OpenView
+from avatar.nn.rope import Rotation
+from avatar.types import View
 
 Preparation = Callable[[nn.Module], None]
 
@@ -88,14 +93,20 @@ class Checkpointing:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Each block compiled by itself: what one costs to compile serves all, and weights keep their names."""
+    """Each block compiled by itself, for passes over whole clips: what one costs to compile serves all.
+
+    A rollout's passes stay as they are: what they cache differs from block to block and chunk to chunk, and each would
+    be compiled anew. Weights keep their names.
+    """
 
     mode: str | None = None  # of torch.compile
     dynamic: bool | None = None
 
     def __call__(self, net: nn.Module) -> None:
         for block in _blocks(net):
-            block.compile(mode=self.mode, dynamic=self.dynamic)
+            # Not block.compile(), which finds a recomputed forward beneath it and leaves that as it is.
+            fast = torch.compile(block.forward, mode=self.mode, dynamic=self.dynamic)
+            block.forward = _on_whole_clips(fast, block.forward)
 
 
 def merged(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,6 +121,14 @@ def merged(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             a, b = (weights[f"{name}.lora_{letter}.{adapter}.weight"] for letter in "AB")
             plain[f"{name}.weight"] = plain[f"{name}.weight"] + scaling * (b @ a)
     return plain
+
+
+def _on_whole_clips(fast: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward(x: Tensor, time: Tensor, text: Any, audio: Any, view: View, rotation: Rotation) -> Tensor:
+        chosen = fast if isinstance(view, MaskView | OpenView) else plain
+        return chosen(x, time, text, audio, view, rotation)
+
+    return forward
 
 
 def _blocks(net: nn.Module) -> nn.ModuleList:

@@ -43,6 +43,42 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(net, selective):
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")  # of torch's own compiler
+@pytest.mark.parametrize(("causal", "recomputed"), [(False, None), (False, False), (True, True)])
+def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, recomputed, compilable, monkeypatch):
+    preparation, packing = compilable("avatar.models.preparation"), compilable("avatar.diffusion.packing")
+    rollout, torch_compile = compilable("avatar.diffusion.rollout"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, backend="eager"))
+    torch._dynamo.reset()
+    plan = rollout.Plan((1.0, 0.6), window=4)
+    pattern = packing.TeacherForced(plan) if causal else packing.Bidirectional()
+    net, (x, cond) = rebuilt(make_net(layers=3), compilable), (torch.randn(2, 3, 5, 4, 4), make_cond())
+
+    def gradients() -> dict[str, torch.Tensor]:
+        net.zero_grad()
+        pattern.velocity(net, x, torch.full((2, 5), 0.5), cond, x).square().mean().backward()
+        return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    if recomputed is not None:
+        preparation.Checkpointing(selective=recomputed)(net)
+    preparation.Compiled()(net)
+    torch._dynamo.utils.counters.clear()
+    torch.testing.assert_close(gradients(), expected)
+    rollout.generate(net, cond, plan, rollout.Noise((1, 2)), 1, "exit_step").latents.sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def rebuilt(net, compilable):
+    """The network without the checks of shapes."""
+    text = compilable("avatar.nn.embeddings").ByteTextEntrance(24, width=8, layers=1, max_bytes=16)
+    plain = compilable("avatar.models.video_dit").VideoDiT(
+        net.channels, net.dim, net.ffn, net.heads, net.layers, net.patch, net.audio.features, net.audio.tokens, text
+    )
+    plain.load_state_dict(net.state_dict())
+    return plain.eval()
+
+
 def test_every_other_block_keeps_more_than_none():
     full, half = make_net(layers=4), make_net(layers=4)
     Checkpointing()(full)

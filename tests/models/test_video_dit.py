@@ -1,8 +1,5 @@
 """The backbone's optional inputs, its carry, and that it compiles whole."""
 
-import importlib
-import sys
-
 import pytest
 import torch
 
@@ -126,18 +123,6 @@ def test_a_reference_that_enters_nowhere_and_unknown_ways_of_hearing_are_refused
         fresh(reference_sink=False, reference_channels=False)
     with pytest.raises(ValueError, match="attention, addition"):
         fresh(audio_injection="whisper")
-
-
-@pytest.fixture
-def compilable(monkeypatch):
-    """Imports a module of the project without the checks of shapes, which can't be compiled (pytorch#122093)."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "avatar"]:
-        monkeypatch.delitem(sys.modules, name)
-    unhooked = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
-    monkeypatch.setattr(sys, "meta_path", unhooked)
-    yield importlib.import_module
-    for name in [name for name in sys.modules if name.split(".")[0] == "avatar"]:
-        del sys.modules[name]  # those that stood there before come back now
 
 
 @torch.no_grad()

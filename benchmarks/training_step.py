@@ -1,0 +1,187 @@
+"""A training step as `train.py` makes it, on random clips: its time, the operations it achieves, its peak memory.
+
+    python benchmarks/training_step.py model.network.layers=6 model.network.dim=384 model.network.ffn=2240 \
+        model.network.heads=3 model.network.text.dim=384 --latents 4 --height 30 --width 52       # 2 cores, reduced width
+    python benchmarks/training_step.py prepare=large trainer.precision=bf16-mixed +objective.optimizer.fused=true \
+        --device cuda                                                       # Wan 2.1 1.3B at 480×832×81 frames, one GPU
+
+Arguments that are no options override the config of `train.py`, whose model is `wan_1_3b` here. The share of the ceiling
+(model FLOPs utilisation) is
+
+    3 × operations of a forward pass × clips / seconds / operations a second of large matrix products
+
+with nothing counted twice that is computed twice, and the ceiling measured on the same device in the same run and
+precision. The aim on one H200 is at least 45 %.
+"""
+
+import argparse
+import json
+import math
+import resource
+import shlex
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import hydra
+import lightning
+import torch
+from hydra import compose, initialize_config_dir
+from torch.utils.data import DataLoader
+
+from avatar import run
+from avatar.models import size
+from avatar.models.preparation import prepare
+from avatar.models.video_dit import VideoDiT
+from avatar.nn.embeddings import FeatureTextEntrance
+from avatar.provenance import machine, versions
+from avatar.types import ROLES, Batch, Conditioning
+
+WARM = 3  # steps that aren't counted: kernels are chosen and compiled, the optimiser makes its state
+
+
+class RandomClips(lightning.LightningDataModule):
+    """Clips of one size, with sound and a caption of full length."""
+
+    def __init__(self, net: VideoDiT, clip: size.Clip, clips: int, steps: int):
+        super().__init__()
+        self.batch, self.steps = random_batch(net, clip, clips), steps
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([self.batch] * self.steps, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+
+def random_batch(net: VideoDiT, clip: size.Clip, clips: int) -> Batch:
+    b, l, space = clips, clip.latents, (clip.height, clip.width)
+    features = (net.text.features,) if isinstance(net.text, FeatureTextEntrance) else ()
+    words = torch.randn(b, 1, clip.text_tokens, *features) if features else torch.ones(b, 1, clip.text_tokens).long()
+    unsaid = torch.zeros(b, l, dtype=torch.long)
+    cond = Conditioning(
+        reference=torch.randn(b, net.channels, 1, *space),
+        audio=torch.randn(b, len(ROLES), l, net.audio.tokens, net.audio.features),
+        audio_mask=torch.ones(b, len(ROLES), l, dtype=torch.bool),
+        text=words,
+        text_mask=torch.ones(b, 1, clip.text_tokens, dtype=torch.bool),
+        text_event=unsaid,
+        state=unsaid,
+        emotion=unsaid,
+        emotion_intensity=torch.zeros(b, l),
+        gesture=unsaid,
+    )
+    latents = torch.randn(b, net.channels, l, *space)
+    return Batch(latents, cond, torch.zeros(b, l, *space), [f"random-{n}" for n in range(b)])
+
+
+class Clock(lightning.Callback):
+    """Seconds of every step, from the batch's arrival to the end of its update."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.began = now()
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.seconds.append(now() - self.began)
+        self.losses.append(trainer.callback_metrics["train/loss"].item())
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
+def ceiling(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of large matrix products, the best of five runs."""
+    edge = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+    best = math.inf
+    for repeats in (1, 10, 10, 10, 10, 10):
+        start = now()
+        for _ in range(repeats):
+            a @ b
+        best = min(best, (now() - start) / repeats)
+    return 2 * edge**3 / best
+
+
+def peak_bytes(device: str) -> int:
+    """Most memory in use at once so far: of the device, or of this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
+    own = ["model=wan_1_3b", f"folder={folder}", "name=benchmark", f"seed={arguments.seed}", *arguments.overrides]
+    with initialize_config_dir(run.CONFIGS, version_base="1.3"):
+        cfg = compose("train", overrides=own)
+    run.quieten()
+    run.prepare_torch(cfg.threads)
+    lightning.seed_everything(cfg.seed, verbose=False)
+    objective = hydra.utils.instantiate(cfg.objective)
+    clip = size.Clip(arguments.latents, arguments.height, arguments.width, arguments.text_tokens)
+    data = RandomClips(objective.net, clip, arguments.clips, WARM + arguments.steps)
+    flops = 3 * arguments.clips * size.forward_flops(objective.net, clip)
+    parameters = size.parameters(objective.net)
+    prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
+    clock = Clock()
+    trainer = hydra.utils.instantiate(
+        cfg.trainer,
+        accelerator=arguments.device,
+        callbacks=[clock],
+        plugins=None,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(objective, data)
+    peak = peak_bytes(arguments.device)  # before the ceiling takes memory of its own
+    dtype = torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
+    best = ceiling(arguments.device, dtype)
+    seconds = statistics.median(clock.seconds[WARM:])
+    return {
+        "parameters": parameters,
+        "clip": vars(clip) | {"clips": arguments.clips},
+        "precision": trainer.precision,
+        "step_s": seconds,
+        "steps_s": clock.seconds,
+        "losses": clock.losses,
+        "model_flops": flops,
+        "achieved_flops_per_s": flops / seconds,
+        "ceiling_flops_per_s": best,
+        "utilisation": flops / seconds / best,
+        "peak_bytes": peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="time, utilisation and memory of a training step")
+    parser.add_argument("overrides", nargs="*", help="of train.py's config, such as prepare=large")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    for name, value in (("latents", 20), ("height", 60), ("width", 104), ("text-tokens", 512)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("clips", 1), ("steps", 10), ("seed", 1)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    arguments = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(arguments, folder)
+    print(
+        f"step {measured['step_s']:.3f} s   {measured['achieved_flops_per_s'] / 1e12:.3g} of "
+        f"{measured['ceiling_flops_per_s'] / 1e12:.3g} TFLOP/s = {measured['utilisation']:.1%}   "
+        f"peak {measured['peak_bytes'] / 2**30:.2f} GiB"
+    )
+    if arguments.out is not None:
+        result = {"command": shlex.join(["python", "benchmarks/training_step.py", *sys.argv[1:]])}
+        result |= {"machine": machine(), "versions": versions(), "measured": measured}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
