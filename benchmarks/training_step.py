@@ -1,12 +1,14 @@
 """A training step as `train.py` makes it, on random clips: its time, the operations it achieves, its peak memory.
 
+    # 2 cores, reduced width
     python benchmarks/training_step.py model.network.layers=6 model.network.dim=384 model.network.ffn=2240 \
-        model.network.heads=3 model.network.text.dim=384 --latents 4 --height 30 --width 52       # 2 cores, reduced width
+        model.network.heads=3 model.network.text.dim=384 --latents 4 --height 30 --width 52
+    # Wan 2.1 1.3B at 480×832×81 frames, one GPU
     python benchmarks/training_step.py prepare=large trainer.precision=bf16-mixed +objective.optimizer.fused=true \
-        --device cuda                                                       # Wan 2.1 1.3B at 480×832×81 frames, one GPU
+        --device cuda
 
-Arguments that are no options override the config of `train.py`, whose model is `wan_1_3b` here. The share of the ceiling
-(model FLOPs utilisation) is
+Arguments that are no options override the config of `train.py`, whose model is `wan_1_3b` here. The share of the
+ceiling (model FLOPs utilisation) is
 
     3 × operations of a forward pass × clips / seconds / operations a second of large matrix products
 

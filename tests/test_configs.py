@@ -1,5 +1,6 @@
 """Every experiment, objective, world and model composes, and what it names can be built."""
 
+import inspect
 from pathlib import Path
 
 import hydra
@@ -100,6 +101,30 @@ def test_every_experiment_says_how_it_is_run():
     for name in EXPERIMENTS:
         head = Path(CONFIGS, "experiment", f"{name}.yaml").read_text().split("\n\n")[0]
         assert "python" in head and "CPU" in head
+
+
+@pytest.mark.parametrize(
+    "script, line",
+    [
+        ("train", "experiment=large/teacher model=wan_1_3b"),
+        ("distill", "experiment=large/teacher objective=teacher_forcing teacher=T"),
+        ("distill", "experiment=large/consistency teacher=T"),
+        ("distill", "experiment=large/dmd objective=dmd init=S teacher=T"),
+    ],
+)
+def test_experiments_of_large_models_set_what_their_stages_take(script, line):
+    cfg = composed(script, *line.split(), "data.urls=U")
+    inspect.signature(hydra.utils.get_class(cfg.objective._target_)).bind(
+        **{key: None for key in cfg.objective if not key.startswith("_")}
+    )
+    for key in ("optimizer", "critic_optimizer"):
+        if key in cfg.objective:
+            hydra.utils.instantiate(cfg.objective[key])([torch.nn.Parameter(torch.zeros(1))])
+    if "timesteps" in cfg.objective:
+        assert hydra.utils.instantiate(cfg.objective.timesteps)(1000).median() > 0.75
+    assert hydra.utils.instantiate(cfg.plan).chunks(20)[:2] == (1, 3)
+    assert hydra.utils.instantiate(cfg.data.buckets).count(20, 60 * 104) == 64
+    assert cfg.prepare.net.compiled and cfg.trainer.precision == "bf16-mixed"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""On a CUDA device everything is what it is on the CPU, and what only large runs use works: `make test-gpu`."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from avatar.diffusion.packing import Bidirectional, TeacherForced
+from avatar.diffusion.rollout import Plan, plan_of
+from avatar.models import checkpoint
+from avatar.streaming.session import Session
+from tests.conftest import make_cond, make_net
+from tests.stages import FILTERS, SMALL_NET, TINY, fitted
+from tests.test_resume import MEANT, losses
+
+DEVICE = "cuda"
+LARGE = ("trainer.accelerator=gpu", "trainer.precision=bf16-mixed", "prepare=large", "+objective.optimizer.fused=true")
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    *(pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)),
+]
+
+
+@pytest.mark.parametrize("pattern", [Bidirectional(), TeacherForced(Plan((1.0, 0.6), window=4))])
+def test_a_pass_and_its_gradients_are_those_of_the_cpu(pattern):
+    net, cond, x, t = make_net(), make_cond(), torch.randn(2, 3, 5, 4, 4), torch.full((2, 5), 0.5)
+
+    def velocity_and_gradients(device: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        net.to(device).zero_grad()
+        v = pattern.velocity(net, x.to(device), t.to(device), cond.map(lambda y: y.to(device)), x.to(device))
+        v.square().mean().backward()
+        return v.detach().cpu(), {name: p.grad.cpu() for name, p in net.named_parameters() if p.grad is not None}
+
+    torch.testing.assert_close(velocity_and_gradients(DEVICE), velocity_and_gradients("cpu"), rtol=1e-3, atol=1e-4)
+
+
+def test_every_stage_trains_in_bf16_with_compiled_and_recomputed_blocks(tmp_path):
+    def stage(script: str, name: str, *overrides: str) -> Path:
+        own = [*TINY, *LARGE, f"folder='{tmp_path / name}'", f"cache='{tmp_path / 'cache'}'", "steps=6", *overrides]
+        # Apart from the tests' checks of shapes, which can't be compiled (pytorch#122093).
+        subprocess.run([sys.executable, f"{script}.py", *own], cwd=ROOT, check=True)
+        assert all(float(value) < math.inf for row in losses(tmp_path / name).values() for value in row if value)
+        (bundle,) = (tmp_path / name).glob("*.safetensors")
+        assert {weight.dtype for weight in load_file(bundle).values()} == {torch.float32}  # masters stay wide
+        return bundle
+
+    teacher = stage("train", "teacher", *SMALL_NET)
+    causal = stage("distill", "causal", "objective=teacher_forcing", f"teacher='{teacher}'")
+    jumps = stage("distill", "jumps", "objective=consistency", f"teacher='{causal}'")
+    fused = "+objective.critic_optimizer.fused=true"
+    stage("distill", "student", "objective=dmd", f"init='{jumps}'", f"teacher='{teacher}'", fused)
+
+
+def test_a_run_goes_on_with_the_draws_of_the_device(tmp_path):
+    often = ("steps=8", "+callbacks.checkpoint.save_top_k=-1", "callbacks.checkpoint.every_n_train_steps=4")
+    own = (*often, *SMALL_NET, "trainer.accelerator=gpu")
+    fitted("train", tmp_path / "whole", *own)
+    (middle,) = (tmp_path / "whole" / "checkpoints").glob("*step=4.ckpt")
+    fitted("train", tmp_path / "resumed", f"resume='{middle}'", *own)
+    whole, resumed = (
+        torch.tensor([float(row[0]) for step, row in sorted(losses(tmp_path / name).items()) if step >= 4])
+        for name in ("whole", "resumed")
+    )
+    # Sums on the device may be taken in another order.
+    torch.testing.assert_close(resumed, whole, rtol=1e-4, atol=0)
+
+
+def test_a_stream_is_that_of_the_cpu():
+    picture, sound = torch.rand(1, 3, 1, 64, 64) * 2 - 1, torch.randn(16_000) * 0.2
+
+    def frames(device: str) -> torch.Tensor:
+        student = checkpoint.load(str(ROOT / "data/nano/student.safetensors")).to(device)
+        autoencoder = checkpoint.load(str(ROOT / "data/nano/autoencoder.safetensors")).to(device)
+        origin = checkpoint.origin_of(student)
+        plan = plan_of(origin.plan, {})
+        session = Session(student, autoencoder, origin.made("audio"), origin.made("text"), plan, picture, seed=1)
+        with torch.no_grad():
+            return torch.cat([session.push(sound), session.finish()], dim=1).cpu()
+
+    torch.testing.assert_close(frames(DEVICE), frames("cpu"), rtol=0, atol=0.02)
+
+
+def test_a_training_step_is_measured(tmp_path):
+    out = tmp_path / "step.json"
+    clip = ["--latents", "4", "--height", "16", "--width", "16", "--text-tokens", "96", "--steps", "2"]
+    own = ["model=nano", "prepare=large", "trainer.precision=bf16-mixed", "--device", DEVICE, "--out", str(out)]
+    subprocess.run([sys.executable, "benchmarks/training_step.py", *own, *clip], cwd=ROOT, check=True)
+    measured = json.loads(out.read_text())["measured"]
+    assert 0 < measured["utilisation"] < 1 and measured["peak_bytes"] > 4 * measured["parameters"]
