@@ -138,6 +138,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         callbacks=[clock],
         plugins=None,
         logger=False,
+        limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
