@@ -103,21 +103,22 @@ def folder(tmp_path_factory, dmd) -> Path:
     return folder
 
 
-def test_two_processes_make_the_losses_and_gradients_of_one(folder):
-    expected, got = learnt(0, 1), torch.load(folder / "learnt.pt", weights_only=True)
+def assert_learnt(got: dict, expected: dict) -> None:
+    """To 1e-5 of each objective's largest gradient: small ones are sums of large ones that nearly cancel."""
     for name, values in expected.items():
         assert len(values) > 10 and values["loss"] > 0.01
+        largest = max(float(value.abs().max()) for value in values.values())
         torch.testing.assert_close(
-            got[name], values, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            got[name], values, rtol=1e-5, atol=1e-5 * largest, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_two_processes_make_the_losses_and_gradients_of_one(folder):
+    assert_learnt(torch.load(folder / "learnt.pt", weights_only=True), learnt(0, 1))
 
 
 def test_a_batch_in_passes_makes_the_losses_and_gradients_of_one():
-    expected, got = learnt(0, 1), learnt(0, 1, passes=2)
-    for name, values in expected.items():
-        torch.testing.assert_close(
-            got[name], values, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    assert_learnt(learnt(0, 1, passes=2), learnt(0, 1))
 
 
 @pytest.mark.parametrize("run", ["flow_ddp", "flow_fsdp", "dmd_ddp", "dmd_fsdp"])
