@@ -21,7 +21,7 @@ class FaceDetector(Protocol):
     def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "n 4"] | Float32[np.ndarray, "n 8"]:
         """Boxes as left, top, right, bottom, in shares of the picture's sides; no row where there is no face.
 
-        With eight columns, always, the last four are the box of the mouth; NaN where it isn't seen.
+        Of eight columns, the last four are the box of the mouth; NaN where it isn't seen.
         """
         ...
 
@@ -61,8 +61,8 @@ class Watcher:
 
     def __init__(self, detectors: Detectors):
         self._detectors = detectors
-        self._faces: list[np.ndarray] = []
-        self._mouths: list[np.ndarray] = []
+        self._faces: list[np.ndarray] = []  # each with its mouth
+        self._finds_mouths = False
         self._counts: list[int] = []
         self._motion: list[float] = []
         self._bodies: list[np.ndarray] = []
@@ -81,22 +81,27 @@ class Watcher:
     def seen(self, frames: int) -> Seen:
         """What was seen in the first so many frames."""
         face = self._detectors.face is not None
+        faces = np.stack(self._faces[:frames]) if face else np.empty((0, 8), np.float32)
         return Seen(
-            np.stack(self._faces[:frames]).astype(np.float32) if face else None,
-            np.stack(self._mouths[:frames]).astype(np.float32) if self._mouths else None,
+            faces[:, :4] if face else None,
+            faces[:, 4:] if self._finds_mouths else None,
             max(self._counts[:frames]) if face else 0,
             np.array(self._motion[:frames]) if face else None,
             np.stack(self._bodies[:frames]).astype(np.float32) if self._detectors.body is not None else None,
         )
 
     def _take_faces(self, boxes: Float32[np.ndarray, "n k"], luma: UInt8[np.ndarray, "h w"]) -> None:
-        found = largest(boxes)
-        face, mouth = found[:4], found[4:]
-        self._faces.append(face)
-        if len(mouth):
-            self._mouths.append(mouth)
+        if boxes.ndim != 2 or boxes.shape[1] not in (4, 8):
+            raise ValueError(
+                f"a face detector gave boxes of shape {boxes.shape}; wanted a row of 4 for each face, or of 8 with its "
+                "mouth's"
+            )
+        found = np.full(8, np.nan, np.float32)
+        found[: boxes.shape[1]] = largest(boxes)
+        self._finds_mouths |= boxes.shape[1] == 8
+        self._faces.append(found)
         self._counts.append(len(boxes))
-        self._motion.append(motion_in(mouth if len(mouth) else mouth_in(face), luma, self._luma))
+        self._motion.append(motion_in(found[4:] if self._finds_mouths else mouth_in(found[:4]), luma, self._luma))
         self._luma = luma
 
 

@@ -248,6 +248,15 @@ def test_motion_at_the_mouth_is_looked_for_where_the_mouth_was_found():
         assert motion is not None and np.isnan(motion[0]) and (motion[1] > 10) == moved
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_detector_of_other_boxes_is_told_so():
+    watcher = Watcher(Detectors(lambda picture: np.zeros((1, 5), np.float32)))
+    with pytest.raises(ValueError, match=r"boxes of shape \(1, 5\); wanted a row of 4"):
+        watcher.take(
+            av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24").reformat(format="yuv420p")
+        )
+
+
 def test_scores_from_outside_are_stored_and_missing_ones_null(film, tmp_path):
     scorers = {"length": lambda frames, samples: len(frames) + len(samples) / 1e6, "none": lambda frames, samples: None}
     line, _ = staged(film, tmp_path, tools=Tools(scorers=scorers))
