@@ -324,7 +324,7 @@ def test_a_region_that_no_sample_has_a_mask_of_is_refused_before_anything_else(f
 
 
 def test_captions_are_encoded_once_by_each_reader(tmp_path):
-    """UMT5 takes seconds for each on a CPU."""
+    """UMT5 is slow on a CPU."""
 
     def make(key, frames, height, width):
         return sample(key, frames, height, width) | {"txt": "one for all"}
