@@ -60,7 +60,7 @@ class Evaluation:
             lambda loader: track(loader, f"encoding {clips.count} {clips.split} clips"),
         )
         every = torch.arange(clips.count)
-        self.batch: Batch = encoded.batch(every, torch.zeros_like(every), clips.latents, self.audio)
+        self.batch: Batch = encoded.batch(every, torch.zeros_like(every), clips.latents, self.audio, self.text)
         frames = 1 + self.stride * clips.latents
         # Made as the encoder made them, with the audio's right context, for a clip's length is part of its seed.
         extra = frames_beyond(self.audio, frames - 1)

@@ -32,7 +32,7 @@ from avatar.data.prepare.rules import Rules, Tools
 from avatar.data.prepare.samples import dumps
 from avatar.data.prepare.sources import Source, find
 
-VERSION = 2  # of what the stages make; part of the config that an unfinished set belongs to
+VERSION = 3  # of what the stages make; part of the config that an unfinished set belongs to
 LAYOUTS = {"talkvid": importers.talkvid, "hdtf": importers.hdtf}
 MADE_OF = ("rules", "detectors", "scorers", "encode", "splits", "shard_mb")  # what a data set depends on
 OWN = ("config.json", "stamps.json", "sources.jsonl", "report.html", "index.json")

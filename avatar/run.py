@@ -84,6 +84,7 @@ def fit(cfg: DictConfig) -> None:
         if isinstance(net, VideoDiT):
             stride = data.autoencoder.temporal_stride
             net.check_inputs(data.autoencoder.channels, data.audio.tokens(stride), data.audio.dim)
+    _check_regions(objective, data)
     # Dataclasses would otherwise come back as configs.
     prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
     resume = cfg.resume
@@ -175,6 +176,17 @@ def _check_accumulation(trainer: Any, objective: Any, data: Any) -> None:
             f"an update after {passes} passes, but batches shared out among {data.accumulate}; set both by one: "
             f"accumulate={max(passes, data.accumulate)}"
         )
+
+
+def _check_regions(objective: Any, data: Any) -> None:
+    """Raise ValueError where a region is to count more, and no training sample has a mask of it."""
+    for name in objective.emphasis.regions:
+        if name not in data.regions:
+            raise ValueError(
+                f"objective.emphasis.{name}={getattr(objective.emphasis, name)}, but no training sample has a mask of "
+                f"its {name}; set objective.emphasis.{name}=0, or prepare the videos with a face detector: "
+                "detectors.face, see data/README.md"
+            )
 
 
 def _check_resumable(path: str | Path, objective: torch.nn.Module) -> None:

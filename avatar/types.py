@@ -4,6 +4,7 @@ Axes, the same letters in einops and jaxtyping:
 
     b batch    c channels   f frames (pixels)   l latents (latent frames)   h w space
     n tokens   d width      r roles of audio    k audio tokens per latent   e text events   s samples
+    m regions of a picture
 
 Pixels are `b c f h w` in [-1, 1], latents `b c l h w` with unit variance per channel, tokens `b n d`.
 Time runs from t = 0, data, to t = 1, noise (see `avatar.diffusion.path`).
@@ -32,6 +33,7 @@ ROLES = ("own", "heard")
 STATES = ("unspecified", "speaking", "listening", "idle")
 EMOTIONS = ("unspecified", "neutral", "happy", "sad", "angry", "surprised")
 GESTURES = ("unspecified", "none", "wave", "point", "nod", "shake", "shrug", "beat")
+REGIONS = ("face", "lips")  # of a picture; the lips lie in the face
 
 # Capitals, because a signature that takes pixels and gives latents means other lengths by the same letters.
 Pixels = Float[Tensor, "b C f H W"]
@@ -149,7 +151,7 @@ class Batch:
 
     latents: Float[Tensor, "b c l h w"]
     conditioning: Conditioning
-    lips: Float[Tensor, "b l h w"]  # share of each latent pixel that is mouth, in [0, 1]; zeros where unknown
+    regions: Float[Tensor, "b m l h w"]  # share of each latent pixel that is each of REGIONS; zeros where unknown
     keys: list[str]  # one name per sample, for logs
     part: slice = field(default_factory=lambda: WHOLE)  # which samples of the whole batch these are
 
@@ -160,7 +162,7 @@ class Frames:
 
     video: Float[Tensor, "b c f h w"]
     reference: Float[Tensor, "b c 1 h w"]  # another frame of the same puppet
-    lips: Float[Tensor, "b f h w"]  # as in Batch, per pixel
+    regions: Float[Tensor, "b m f h w"]  # as in Batch, per pixel
     keys: list[str]
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from avatar.objectives.parts import average_gradients, mean_over_ranks
-from avatar.types import Batch
+from avatar.objectives.parts import average_gradients
+from avatar.types import REGIONS, Batch
 from tests import ranks
 from tests.conftest import make_cond
 from tests.objectives.test_modules import make_consistency, make_dmd, make_flow_matching
@@ -41,8 +41,9 @@ def objectives() -> dict:
 
 def part_of_a_batch(part: slice) -> Batch:
     torch.manual_seed(2)
-    x0, cond, lips = torch.randn(4, 3, 5, 4, 4), make_cond(batch=4), torch.rand(4, 5, 4, 4)
-    return Batch(x0[part], cond.map(lambda x: x[part]), lips[part], list("abcd")[part], part)
+    x0, cond, regions = torch.randn(4, 3, 5, 4, 4), make_cond(batch=4), torch.rand(4, len(REGIONS), 5, 4, 4)
+    regions *= torch.arange(4)[:, None, None, None, None] / 4  # no two clips with as much of a region, one without any
+    return Batch(x0[part], cond.map(lambda x: x[part]), regions[part], list("abcd")[part], part)
 
 
 def learnt(rank: int, count: int, passes: int = 1) -> dict[str, dict[str, torch.Tensor]]:
@@ -55,7 +56,9 @@ def learnt(rank: int, count: int, passes: int = 1) -> dict[str, dict[str, torch.
             torch.manual_seed(3)
             loss = loss_of(batch) / passes
             loss.backward()
-            total += mean_over_ranks(loss.detach())
+            total += loss.detach() / count
+        if count > 1:
+            dist.all_reduce(total)
         average_gradients(net)
         found[name] = {key: p.grad for key, p in net.named_parameters() if p.grad is not None} | {"loss": total}
     return found
@@ -100,18 +103,22 @@ def folder(tmp_path_factory, dmd) -> Path:
     return folder
 
 
-def test_two_processes_make_the_losses_and_gradients_of_one(folder):
-    expected, got = learnt(0, 1), torch.load(folder / "learnt.pt", weights_only=True)
+def assert_learnt(got: dict, expected: dict) -> None:
+    """To 1e-5 of each objective's largest gradient: small ones are sums of large ones that nearly cancel."""
     for name, values in expected.items():
         assert len(values) > 10 and values["loss"] > 0.01
+        largest = max(float(value.abs().max()) for value in values.values())
         torch.testing.assert_close(
-            got[name], values, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            got[name], values, rtol=1e-5, atol=1e-5 * largest, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
-def test_a_batch_in_passes_makes_the_loss_and_gradients_of_one():
-    expected, got = learnt(0, 1), learnt(0, 1, passes=2)
-    torch.testing.assert_close(got["flow_matching"], expected["flow_matching"], rtol=1e-5, atol=1e-5)
+def test_two_processes_make_the_losses_and_gradients_of_one(folder):
+    assert_learnt(torch.load(folder / "learnt.pt", weights_only=True), learnt(0, 1))
+
+
+def test_a_batch_in_passes_makes_the_losses_and_gradients_of_one():
+    assert_learnt(learnt(0, 1, passes=2), learnt(0, 1))
 
 
 @pytest.mark.parametrize("run", ["flow_ddp", "flow_fsdp", "dmd_ddp", "dmd_fsdp"])

@@ -6,6 +6,7 @@ by themselves; a crop takes one from outside its window where there is one.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avatar.data import hearing
+from avatar.data.prompts import own, tokens_of
 from avatar.data.puppet import speech
 from avatar.data.puppet.clip import Clip, make_clip
 from avatar.data.puppet.scene import Scene
@@ -27,7 +29,7 @@ from avatar.files import save_tensors
 from avatar.types import SAMPLES_PER_FRAME, AudioEncoder, Batch, Conditioning, TextEncoder, VideoAutoencoder
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
-VERSION = 3  # of what this module stores and of the puppets' looks and motion; part of the cache's key
+VERSION = 4  # of what this module stores and of the puppets' looks and motion; part of the cache's key
 
 
 @dataclass(frozen=True)
@@ -63,42 +65,46 @@ class EncodedClips:
     reference_at: Int[Tensor, "n r"]  # the latent that each reference's frame lies in
     features: Float[Tensor, "n roles f d"]  # of the timeline's frames, with the audio encoder's contexts around them
     heard: Bool[Tensor, " n"]  # whether there is another voice
-    text: Shaped[Tensor, "n e m ..."]  # up to e captions, of which some may be empty
-    text_mask: Bool[Tensor, "n e m"]
-    captioned: Int[Tensor, "n k"]  # which caption holds at each latent
+    text: Shaped[Tensor, "u tokens ..."]  # all different captions' own tokens, zeros behind the shorter ones'
+    captioned: Int[Tensor, "n k"]  # which of them holds at each latent
     labels: Int[Tensor, "n 3 k"]  # state, emotion, gesture
     intensity: Float[Tensor, "n k"]
-    lips: Float[Tensor, "n k h w"]
+    regions: Float[Tensor, "n m k h w"]
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    def batch(self, which: Int[Tensor, " b"], start: Int[Tensor, " b"], length: int, audio: AudioEncoder) -> Batch:
+    def batch(
+        self, which: Int[Tensor, " b"], start: Int[Tensor, " b"], length: int, audio: AudioEncoder, text: TextEncoder
+    ) -> Batch:
         """Crops of `length` latents from clips `which`; each with the reference that lies farthest from it."""
         context = audio.left_context + audio.right_context
         stride = (self.features.shape[2] - context) // self.latents.shape[2]
-        parts = [self._crop(int(n), int(s), length, audio, stride) for n, s in zip(which, start, strict=True)]
-        latents, lips, fields = zip(*parts, strict=True)
+        parts = [self._crop(int(n), int(s), length, audio, text, stride) for n, s in zip(which, start, strict=True)]
+        latents, regions, fields = zip(*parts, strict=True)
         cond = Conditioning(**{name: _stacked([f[name] for f in fields]) for name in fields[0]})
         keys = [f"{n}@{s}" for n, s in zip(which.tolist(), start.tolist(), strict=True)]
-        return Batch(torch.stack(latents).float(), cond, torch.stack(lips).float(), keys)
+        return Batch(torch.stack(latents).float(), cond, torch.stack(regions).float(), keys)
 
-    def _crop(self, n: int, start: int, length: int, audio: AudioEncoder, stride: int) -> tuple[Tensor, Tensor, dict]:
+    def _crop(
+        self, n: int, start: int, length: int, audio: AudioEncoder, text: TextEncoder, stride: int
+    ) -> tuple[Tensor, Tensor, dict]:
         part = slice(start, start + length)
         away = (self.reference_at[n] - (start + (length - 1) / 2)).abs()
         windows = [audio.window(track.float(), stride)[part] for track in self.features[n]]
         present = torch.stack([torch.ones(length, dtype=torch.bool), self.heard[n].expand(length)])
         state, emotion, gesture = self.labels[n][:, part]
         captions, event = self.captioned[n][part].unique(return_inverse=True)  # only those of the crop
+        tokens, mask = zip(*(text.padded(own(caption)) for caption in self.text[captions]), strict=True)
         return (
             self.latents[n][:, part],
-            self.lips[n][part],
+            self.regions[n][:, part],
             {
                 "reference": self.references[n][int(away.argmax())][:, None].float(),
                 "audio": torch.stack(windows),
                 "audio_mask": present,
-                "text": self.text[n][captions],
-                "text_mask": self.text_mask[n][captions],
+                "text": torch.stack(tokens),
+                "text_mask": torch.stack(mask),
                 "text_event": event,
                 "state": state,
                 "emotion": emotion,
@@ -119,7 +125,7 @@ class _Drawn(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Clip, Tensor, Tensor]:
         clip = self.clips.make(index, self.frames + self.extra, self.speech_cache)
-        return clip, self.world.video(clip, 0, self.frames), self.world.lips(clip, 0, self.frames)
+        return clip, self.world.video(clip, 0, self.frames), self.world.regions(clip, 0, self.frames)
 
 
 def encoded_clips(
@@ -141,8 +147,14 @@ def encoded_clips(
     drawn = _Drawn(clips, world, frames, frames_beyond(audio, frames - 1), cache / "speech")
     own = torch.Generator()  # else the loader draws from the training's numbers, only when clips are encoded now
     loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None, generator=own)
-    rows = [_encode(clip, video, lips, autoencoder, audio, text) for clip, video, lips in progress(loader)]
-    tensors = {name: _stacked([row[name] for row in rows]) for name in rows[0]}
+    rows, told = [], []
+    for clip, video, regions in progress(loader):
+        rows.append(_encode(clip, video, regions, autoencoder, audio))
+        told.append([clip.captions[i] for i in clip.captioned[_middles(frames, stride)]])
+    captions = {caption: number for number, caption in enumerate(dict.fromkeys(itertools.chain(*told)))}
+    tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    tensors["text"] = _stacked([tokens_of(caption, text) for caption in captions])
+    tensors["captioned"] = torch.tensor([[captions[caption] for caption in row] for row in told])
     save_tensors(tensors, path)
     return EncodedClips(**tensors)
 
@@ -170,15 +182,14 @@ def encoding_key(
 
 @torch.no_grad()
 def _encode(
-    clip: Clip, video: Tensor, lips: Tensor, autoencoder: VideoAutoencoder, audio: AudioEncoder, text: TextEncoder
+    clip: Clip, video: Tensor, regions: Tensor, autoencoder: VideoAutoencoder, audio: AudioEncoder
 ) -> dict[str, Tensor]:
-    """One clip's row of `EncodedClips`."""
+    """One clip's row of `EncodedClips`, but for its text."""
     stride, frames = autoencoder.temporal_stride, video.shape[1]
     device = next(autoencoder.parameters(), torch.zeros(())).device
     video = video[None].to(device)
     at = torch.linspace(0, frames - 1, REFERENCES).long()
-    ids, mask = text.encode(list(clip.captions))
-    middle = slice(1 + stride // 2, frames, stride)  # the frame whose labels stand for a latent
+    middle = _middles(frames, stride)
     labels = np.stack([clip.state[middle], clip.emotion[middle], clip.gesture[middle]])
     edge = autoencoder.spatial_stride
     return {
@@ -187,17 +198,19 @@ def _encode(
         "reference_at": (at - 1).clamp(min=0) // stride,
         "features": torch.stack([_features(track, audio, frames - 1) for track in (clip.own, clip.heard)]).half(),
         "heard": torch.tensor(bool(np.abs(clip.heard).max() > 0)),
-        "text": ids,
-        "text_mask": mask,
-        "captioned": torch.from_numpy(clip.captioned[middle].astype(np.int64)),
         "labels": torch.from_numpy(labels.astype(np.int64)),
         "intensity": torch.from_numpy(clip.intensity[middle].astype(np.float32)),
-        "lips": torch.nn.functional.avg_pool3d(lips[None, 1:], (stride, edge, edge))[0].half(),
+        "regions": torch.nn.functional.avg_pool3d(regions[:, 1:], (stride, edge, edge)).half(),
     }
 
 
+def _middles(frames: int, stride: int) -> slice:
+    """The frames whose labels stand for a latent each."""
+    return slice(1 + stride // 2, frames, stride)
+
+
 def _stacked(rows: list[Tensor]) -> Tensor:
-    """Rows in a stack, the shorter ones (with fewer captions) filled up with zeros."""
+    """Rows in a stack, the shorter ones (with fewer captions, or fewer tokens) filled up with zeros."""
     if all(row.shape == rows[0].shape for row in rows):
         return torch.stack(rows)
     most = max(len(row) for row in rows)

@@ -12,7 +12,7 @@ from avatar.data.puppet.clip import identity_seed, make_clip
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.scene import Scene
 from avatar.data.worlds import World
-from avatar.types import Frames
+from avatar.types import REGIONS, Frames
 
 CROPS_PER_CLIP = 4  # speech costs more than rendering: one clip's motion serves several crops, each another puppet
 
@@ -40,7 +40,7 @@ class FrameBatches(Dataset):
 
     def __getitem__(self, index: int) -> Frames:
         rng = np.random.default_rng([self.seed, index + self.start])
-        videos, references, lips, keys = [], [], [], []
+        videos, references, regions, keys = [], [], [], []
         for i in range(self.batch):
             if i % CROPS_PER_CLIP == 0:
                 number = int(rng.integers(2**31))
@@ -50,9 +50,9 @@ class FrameBatches(Dataset):
             start, other = (int(rng.integers(len(clip.states) - n)) for n in (self.frames, 1))
             videos.append(self.world.video(clip, start, start + self.frames))
             references.append(self.world.video(clip, other, other + 1))
-            lips.append(self.world.lips(clip, start, start + self.frames))
+            regions.append(self.world.regions(clip, start, start + self.frames))
             keys.append(f"{clip.key}@{start}")
-        return Frames(torch.stack(videos), torch.stack(references), torch.stack(lips), keys)
+        return Frames(torch.stack(videos), torch.stack(references), torch.stack(regions), keys)
 
 
 class PuppetFrames(lightning.LightningDataModule):
@@ -89,6 +89,11 @@ class PuppetFrames(lightning.LightningDataModule):
                 f"{self.trainer.world_size} processes, but an autoencoder's statistics are those of whole batches, and "
                 "its training takes one: trainer=default, trainer.devices=1"
             )
+
+    @property
+    def regions(self) -> frozenset[str]:
+        """Those of REGIONS that training clips have masks of."""
+        return frozenset(REGIONS)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.seed, self.steps, self.start)

@@ -15,7 +15,7 @@ from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.encoded import ClipSet, EncodedClips, encoded_clips
 from avatar.data.sampling import EVENLY, ON_CHANGE, Placement, changes, place
 from avatar.data.worlds import World
-from avatar.types import AudioEncoder, Batch, TextEncoder, VideoAutoencoder
+from avatar.types import REGIONS, AudioEncoder, Batch, TextEncoder, VideoAutoencoder
 
 WHOLE_BATCHES = Share()
 
@@ -28,13 +28,14 @@ class LatentBatches(Dataset):
         clips: EncodedClips,
         buckets: LengthBuckets,
         audio: AudioEncoder,
+        text: TextEncoder,
         seed: int,
         start: int,
         stop: int,
         placement: Placement = EVENLY,
         share: Share = WHOLE_BATCHES,
     ):
-        self.clips, self.buckets, self.audio = clips, buckets, audio
+        self.clips, self.buckets, self.audio, self.text = clips, buckets, audio, text
         self.seed, self.start, self.stop = seed, start, stop
         self.placement, self.share = placement, share
         self.changes = [changes(states) for states in clips.labels[:, 0].numpy()]
@@ -55,7 +56,7 @@ class LatentBatches(Dataset):
                 which[n] = rng.choice(self.changing)
             start[n] = place(int(kind), rng, length, latents, self.changes[which[n]], int(start[n]))
         which, start = (torch.from_numpy(drawn[part]) for drawn in (which, start))
-        return replace(self.clips.batch(which, start, length, self.audio), part=part)
+        return replace(self.clips.batch(which, start, length, self.audio, self.text), part=part)
 
 
 class PuppetLatents(lightning.LightningDataModule):
@@ -110,6 +111,11 @@ class PuppetLatents(lightning.LightningDataModule):
         check_ranks(self.buckets, ranks, min(clips.count for clips in self.sets.values()))
 
     @property
+    def regions(self) -> frozenset[str]:
+        """Those of REGIONS that training clips have masks of."""
+        return frozenset(REGIONS)
+
+    @property
     def accumulate(self) -> int:
         """Passes per batch."""
         return self.buckets.accumulate
@@ -124,7 +130,7 @@ class PuppetLatents(lightning.LightningDataModule):
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         share = Share(rank, ranks, accumulate)
         batches = LatentBatches(
-            self.clips[name], self.buckets, self.audio, seed, start, start + passes, self.placement, share
+            self.clips[name], self.buckets, self.audio, self.text, seed, start, start + passes, self.placement, share
         )
         return DataLoader(batches, batch_size=None)
 
@@ -132,7 +138,7 @@ class PuppetLatents(lightning.LightningDataModule):
         """The first whole clips of the dev set."""
         dev = self.clips["dev"]
         which = torch.arange(min(clips, len(dev)))
-        return dev.batch(which, torch.zeros_like(which), dev.latents.shape[2], self.audio)
+        return dev.batch(which, torch.zeros_like(which), dev.latents.shape[2], self.audio, self.text)
 
     def to_pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """Decoded frames to look at."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.data.prepare.samples import SCHEMA
+from avatar.types import REGIONS
 
 KEY = re.compile("[a-z0-9_-]+")  # what WebDataset splits from the rest of a name at the first dot
 UNMEASURED = ("keep", "drop")
@@ -36,6 +37,7 @@ class Entry:
     frames: int
     height: int
     width: int
+    regions: tuple[str, ...] = ()  # those of REGIONS that are known of some of its frames
 
 
 class Filters:
@@ -96,11 +98,15 @@ class Index:
         found: list[Entry] = []
         seen, scores = 0, set()
         for url, content in self.sets.items():
+            regions = _regions(content)
             for part in content["shards"]:
                 if part["split"] == split:
                     shard = Shard(url, Path(url, part["file"]), part["bytes"])
                     passed = [entry for entry in part["samples"] if filters.passed(entry["scores"])]
-                    found += [Entry(e["key"], shard, e["frames"], e["height"], e["width"]) for e in passed]
+                    found += [
+                        Entry(e["key"], shard, e["frames"], e["height"], e["width"], tuple(e.get("regions", regions)))
+                        for e in passed
+                    ]
                     seen += len(part["samples"])
                     scores |= {name for entry in part["samples"] for name in entry["scores"]}
         names = ", ".join(self.urls)
@@ -120,6 +126,12 @@ class Index:
                 f"with unmeasured={filters.unmeasured}; widen them"
             )
         return found
+
+
+def _regions(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of samples that say nothing of it, in sets prepared before they did: all, if the set had a face detector."""
+    detectors = content.get("config", {}).get("detectors", {})
+    return REGIONS if detectors.get("face") is not None else ()
 
 
 def _read(url: str) -> dict[str, Any]:

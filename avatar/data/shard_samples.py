@@ -20,11 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from avatar.data import hearing
+from avatar.data.prompts import Prompts
+from avatar.data.regions import mouth_in, shares
 from avatar.data.sampling import Draw, changes, place
 from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
 from avatar.data.video_reader import open_video
 from avatar.types import (
+    REGIONS,
     SAMPLES_PER_FRAME,
     STATES,
     WHOLE,
@@ -35,7 +38,9 @@ from avatar.types import (
     VideoAutoencoder,
 )
 
-COMMON = frozenset(("meta.json", "afeat.npy", "audio.flac", "text.npy", "txt", "state.npy", "vad.npy"))
+COMMON = frozenset(
+    ("meta.json", "afeat.npy", "audio.flac", "face.npy", "lips.npy", "text.npy", "txt", "state.npy", "vad.npy")
+)
 PICTURES = {"latents": frozenset(("latent.npy", "ref_latent.npy")), "video": frozenset(("video.mp4", "ref.png"))}
 SPEAKING = STATES.index("speaking")
 READING = (ValueError, OSError, KeyError, EOFError, av.error.FFmpegError)  # what damaged files raise
@@ -48,6 +53,7 @@ class Footage:
     video: list[UInt8[Tensor, "_ h w 3"]]  # of each clip: what comes before its crop for the encoder, then the crop
     reference: UInt8[Tensor, "b h w 3"]
     conditioning: Conditioning  # without a reference
+    regions: Float[Tensor, "b m l _ _"]  # as in Batch
     keys: list[str]
     part: slice = field(default_factory=lambda: WHOLE)  # as in Batch
 
@@ -59,6 +65,7 @@ class Crop:
     key: str
     pictures: Float[Tensor, "c l h w"] | UInt8[Tensor, "f h w 3"]
     reference: Float[Tensor, "c 1 h w"] | UInt8[Tensor, "h w 3"]
+    regions: Float[Tensor, "m l _ _"]  # shares of latent pixels; zeros where nobody looked, or nothing was found
     fields: dict[str, Tensor]
 
 
@@ -68,7 +75,7 @@ class Recipe:
 
     Args:
         pictures: "latents" or "video".
-        stride: of the autoencoder, in frames.
+        stride, edge: of the autoencoder, in frames and in pixels.
         fingerprint: of the autoencoder that latents must be of.
         pause: frames without speech that don't end the state "speaking"; None: speech in the sound is no state.
         history: latents before a crop that the autoencoder sees when a video is encoded.
@@ -76,6 +83,7 @@ class Recipe:
 
     pictures: str
     stride: int
+    edge: int
     fingerprint: str
     audio: AudioEncoder
     text: TextEncoder
@@ -85,6 +93,10 @@ class Recipe:
     def latents(self, entry: Entry) -> int:
         """On the timeline of a sample."""
         return (entry.frames - 1) // self.stride
+
+    def grid(self, entry: Entry) -> tuple[int, int]:
+        """Height and width of a sample's latents."""
+        return entry.height // self.edge, entry.width // self.edge
 
     def read(self, tars: Tars, entry: Entry, draw: Draw) -> Crop:
         """A crop of a sample, the same for the same draw.
@@ -118,7 +130,7 @@ class Recipe:
             "gesture": unsaid,
         }
         inside = "" if meta["reference"] == "outside" else " with a reference of its own"
-        return Crop(f"{entry.key}@{start}{inside}", pictures, reference, fields)
+        return Crop(f"{entry.key}@{start}{inside}", pictures, reference, self._regions(files, entry, part), fields)
 
     def check_latents(self, latent: Mapping[str, Any] | None, whose: str) -> None:
         """Raise ValueError for latents of another autoencoder, by what `meta.json` says of them."""
@@ -136,8 +148,10 @@ class Recipe:
     def _latents(self, files: Mapping[str, bytes], meta: Mapping[str, Any], entry: Entry, part: slice):
         self.check_latents(meta["latent"], entry.key)
         whole, reference = (_array(files, f"{name}.npy") for name in ("latent", "ref_latent"))
-        if whole.ndim != 4 or whole.shape[1] != 1 + self.latents(entry) or reference.shape[1] != 1:
-            raise ValueError(f"latents of {whole.shape} and {reference.shape} for {entry.frames} frames")
+        grid = self.grid(entry)
+        if whole.shape[1:] != (1 + self.latents(entry), *grid) or reference.shape[1:] != (1, *grid):
+            size = f"{entry.height} × {entry.width}"
+            raise ValueError(f"latents of {whole.shape} and {reference.shape} for {entry.frames} frames of {size}")
         latents, sink = (torch.from_numpy(array).float() for array in (whole[:, 1:][:, part], reference))
         if not (latents.isfinite().all() and sink.isfinite().all()):
             raise ValueError("latents that are NaN or infinite")
@@ -176,15 +190,37 @@ class Recipe:
         known = (ends < len(features)) & ("no_audio" not in meta["repairs"])
         return audio.window(padded, self.stride)[part], known[part]
 
+    def _regions(self, files: Mapping[str, bytes], entry: Entry, part: slice) -> Float[Tensor, "m l h w"]:
+        """Shares of each latent's pixels, of the mean over its frames; without boxes of mouths they are estimated."""
+        face = self._boxes(files, "face", entry.frames)
+        lips = self._boxes(files, "lips", entry.frames)
+        boxes = {"face": face, "lips": mouth_in(face) if lips is None and face is not None else lips}
+        of_crop = slice(1 + self.stride * part.start, 1 + self.stride * part.stop)
+        masks = torch.zeros(len(REGIONS), part.stop - part.start, *self.grid(entry))
+        for mask, name in zip(masks, REGIONS, strict=True):
+            if (found := boxes[name]) is not None:
+                covered = torch.from_numpy(shares(found[of_crop], *self.grid(entry)))
+                mask.copy_(covered.unflatten(0, (-1, self.stride)).mean(dim=1))
+        return masks
+
+    def _boxes(self, files: Mapping[str, bytes], name: str, frames: int) -> Float[np.ndarray, "f 4"] | None:
+        if f"{name}.npy" not in files:
+            return None
+        boxes = _array(files, f"{name}.npy")
+        if boxes.shape != (frames, 4) or boxes.dtype.kind != "f":
+            raise ValueError(f"{name}.npy of {boxes.shape} ({boxes.dtype}), wanted numbers of {(frames, 4)}")
+        if np.isinf(boxes).any() or (boxes[:, :2] > boxes[:, 2:]).any():
+            raise ValueError(
+                f"{name}.npy with boxes that don't end, or do before they begin; wanted left, top, right, bottom"
+            )
+        return boxes
+
     def _text(
         self, files: Mapping[str, bytes], meta: Mapping[str, Any]
     ) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
         if meta["text_features"] == repr(self.text) and "text.npy" in files:
             return self.text.padded(torch.from_numpy(_array(files, "text.npy")))
-        if "txt" in files:
-            (text,), (mask,) = self.text.encode([files["txt"].decode("utf-8")])
-            return text, mask
-        return self._unsaid
+        return self.text.padded(self._prompts.tokens(files.get("txt", b"").decode("utf-8")))
 
     def _state(self, files: Mapping[str, bytes], frames: int) -> Int[np.ndarray, " k"]:
         """Of each latent, at its middle frame."""
@@ -199,9 +235,8 @@ class Recipe:
         return state[1 + self.stride // 2 :: self.stride][: (frames - 1) // self.stride]
 
     @cached_property
-    def _unsaid(self) -> tuple[Tensor, Tensor]:
-        (text,), (mask,) = self.text.encode([""])
-        return text, mask
+    def _prompts(self) -> Prompts:
+        return Prompts(self.text)
 
 
 def gathered(crops: list[Crop]) -> Batch | Footage:
@@ -212,11 +247,12 @@ def gathered(crops: list[Crop]) -> Batch | Footage:
     fields = {name: torch.stack([crop.fields[name] for crop in crops]) for name in crops[0].fields}
     keys = [crop.key for crop in crops]
     reference = torch.stack([crop.reference for crop in crops])
+    regions = torch.stack([crop.regions for crop in crops])
     if crops[0].pictures.dtype == torch.uint8:
         cond = Conditioning(reference=torch.zeros(len(crops), 0, 1, 0, 0), **fields)
-        return Footage([crop.pictures for crop in crops], reference, cond, keys)
+        return Footage([crop.pictures for crop in crops], reference, cond, regions, keys)
     latents = torch.stack([crop.pictures for crop in crops])
-    return _batch(latents, Conditioning(reference=reference, **fields), keys)
+    return Batch(latents, Conditioning(reference=reference, **fields), regions, keys)
 
 
 @torch.no_grad()
@@ -229,11 +265,7 @@ def encoded(footage: Footage, autoencoder: VideoAutoencoder) -> Batch:
     length = footage.conditioning.latents
     latents = torch.stack([encode(video)[:, -length:] for video in footage.video])
     sinks = torch.stack([encode(picture[None]) for picture in footage.reference])
-    return _batch(latents, replace(footage.conditioning, reference=sinks), footage.keys)
-
-
-def _batch(latents: Tensor, cond: Conditioning, keys: list[str]) -> Batch:
-    return Batch(latents, cond, latents.new_zeros(len(latents), *latents.shape[2:]), keys)
+    return Batch(latents, replace(footage.conditioning, reference=sinks), footage.regions, footage.keys)
 
 
 def _array(files: Mapping[str, bytes], name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -89,11 +90,21 @@ class ShardClips(lightning.LightningDataModule):
         self.start = 0  # the pass that a resumed run goes on with
         self.readers: dict[str, Reader] = {}
 
+    @cached_property
+    def entries(self) -> dict[str, list[Entry]]:
+        """The samples of both splits."""
+        index = Index(self.urls)
+        return {name: index.entries(name, self.filters) for name in dict.fromkeys((self.train, self.dev))}
+
+    @property
+    def regions(self) -> frozenset[str]:
+        """Those of REGIONS that some of the training samples have masks of."""
+        return frozenset().union(*(entry.regions for entry in self.entries[self.train]))
+
     def setup(self, stage: str) -> None:
         if self.trainer is not None and self.trainer.max_epochs != 1:
             raise ValueError(f"trainer.max_epochs={self.trainer.max_epochs}; a run is of `steps` batches: raise steps")
-        index = Index(self.urls)
-        entries = {name: index.entries(name, self.filters) for name in dict.fromkeys((self.train, self.dev))}
+        entries = self.entries
         everything = [entry for part in entries.values() for entry in part]
         check_shards({entry.shard for entry in everything}, self.on_error)
         recipe = self._recipe(everything)
@@ -158,8 +169,7 @@ class ShardClips(lightning.LightningDataModule):
 
     def _sizes(self, entries: Sequence[Entry], recipe: Recipe) -> Int[np.ndarray, "n 3"]:
         """Of each sample its latents, and their height and width."""
-        stride = self.autoencoder.spatial_stride
-        return np.array([(recipe.latents(e), e.height // stride, e.width // stride) for e in entries])
+        return np.array([(recipe.latents(entry), *recipe.grid(entry)) for entry in entries])
 
     def _recipe(self, entries: Sequence[Entry]) -> Recipe:
         """How samples are read, by what each set says of its latents."""
@@ -170,6 +180,7 @@ class ShardClips(lightning.LightningDataModule):
         recipe = Recipe(
             self.pictures or ("latents" if any(latent.values()) else "video"),
             self.autoencoder.temporal_stride,
+            self.autoencoder.spatial_stride,
             self.autoencoder.origin.fingerprint,
             self.audio,
             self.text,

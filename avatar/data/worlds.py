@@ -1,6 +1,6 @@
 """The two faces of the puppet world: what a model sees of a clip, as tensors.
 
-PixelWorld   the rendered frames, in [-1, 1], with the region of the mouth
+PixelWorld   the rendered frames, in [-1, 1], with the regions of face and mouth
 StateWorld   the puppet's own state vectors, one "pixel" with a channel per number: exact truth, quick to learn
 """
 
@@ -17,6 +17,7 @@ from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import HIGH, LOW
 from avatar.data.puppet.render import render
 from avatar.data.puppet.setting import Setting
+from avatar.types import REGIONS
 
 BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be drawn
 
@@ -27,7 +28,9 @@ class World(Protocol):
 
     def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]: ...
 
-    def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]: ...
+    def regions(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
+        """The share of each pixel that is each of REGIONS."""
+        ...
 
     def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """A video tensor of this world as frames to look at."""
@@ -43,8 +46,8 @@ class PixelWorld:
     def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
         return from_uint8(clip.frames(self.size, start, stop))
 
-    def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]:
-        return torch.from_numpy(clip.mouth_region(self.size, start, stop))
+    def regions(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
+        return torch.from_numpy(clip.regions(self.size, start, stop))
 
     def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         return to_uint8(video)
@@ -52,13 +55,16 @@ class PixelWorld:
 
 @dataclass(frozen=True)
 class StateWorld:
-    """States as 1×1 frames with one channel per entry of `motion.CHANNELS`; nothing of it is weighted as lips."""
+    """States as 1×1 frames with one channel per entry of `motion.CHANNELS`.
+
+    The one pixel is all of the puppet, each of its regions included: weights, whose mean is 1, leave it as it is.
+    """
 
     def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
         return torch.from_numpy(clip.states[start:stop].T.copy())[:, :, None, None].float()
 
-    def lips(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "f h w"]:
-        return torch.zeros(stop - start, 1, 1)
+    def regions(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
+        return torch.ones(len(REGIONS), stop - start, 1, 1)
 
     def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """The states worn by one and the same puppet, arms and all."""

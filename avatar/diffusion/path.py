@@ -37,6 +37,11 @@ def step(x_t: Latents, v: Latents, t: Times, r: Times) -> Latents:
     return x_t + per_latent(r - t) * v
 
 
+def snr(t: Times) -> Times:
+    """The signal-to-noise ratio of x_t: ((1 - t) / t)², from infinite at data to 0 at noise."""
+    return ((1 - t) / t).square()
+
+
 def per_latent(t: Times) -> Float[Tensor, "b 1 l 1 1"]:
     """Times, broadcastable against latents."""
     return t[:, None, :, None, None]

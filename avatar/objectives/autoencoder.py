@@ -16,17 +16,18 @@ from torch.optim import Optimizer
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.flow_matching import scheduled
-from avatar.types import Frames, Latents, Pixels, VideoAutoencoder
+from avatar.objectives.weighting import Emphasis
+from avatar.types import REGIONS, Frames, Latents, Pixels, VideoAutoencoder
 
 START_BATCHES = 5  # whose principal components training starts from
 
 
 class AutoencoderTraining(lightning.LightningModule):
-    """Reconstruction, with more weight on the mouth.
+    """Reconstruction, with more weight on regions of the picture.
 
     Args:
         noise: standard deviation of what is added to the normalised latents.
-        lip_weight: added to the loss weight of a pixel that is all mouth.
+        emphasis: on regions of the picture.
         optimizer: parameters → optimiser.
     """
 
@@ -35,12 +36,12 @@ class AutoencoderTraining(lightning.LightningModule):
         autoencoder: CausalConvAutoencoder,
         optimizer: Callable[[Iterable], Optimizer],
         noise: float,
-        lip_weight: float,
+        emphasis: Emphasis,
         steps: int,
     ):
         super().__init__()
         self.net, self.optimizer = autoencoder, optimizer
-        self.noise, self.lip_weight, self.steps = noise, lip_weight, steps
+        self.noise, self.emphasis, self.steps = noise, emphasis, steps
 
     def on_train_start(self) -> None:
         if self.trainer.global_step == 0:
@@ -51,15 +52,15 @@ class AutoencoderTraining(lightning.LightningModule):
         latents, cut = behind_references(self.net, batch), len(batch.video) // 2
         target = torch.cat([torch.cat([batch.reference[:cut], batch.video[:cut, :, 1:]], 2), batch.video[cut:]])
         video = self.net.decode(latents + self.noise * torch.randn_like(latents))
-        loss = losses.reconstruction(video, target, 1 + self.lip_weight * batch.lips[:, None])
+        loss = losses.reconstruction(video, target, self.emphasis(batch.regions))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Frames, index: int) -> None:
         video = self.net.decode(self.net.encode(batch.video))
-        weight = batch.lips[:, None] / batch.lips.mean()
         self.log("val/psnr", psnr(video, batch.video), prog_bar=True, batch_size=1)
-        self.log("val/psnr_lips", psnr(video, batch.video, weight), prog_bar=True, batch_size=1)
+        for name, mask in zip(REGIONS, batch.regions.split(1, dim=1), strict=True):
+            self.log(f"val/psnr_{name}", psnr(video, batch.video, mask / mask.mean()), prog_bar=True, batch_size=1)
 
     def configure_optimizers(self):
         return scheduled(self.optimizer(self.net.parameters()), self.steps)

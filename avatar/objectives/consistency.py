@@ -2,7 +2,7 @@
 
     k ~ U{1 … N},  t = shift(k / N),  r = shift((k - 1) / N)
     x_r = x_t + (r - t) guided(teacher(x_t, t))                       one Euler step of the causal teacher
-    L = |f(x_t, t) - sg f(x_r, r)|²,  f(x, t) = x - t v(x, t)
+    L = λ(r) |f(x_t, t) - sg f(x_r, r)|²,  f(x, t) = x - t v(x, t)
 
 At k = 1 the target's time is r = 0, where f is the identity: the chain is anchored to data and not to its
 initialisation.
@@ -21,9 +21,10 @@ from avatar.diffusion.packing import TeacherForced
 from avatar.diffusion.timesteps import shifted
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.flow_matching import learned, lip_weights, scheduled
+from avatar.objectives.flow_matching import learned, scheduled
 from avatar.objectives.parts import drawn
 from avatar.objectives.sharding import shard_networks
+from avatar.objectives.weighting import Emphasis, Weighting
 from avatar.types import WHOLE, Batch, Conditioning, Latents, Times
 
 
@@ -34,6 +35,8 @@ class Consistency(lightning.LightningModule):
         model: the student, usually started from the teacher's weights.
         teacher: a frozen causal network of the same pattern.
         discretisation: N, the number of steps of the teacher's trajectory.
+        emphasis: on regions of the picture.
+        weighting: λ, of the earlier times: at the later ones pure noise, whose SNR is 0, might not count at all.
     """
 
     def __init__(
@@ -45,13 +48,14 @@ class Consistency(lightning.LightningModule):
         discretisation: int,
         shift: float,
         optimizer: Callable[[Iterable], Optimizer],
-        lip_weight: float,
+        emphasis: Emphasis,
+        weighting: Weighting,
         steps: int,
     ):
         super().__init__()
         self.net, self.teacher = model, teacher.requires_grad_(False).eval()
         self.pattern, self.guidance, self.discretisation, self.shift = pattern, guidance, discretisation, shift
-        self.optimizer, self.lip_weight, self.steps = optimizer, lip_weight, steps
+        self.optimizer, self.emphasis, self.weighting, self.steps = optimizer, emphasis, weighting, steps
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         x0, cond = batch.latents, batch.conditioning
@@ -60,7 +64,8 @@ class Consistency(lightning.LightningModule):
         with torch.no_grad():
             x_r = path.step(x_t, self._teacher_velocity(x_t, t, cond, x0), t, r)
             target = self._endpoint(x_r, r, cond, x0)
-        loss = losses.consistency(self._endpoint(x_t, t, cond, x0), target, lip_weights(batch, self.lip_weight))
+        weight = self.emphasis(batch.regions) * path.per_latent(self.weighting.of_clean(r))
+        loss = losses.consistency(self._endpoint(x_t, t, cond, x0), target, weight)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 

@@ -19,17 +19,18 @@ from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.autoencoder import START_BATCHES, behind_references, psnr
 from avatar.objectives.flow_matching import scheduled
+from avatar.objectives.weighting import Emphasis
 from avatar.types import Frames, Latents, Pixels
 
 
 class DecoderDistillation(lightning.LightningModule):
-    """Reconstruction of the teacher's frames, with more weight on the mouth.
+    """Reconstruction of the teacher's frames, with more weight on regions of the picture.
 
     Args:
         autoencoder: the small decoder, with the teacher's encoder.
         teacher: the whole autoencoder.
         noise: standard deviation of what is added to the normalised latents that the small decoder sees.
-        lip_weight: added to the loss weight of a pixel that is all mouth.
+        emphasis: on regions of the picture.
         optimizer: parameters → optimiser.
     """
 
@@ -39,7 +40,7 @@ class DecoderDistillation(lightning.LightningModule):
         teacher: Any,
         optimizer: Callable[[Iterable], Optimizer],
         noise: float,
-        lip_weight: float,
+        emphasis: Emphasis,
         steps: int,
     ):
         super().__init__()
@@ -48,7 +49,7 @@ class DecoderDistillation(lightning.LightningModule):
             raise ValueError(f"a decoder for latents of autoencoder {wanted} with teacher {got}; make it for this one")
         self.net, self.teacher = autoencoder, teacher.requires_grad_(False).eval()
         self.optimizer = optimizer
-        self.noise, self.lip_weight, self.steps = noise, lip_weight, steps
+        self.noise, self.emphasis, self.steps = noise, emphasis, steps
 
     @torch.no_grad()
     def on_train_start(self) -> None:
@@ -60,7 +61,7 @@ class DecoderDistillation(lightning.LightningModule):
     def training_step(self, batch: Frames, index: int) -> Tensor:
         latents, target = self._example(batch)
         video = self.net.decode(latents + self.noise * torch.randn_like(latents))
-        loss = losses.reconstruction(video, target, 1 + self.lip_weight * batch.lips[:, None])
+        loss = losses.reconstruction(video, target, self.emphasis(batch.regions))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -20,9 +20,10 @@ from avatar.diffusion.packing import Bidirectional, TimestepSampler
 from avatar.diffusion.rollout import Noise, Plan, generate, replay
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.flow_matching import learned, lip_weights
+from avatar.objectives.flow_matching import learned
 from avatar.objectives.parts import average_gradients, drawn, local_gradients, whole
 from avatar.objectives.sharding import shard_networks
+from avatar.objectives.weighting import Emphasis, Weighting
 from avatar.types import Batch, Conditioning, Latents, Times
 
 
@@ -33,6 +34,8 @@ class DistributionMatching(lightning.LightningModule):
         model, critic: trained; the critic usually starts from the teacher's weights.
         critic_steps: critic updates per student update.
         accumulate: passes per update of either; `clip` bounds the norm of an update's gradient.
+        emphasis: on regions of the picture.
+        critic_weighting: of times, in the critic's flow matching.
         gradient: of the rollout: `exit_step`; `replayed`, the same with the memory of one chunk; or `history`.
     """
 
@@ -50,7 +53,8 @@ class DistributionMatching(lightning.LightningModule):
         gradient: str,
         optimizer: Callable[[Iterable], Optimizer],
         critic_optimizer: Callable[[Iterable], Optimizer],
-        lip_weight: float,
+        emphasis: Emphasis,
+        critic_weighting: Weighting,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -62,7 +66,8 @@ class DistributionMatching(lightning.LightningModule):
         self.net, self.critic, self.teacher = model, critic, teacher.requires_grad_(False).eval()
         self.plan, self.guidance, self.timesteps = plan, guidance, timesteps
         self.critic_steps, self.accumulate, self.clip, self.gradient = critic_steps, accumulate, clip, gradient
-        self.optimizer, self.critic_optimizer, self.lip_weight = optimizer, critic_optimizer, lip_weight
+        self.optimizer, self.critic_optimizer = optimizer, critic_optimizer
+        self.emphasis, self.critic_weighting = emphasis, critic_weighting
 
     def training_step(self, batch: Batch, index: int) -> None:
         student, critic = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
@@ -82,7 +87,7 @@ class DistributionMatching(lightning.LightningModule):
             x_t = path.noised(x, drawn(torch.randn, batch.part)(*x.shape, device=x.device), t)
             real = path.clean(x_t, guided(self._velocity(self.teacher, t), x_t, cond, self.guidance), t)
             fake = path.clean(x_t, self._velocity(self.critic, t)(x_t, cond), t)
-        loss = losses.distribution_matching(x, real, fake, lip_weights(batch, self.lip_weight))
+        loss = losses.distribution_matching(x, real, fake, self.emphasis(batch.regions))
         logged = {"train/student_loss": loss, "train/score_gap": (fake - real).abs().mean()}
         self.log_dict(logged, prog_bar=True, sync_dist=True)
         return loss
@@ -95,7 +100,8 @@ class DistributionMatching(lightning.LightningModule):
             x = generate(self.net, cond, self.plan, self._noise(batch), exit_step).latents
         t, eps = self._times(x, batch.part), drawn(torch.randn, batch.part)(*x.shape, device=x.device)
         v = self._velocity(self.critic, t)(path.noised(x, eps, t), cond)
-        loss = losses.flow_matching(v, x, eps, lip_weights(batch, self.lip_weight))
+        weight = self.emphasis(batch.regions) * path.per_latent(self.critic_weighting.of_velocity(t))
+        loss = losses.flow_matching(v, x, eps, weight)
         self.log("train/critic_loss", loss, prog_bar=True, sync_dist=True)
         return loss
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import lightning
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,9 +12,10 @@ from avatar.diffusion import path
 from avatar.diffusion.packing import Pattern, TimestepSampler
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.parts import drawn, mean_over_ranks
+from avatar.objectives.parts import drawn
 from avatar.objectives.sharding import shard_networks
-from avatar.types import WHOLE, Batch, Conditioning, Times
+from avatar.objectives.weighting import Emphasis, Weighting
+from avatar.types import WHOLE, Batch, Conditioning
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,13 @@ class Dropout:
         )
 
 
-def lip_weights(batch: Batch, lip_weight: float) -> Float[Tensor, "b 1 l h w"]:
-    """Loss weights that grow with the share of mouth in a latent pixel, with mean 1 over each pass of all ranks."""
-    weight = 1 + lip_weight * batch.lips[:, None]
-    return weight / mean_over_ranks(weight.mean())
-
-
 class FlowMatching(lightning.LightningModule):
     """Noise a clip, predict the velocity, compare.
 
     Args:
         model: the backbone; `pattern` says what it sees.
-        lip_weight: added to the loss weight of latents that are all mouth.
-        weighting: the loss weight of each time, such as `losses.even` or `losses.min_snr`.
+        emphasis: on regions of the picture.
+        weighting: of times.
         steps: of the run, for the learning rate's schedule.
     """
 
@@ -58,14 +52,13 @@ class FlowMatching(lightning.LightningModule):
         timesteps: TimestepSampler,
         dropout: Dropout,
         optimizer: Callable[[Iterable], Optimizer],
-        lip_weight: float,
+        emphasis: Emphasis,
+        weighting: Weighting,
         steps: int,
-        weighting: Callable[[Times], Times] = losses.even,
     ):
         super().__init__()
-        self.weighting = weighting
         self.net, self.pattern, self.timesteps, self.dropout = model, pattern, timesteps, dropout
-        self.optimizer, self.lip_weight, self.steps = optimizer, lip_weight, steps
+        self.optimizer, self.emphasis, self.weighting, self.steps = optimizer, emphasis, weighting, steps
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = self._loss(batch, self.dropout(batch.conditioning, batch.part))
@@ -83,7 +76,7 @@ class FlowMatching(lightning.LightningModule):
         t = self.pattern.times(drawn(self.timesteps, batch.part), x0)
         eps = drawn(torch.randn, batch.part)(*x0.shape, device=x0.device)
         v = self.pattern.velocity(self.net, path.noised(x0, eps, t), t, cond, x0)
-        weight = lip_weights(batch, self.lip_weight) * path.per_latent(self.weighting(t))
+        weight = self.emphasis(batch.regions) * path.per_latent(self.weighting.of_velocity(t))
         return losses.flow_matching(v, x0, eps, weight)
 
     def configure_model(self) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from avatar.diffusion import path
-from avatar.types import Latents, Pixels, Times
+from avatar.types import Latents, Pixels
 
 Scalar = Float[Tensor, ""]
 Weights = Float[Tensor, "b 1 #l #h #w"]
@@ -15,20 +15,6 @@ Weights = Float[Tensor, "b 1 #l #h #w"]
 def flow_matching(v: Latents, x0: Latents, eps: Latents, weight: Weights) -> Scalar:
     """E w |v - (eps - x0)|², rectified flow (arXiv:2209.03003, Eq. 1)."""
     return (weight * (v - path.velocity(x0, eps)).square()).mean()
-
-
-def even(t: Times) -> Times:
-    """1 at every time: plain flow matching."""
-    return torch.ones_like(t)
-
-
-def min_snr(t: Times, gamma: float = 5.0) -> Times:
-    """min((1 - t)², gamma t²): by it the velocity's loss is that of the clean latents, weighed by min(SNR, gamma).
-
-    Min-SNR (arXiv:2303.09556, Eq. 7) on the straight path: SNR = ((1 - t) / t)², and since x0 = x_t - t v, an error of
-    the velocity is 1 / t times one of the clean latents: min(SNR, gamma) |x0 - x0'|² = min(SNR, gamma) t² |v - v'|².
-    """
-    return torch.minimum((1 - t).square(), gamma * t.square())
 
 
 def consistency(x0: Latents, target: Latents, weight: Weights) -> Scalar:

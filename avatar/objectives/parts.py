@@ -1,8 +1,8 @@
 """What makes the parts of a batch, on several ranks or in several passes, equal to the whole.
 
 A batch belongs to all of them together; `Batch.part` says which of its samples are here. What is drawn at random is
-drawn for the whole batch, everywhere alike, since all ranks hold the same random state, and each keeps its part. What
-is averaged over a batch is averaged over the ranks.
+drawn for the whole batch, everywhere alike, since all ranks hold the same random state, and each keeps its part. Losses
+are means over samples, of which no one's depends on another, so that the mean over parts is that of the whole.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 import lightning
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -30,15 +29,6 @@ def drawn(sampler: Sampler, part: slice) -> Sampler:
         return numbers if part.step == 1 else numbers[part].clone()
 
     return draw
-
-
-def mean_over_ranks(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The mean of a number that every rank has its own of."""
-    if ranks() == 1:
-        return value
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / ranks()
 
 
 def local_gradients(module: lightning.LightningModule) -> AbstractContextManager:

@@ -84,6 +84,8 @@ def write_set(
             with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for entry in part:
                     files = make(entry["key"], entry["frames"], entry["height"], entry["width"])
+                    if "face.npy" in files:
+                        entry["regions"] = ["face", "lips"]
                     for name, content in sorted(files.items()):
                         data = as_bytes(content)
                         member = tarfile.TarInfo(f"{entry['key']}.{name}")

@@ -17,13 +17,13 @@ from avatar.data.puppet.motion import CHANNELS
 from avatar.data.puppet.scene import Scene
 from avatar.data.puppet_frames import FrameBatches, PuppetFrames
 from avatar.data.puppet_latents import LatentBatches, PuppetLatents
-from avatar.data.worlds import StateWorld
+from avatar.data.worlds import PixelWorld, StateWorld
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder
-from avatar.types import SAMPLES_PER_FRAME
+from avatar.types import REGIONS, SAMPLES_PER_FRAME
 
-AUDIO, LATENTS, STRIDE = LogMel(mels=8), 6, 4
+AUDIO, TEXT, LATENTS, STRIDE = LogMel(mels=8), ByteEncoder(96), 6, 4
 CLIPS = ClipSet("train", "mixed", 3, LATENTS)
 BUCKETS = LengthBuckets((2, 5), (0.5, 0.5), 10)
 
@@ -48,11 +48,11 @@ def clips(cache):
 
 
 def batches(clips, seed: int = 1, start: int = 0, stop: int = 40) -> LatentBatches:
-    return LatentBatches(clips, BUCKETS, AUDIO, seed, start, stop)
+    return LatentBatches(clips, BUCKETS, AUDIO, TEXT, seed, start, stop)
 
 
 def whole(clips, n: int):
-    return clips.batch(torch.tensor([n]), torch.tensor([0]), LATENTS, AUDIO)
+    return clips.batch(torch.tensor([n]), torch.tensor([0]), LATENTS, AUDIO, TEXT)
 
 
 def test_a_batch_is_a_function_of_seed_and_step(clips):
@@ -104,10 +104,10 @@ def test_buckets_that_can_not_be_filled_are_refused(wrong):
 
 @pytest.mark.parametrize("start, length", [(0, 2), (2, 3), (4, 2)])
 def test_a_crop_is_a_slice_of_its_clip(clips, start, length):
-    crop = clips.batch(torch.tensor([1]), torch.tensor([start]), length, AUDIO)
+    crop = clips.batch(torch.tensor([1]), torch.tensor([start]), length, AUDIO, TEXT)
     part = slice(start, start + length)
     full = whole(clips, 1)
-    assert torch.equal(crop.latents, full.latents[:, :, part]) and torch.equal(crop.lips, full.lips[:, part])
+    assert torch.equal(crop.latents, full.latents[:, :, part]) and torch.equal(crop.regions, full.regions[:, :, part])
     expected = full.conditioning.at(part)
     for name in ("audio", "audio_mask", "text", "text_event", "state", "emotion", "emotion_intensity", "gesture"):
         assert torch.equal(getattr(crop.conditioning, name), getattr(expected, name)), name
@@ -115,7 +115,7 @@ def test_a_crop_is_a_slice_of_its_clip(clips, start, length):
 
 @pytest.mark.parametrize("start", range(4))
 def test_the_reference_comes_from_outside_the_crop(clips, start):
-    crop = clips.batch(torch.tensor([2]), torch.tensor([start]), 3, AUDIO)
+    crop = clips.batch(torch.tensor([2]), torch.tensor([start]), 3, AUDIO, TEXT)
     same = [torch.equal(crop.conditioning.reference[0, :, 0], r.float()) for r in clips.references[2]]
     places = {int(at) for at, chosen in zip(clips.reference_at[2], same, strict=True) if chosen}
     assert places and not places & set(range(start, start + 3))
@@ -199,6 +199,51 @@ def test_buckets_longer_than_the_clips_are_refused_at_once(short):
         data((2, 5))
 
 
+class Padding:
+    """Features of words, padded to 64 and attended to with their padding, as UMT5's are; how often it was asked."""
+
+    asked = 0
+
+    def encode(self, prompts):
+        Padding.asked += len(prompts)
+        rows = [self.padded(torch.tensor([[len(word), 1 / 3] for word in prompt.split()])) for prompt in prompts]
+        return torch.stack([features for features, _ in rows]), torch.stack([mask for _, mask in rows])
+
+    def padded(self, tokens):
+        return torch.nn.functional.pad(tokens.float(), (0, 0, 0, 64 - len(tokens))), torch.ones(64, dtype=torch.bool)
+
+
+def test_captions_are_kept_once_without_their_padding_and_in_half_precision(cache):
+    text, directed = Padding(), ClipSet("train", "mixed", 6, LATENTS, identities=1)  # of one puppet, said alike
+    made = encoded_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0, iter)
+    whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(6)]
+    said = {c.captions[i] for c in whole_clips for i in c.captioned[1 + STRIDE // 2 :: STRIDE][:LATENTS]}
+    assert made.text.dtype == torch.float16 and Padding.asked == len(made.text) == len(said) < 6
+    assert made.text.shape[1:] == (max(len(caption.split()) for caption in said), 2)
+    cond = made.batch(torch.arange(6), torch.zeros(6, dtype=torch.long), LATENTS, AUDIO, text).conditioning
+    for n, clip in enumerate(whole_clips):
+        features, mask = text.encode([clip.captions[clip.captioned[1 + STRIDE // 2]]])
+        event = cond.text_event[n, 0]
+        torch.testing.assert_close(cond.text[n, event], features[0], rtol=1e-3, atol=1e-3)
+        assert torch.equal(cond.text_mask[n, event], mask[0]) and cond.text.dtype == torch.float32
+
+
+def test_regions_of_pictures_are_pooled_to_their_latents_in_space_and_time(tmp_path):
+    target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
+    net = checkpoint.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
+    few = replace(CLIPS, count=1, latents=2)
+    made = encoded_clips(few, PixelWorld(64), net, AUDIO, TEXT, tmp_path, 0, iter)
+    clip = few.make(0, 1 + 2 * STRIDE + encoded.frames_beyond(AUDIO, 2 * STRIDE), tmp_path / "speech")
+    assert made.regions.shape == (1, len(REGIONS), 2, 8, 8) == (1, len(REGIONS), *made.latents.shape[2:])
+
+    def pooled(start: int) -> np.ndarray:
+        return clip.regions(64, start, start + STRIDE).reshape(len(REGIONS), STRIDE, 8, 8, 8, 8).mean(axis=(1, 3, 5))
+
+    found = made.regions[0, :, 1].float().numpy()
+    np.testing.assert_allclose(found, pooled(5), atol=1e-3)  # frames 5 to 8 are of the second latent
+    assert min(np.abs(found - pooled(start)).max() for start in (4, 6)) > 3e-3
+
+
 def test_latents_of_another_autoencoder_are_kept_apart(clips, cache):
     before = set(cache.glob("encoded-*"))
     other = encode(cache, mean=0.5)
@@ -210,15 +255,14 @@ def test_latents_of_another_autoencoder_are_kept_apart(clips, cache):
 def test_each_latent_of_a_crop_is_told_the_caption_of_its_own_moment(cache):
     """Captions change in mid-clip; a crop carries those that it needs, in an order of its own."""
     directed = ClipSet("train", "speaking", 4, LATENTS, scene=Scene(moods=1.0))
-    text = ByteEncoder(96)
-    made = encoded_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0, iter)
+    made = encoded_clips(directed, StateWorld(), autoencoder(), AUDIO, TEXT, cache, 0, iter)
     whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]
     assert any(len(set(clip.captioned[1 : 1 + STRIDE * LATENTS])) == 2 for clip in whole_clips)
     starts = torch.tensor([0, 1, 2, 3])
-    cond = made.batch(torch.arange(4), starts, 3, AUDIO).conditioning
+    cond = made.batch(torch.arange(4), starts, 3, AUDIO, TEXT).conditioning
     for n, clip in enumerate(whole_clips):
         for k in range(3):
             frame = 1 + STRIDE * (int(starts[n]) + k) + STRIDE // 2
-            ids, mask = text.encode([clip.captions[clip.captioned[frame]]])
+            ids, mask = TEXT.encode([clip.captions[clip.captioned[frame]]])
             event = cond.text_event[n, k]
             assert torch.equal(cond.text[n, event], ids[0]) and torch.equal(cond.text_mask[n, event], mask[0])

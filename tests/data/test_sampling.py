@@ -11,7 +11,8 @@ from avatar.data.encoded import EncodedClips
 from avatar.data.puppet_latents import WHOLE_BATCHES, LatentBatches
 from avatar.data.sampling import ANYWHERE, AT_START, EVENLY, ON_CHANGE, Placement, Plan, changes, place
 from avatar.models.audio_encoders.log_mel import LogMel
-from avatar.types import Batch
+from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.types import REGIONS, Batch
 
 BUCKETS = LengthBuckets((1, 3, 6), (1.0, 1.0, 2.0), 24)
 SIZES = np.array([(6, 1, 1), (8, 1, 1), (2, 1, 1), (7, 2, 1), (9, 2, 1), (6, 1, 1), (12, 1, 1), *4 * [(6, 1, 1)]])
@@ -168,7 +169,7 @@ def test_shares_that_are_none_are_refused(shares):
 
 # Batches of puppets, by the same placement.
 
-AUDIO = LogMel(mels=2)
+AUDIO, TEXT = LogMel(mels=2), ByteEncoder(8)
 
 
 def puppets(state: np.ndarray) -> EncodedClips:
@@ -182,12 +183,11 @@ def puppets(state: np.ndarray) -> EncodedClips:
         reference_at=torch.linspace(0, k - 1, 4).long().expand(n, 4),
         features=torch.randn(n, 2, AUDIO.left_context + 4 * k + AUDIO.right_context, AUDIO.dim),
         heard=torch.ones(n, dtype=torch.bool),
-        text=torch.zeros(n, 1, 4, dtype=torch.long),
-        text_mask=torch.ones(n, 1, 4, dtype=torch.bool),
+        text=torch.ones(1, 4, dtype=torch.long),
         captioned=torch.zeros(n, k, dtype=torch.long),
         labels=labels,
         intensity=torch.zeros(n, k),
-        lips=torch.zeros(n, k, 1, 1),
+        regions=torch.zeros(n, len(REGIONS), k, 1, 1),
     )
 
 
@@ -197,7 +197,7 @@ CLIPS = puppets(STATE)
 
 
 def drawn(placement: Placement = EVENLY, steps: int = 30, share: Share = WHOLE_BATCHES) -> list[Batch]:
-    batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, 1, 0, steps, placement, share)
+    batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, TEXT, 1, 0, steps, placement, share)
     return [batches[i] for i in range(steps)]
 
 

@@ -20,10 +20,11 @@ from avatar.data.tar import Tars
 from avatar.data.video_reader import Decord, PyAV, open_video
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
-from avatar.types import STATES
+from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.types import REGIONS, STATES
 from tests.data.prepare.films import talk
 from tests.data.shard_sets import AUDIO, STRIDE, TEXT, autoencoder, flac, mp4, png, sample, write_set
-from tests.stages import composed
+from tests.stages import ANY_DATA, composed, fitted
 
 BUCKETS = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12)
 pytestmark = pytest.mark.filterwarnings(
@@ -110,7 +111,7 @@ def test_a_crop_is_a_slice_of_its_sample(whole):
             ids, mask = TEXT.encode([entry["txt"]])
             assert torch.equal(cond.text[n], ids) and torch.equal(cond.text_mask[n], mask)
             assert (cond.state[n] == STATES.index("speaking")).all()
-            assert not cond.audio_mask[n, 1].any() and not batch.lips[n].any()
+            assert not cond.audio_mask[n, 1].any() and not batch.regions[n].any()
             assert not (cond.emotion[n].any() or cond.gesture[n].any() or cond.text_event[n].any())
 
 
@@ -237,6 +238,106 @@ def test_a_reference_from_the_clip_itself_is_said_to_be(tmp_path):
         assert all(("reference of its own" in key) == ("000@" in key) for key in batch.keys)
 
 
+def moving_box(frames: int, left: float = 0.0) -> np.ndarray:
+    """A face that moves to the right and, in the middle, isn't seen."""
+    start = left + np.linspace(0, 0.5, frames)
+    box = np.stack([start, np.full(frames, 0.1), start + 0.4, np.full(frames, 0.8)], axis=1).astype(np.float32)
+    box[frames // 2 : frames // 2 + 2] = np.nan
+    return box
+
+
+def share(box: np.ndarray, row: int, column: int, height: int, width: int) -> float:
+    """Of one pixel, by counting points."""
+    if np.isnan(box).any():
+        return 0.0
+    y, x = ((at + (np.arange(200) + 0.5) / 200) / side for at, side in ((row, height), (column, width)))
+    left, top, right, bottom = box
+    return float((((left < x) & (x < right)).mean()) * ((top < y) & (y < bottom)).mean())
+
+
+@pytest.mark.parametrize("mouths", ["found", "estimated"])
+def test_a_crops_masks_are_the_shares_of_its_latents_pixels_that_the_boxes_cover(tmp_path, mouths):
+    """Averaged over each latent's frames; a mouth that nobody looked for is taken for a part of the face."""
+
+    def make(key, frames, height, width):
+        files = sample(key, frames, height, width) | {"face.npy": moving_box(frames)}
+        return files | {"lips.npy": moving_box(frames, left=0.1)} if mouths == "found" else files
+
+    folder = write_set(tmp_path / "m", {"train": 2, "dev": 1}, sizes=((3, 4),), make=make)
+    face, lips = moving_box(33), moving_box(33, left=0.1)
+    if mouths == "estimated":
+        width, height = (face[:, 2] - face[:, 0]) / 4, (face[:, 3] - face[:, 1]) / 3
+        lips = np.stack([face[:, 0] + width, face[:, 3] - height, face[:, 2] - width, face[:, 3]], axis=1)
+    boxes, seen = {"face": face, "lips": lips}, False
+    for batch in data(folder, buckets=LengthBuckets((3,), (1.0,), 72)).train_dataloader():
+        assert batch.regions.shape == (2, 2, 3, 3, 4)
+        for n, key in enumerate(batch.keys):
+            first = int(key.split("@")[1])
+            for m, name in enumerate(REGIONS):
+                for l in range(3):
+                    frames = range(1 + STRIDE * (first + l), 1 + STRIDE * (first + l + 1))
+                    expected = [np.mean([share(boxes[name][f], 1, c, 3, 4) for f in frames]) for c in range(4)]
+                    np.testing.assert_allclose(batch.regions[n, m, l, 1], expected, atol=1e-2)
+                    seen |= max(expected) > 0.2
+    assert seen
+
+
+def test_where_some_have_masks_the_others_count_evenly(whole, tmp_path):
+    def make(key, frames, height, width):
+        files = sample(key, frames, height, width)
+        return files | {"face.npy": moving_box(frames)} if key.endswith(("1", "3")) else files
+
+    some = write_set(tmp_path / "some", {"train": 4, "dev": 2}, make=make)
+    module = data(whole, some)
+    assert module.regions == {"face", "lips"} and data(whole).regions == set()
+    told = {}
+    for batch in module.train_dataloader():
+        told |= dict(zip(batch.keys, batch.regions.flatten(1).any(dim=1).tolist(), strict=True))
+    assert {key.split("@")[0] for key, known in told.items() if known} <= {"train-some-001", "train-some-003"}
+    assert any(told.values()) and not all(told.values())
+    assert data(some, train="dev", filters=Filters({"motion": [None, 1.0]}, "keep")).regions == {"face", "lips"}
+
+
+def test_of_sets_that_were_prepared_before_the_face_detector_tells(fresh):
+    path = fresh / "index.json"
+    index = json.loads(path.read_text())
+    for detectors, regions in (({"face": {"_target_": "mine"}}, {"face", "lips"}), ({"face": None}, set())):
+        path.write_text(json.dumps(index | {"config": {"detectors": detectors}}))
+        assert data(fresh).regions == regions
+
+
+@pytest.mark.parametrize("region", ["face", "lips"])
+def test_a_region_that_no_sample_has_a_mask_of_is_refused_before_anything_else(fresh, tmp_path, region):
+    with pytest.raises(
+        ValueError, match=rf"emphasis\.{region}=3.0, but no training sample .* set objective\.emphasis\.{region}=0, or"
+    ):
+        fitted(
+            "train",
+            tmp_path / "run",
+            "data=shards",
+            f"data.urls='{fresh}'",
+            "objective.emphasis.lips=0.0",
+            f"objective.emphasis.{region}=3.0",
+            "data.buckets.budget=24",
+            tiny=ANY_DATA,
+        )
+
+
+def test_captions_are_encoded_once_by_each_reader(tmp_path):
+    """UMT5 is slow on a CPU."""
+
+    def make(key, frames, height, width):
+        return sample(key, frames, height, width) | {"txt": "one for all"}
+
+    folder, text = write_set(tmp_path / "t", {"train": 6, "dev": 1}, make=make), ByteEncoder(96)
+    asked, encode = [], text.encode
+    object.__setattr__(text, "encode", lambda prompts: asked.extend(prompts) or encode(prompts))
+    batches = list(data(folder, text=text).train_dataloader())
+    assert asked == ["one for all"]
+    (expected,), _ = encode(["one for all"])
+    assert all(torch.equal(ids[0], expected) for batch in batches for ids in batch.conditioning.text)
+
+
 def test_silence_that_stands_for_no_sound_is_masked(tmp_path):
     def make(key, frames, height, width):
         files = sample(key, frames, height, width)
@@ -339,6 +440,15 @@ def test_other_mistakes_are_told_before_the_first_step(whole):
 
 
 # What goes wrong on the way.
+
+
+@pytest.mark.parametrize(
+    "boxes", [np.zeros((32, 4), np.float32), np.zeros((33, 8), np.float32), np.full((33, 4), np.inf, np.float32)]
+)
+def test_boxes_that_are_none_are_named(tmp_path, boxes):
+    folder = write_set(tmp_path / "d", {"train": 1, "dev": 1}, make=lambda *of: sample(*of) | {"face.npy": boxes})
+    with pytest.raises(ValueError, match=r"train-d-000 of .*wanted"):
+        list(data(folder).train_dataloader())
 
 
 def damage(path, how: str) -> None:
@@ -457,7 +567,8 @@ def footage(tmp_path_factory):
         latents = {"latent.npy": net.encode(video)[0].numpy(), "ref_latent.npy": net.encode(video[:, :, :1])[0].numpy()}
 
     def make(key, frame_count, height, width):
-        return sample(key, frame_count, height, width, net) | latents | {"video.mp4": film, "ref.png": png(frames[0])}
+        files = sample(key, frame_count, height, width, net) | latents | {"face.npy": moving_box(frame_count)}
+        return files | {"video.mp4": film, "ref.png": png(frames[0])}
 
     folder = tmp_path_factory.mktemp("films") / "v"
     return write_set(folder, {"train": 3, "dev": 1}, frames=(FRAMES,), sizes=((SIDE, SIDE),), make=make), net
@@ -499,7 +610,9 @@ def test_videos_give_the_latents_that_preparing_would_have_given(footage, histor
     for expected, batch in zip(latents.train_dataloader(), video.train_dataloader(), strict=True):
         assert isinstance(batch, Footage)
         made = video.on_after_batch_transfer(batch, 0)
-        assert made.keys == expected.keys and made.lips.shape == expected.lips.shape
+        assert made.keys == expected.keys and torch.equal(made.regions, expected.regions)
+        assert made.regions.shape == (len(made.keys), len(REGIONS), *made.latents.shape[2:])
+        assert made.regions.any()
         torch.testing.assert_close(made.conditioning.reference, expected.conditioning.reference)
         assert torch.equal(made.conditioning.audio, expected.conditioning.audio)
         starts = torch.tensor([int(key.split("@")[1]) for key in made.keys])
@@ -550,13 +663,15 @@ def test_what_is_prepared_is_read_alike_from_latents_and_videos(tmp_path):
     talk(tmp_path / "talk.mov")
     changes = ["rules.shortest_s=1.0", "rules.longest_s=1.2", "rules.preset=ultrafast", "workers=0"]
     changes += ["splits={train: 1.0, dev: 0, test: 0}", "encode='${shipped}'", f"out={tmp_path / 'set'}"]
+    changes.append("detectors.face={_target_: tests.data.prepare.test_clips.FaceWithMouth}")
     prepare.prepare(composed("prepare", f"source='{tmp_path}/*.mov'", "folder=/tmp", *changes))
     net = checkpoint.load("data/nano/autoencoder.safetensors")
     of = {"dev": "train", "autoencoder": net, "audio": LogMel(), "buckets": LengthBuckets((2,), (1.0,), 384)}
     latents, video = (data(tmp_path / "set", pictures=name, steps=3, **of) for name in (None, "video"))
-    assert latents.readers["train"].recipe.pictures == "latents"
+    assert latents.readers["train"].recipe.pictures == "latents" and latents.regions == {"face", "lips"}
     for stored, batch in zip(latents.train_dataloader(), video.train_dataloader(), strict=True):
         made = video.on_after_batch_transfer(batch, 0)
         assert made.keys == stored.keys and len(stored.keys) == 2
+        assert torch.equal(made.regions, stored.regions) and stored.regions.sum(dim=(0, 2, 3, 4)).min() > 0
         torch.testing.assert_close(made.latents, stored.latents, atol=5e-3, rtol=5e-3)
         torch.testing.assert_close(made.conditioning.reference, stored.conditioning.reference, atol=5e-3, rtol=5e-3)

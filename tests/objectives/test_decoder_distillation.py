@@ -8,7 +8,8 @@ from avatar.models import checkpoint
 from avatar.models.autoencoders.distilled import DistilledAutoencoder, distilled
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.objectives.decoder_distillation import DecoderDistillation
-from avatar.types import Bundle, Frames, VideoAutoencoder
+from avatar.objectives.weighting import Emphasis
+from avatar.types import REGIONS, Bundle, Frames, VideoAutoencoder
 from tests.stages import FILTERS, composed, random_autoencoder
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
@@ -20,7 +21,7 @@ def teacher(tmp_path):
 
 
 def make_module(teacher) -> DecoderDistillation:
-    module = DecoderDistillation(distilled(teacher, 8), teacher, torch.optim.Adam, noise=0.1, lip_weight=4.0, steps=100)
+    module = DecoderDistillation(distilled(teacher, 8), teacher, torch.optim.Adam, 0.1, Emphasis(lips=4.0), steps=100)
     module.log = lambda *_, **__: None
     module.net.train()
     return module
@@ -30,7 +31,7 @@ def make_frames(batch: int = 4) -> Frames:
     """Smooth pictures that move a little."""
     small = torch.randn(batch, 3, 4, 3, 4)
     video = torch.nn.functional.interpolate(small, (10, 24, 32), mode="trilinear").clamp(-1, 1)
-    return Frames(video[:, :, :9], video[:, :, 9:], torch.rand(batch, 9, 24, 32), ["a"] * batch)
+    return Frames(video[:, :, :9], video[:, :, 9:], torch.rand(batch, len(REGIONS), 9, 24, 32), ["a"] * batch)
 
 
 def learn(module: DecoderDistillation, batch: Frames, steps: int) -> list[float]:
@@ -76,7 +77,7 @@ def test_another_teacher_is_refused(teacher, tmp_path):
     checkpoint.write(Bundle("autoencoder", weights, teacher.origin.config), tmp_path / "other.safetensors")
     other = checkpoint.load(str(tmp_path / "other.safetensors"))
     with pytest.raises(ValueError, match="make it for this one"):
-        DecoderDistillation(distilled(teacher, 8), other, torch.optim.Adam, noise=0.1, lip_weight=4.0, steps=100)
+        DecoderDistillation(distilled(teacher, 8), other, torch.optim.Adam, 0.1, Emphasis(lips=4.0), steps=100)
 
 
 def test_what_can_not_teach_is_refused(teacher):

@@ -17,16 +17,6 @@ def test_flow_matching_is_zero_at_the_true_velocity_and_weighs_as_told():
     assert losses.flow_matching(off, x0, eps, torch.ones_like(weight)) > 0
 
 
-def test_min_snr_weighs_the_velocity_as_it_does_the_clean_latents():
-    x0, eps, v = torch.randn(3, 2, 3, 4, 5, 5).unbind(0)
-    t = torch.rand(2, 4) * 0.98 + 0.01
-    assert 0 < (losses.min_snr(t) < (1 - t).square()).float().mean() < 1  # some are bounded, some aren't
-    snr = path.per_latent(((1 - t) / t).square())
-    error = (path.clean(path.noised(x0, eps, t), v, t) - x0).square()
-    weight = path.per_latent(losses.min_snr(t, gamma=5.0)).expand(-1, 1, -1, 5, 5)
-    torch.testing.assert_close(losses.flow_matching(v, x0, eps, weight), (snr.clamp(max=5.0) * error).mean())
-
-
 def test_distribution_matching_gradient_is_the_normalised_score_difference():
     x, real, fake = torch.randn(3, 2, 3, 4, 5, 5).unbind(0)
     x.requires_grad_(), real.requires_grad_(), fake.requires_grad_()

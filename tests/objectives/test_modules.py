@@ -1,6 +1,7 @@
 """Which networks learn in which step, where the consistency target ends, and that one batch can be learnt by heart."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,16 +14,18 @@ from avatar.diffusion.timesteps import LogitNormal, ShiftedUniform
 from avatar.objectives.consistency import Consistency
 from avatar.objectives.dmd import DistributionMatching
 from avatar.objectives.flow_matching import Dropout, FlowMatching
-from avatar.types import Batch
+from avatar.objectives.weighting import Emphasis, Even, MinSNR
+from avatar.types import REGIONS, Batch
 from tests.conftest import make_cond, make_net
 
 PLAN = Plan((1.0, 0.5), window=6)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
+EMPHASIS = Emphasis(face=0.5, lips=4.0)
 
 
 def make_batch(latents: int = 5) -> Batch:
     x0 = torch.randn(2, 3, latents, 4, 4)
-    return Batch(x0, make_cond(latents=latents), torch.rand(2, latents, 4, 4), ["a", "b"])
+    return Batch(x0, make_cond(latents=latents), torch.rand(2, len(REGIONS), latents, 4, 4), ["a", "b"])
 
 
 def silent(module):
@@ -42,7 +45,8 @@ def make_dmd(**changes) -> DistributionMatching:
         "gradient": "exit_step",
         "optimizer": ADAM,
         "critic_optimizer": ADAM,
-        "lip_weight": 1.0,
+        "emphasis": EMPHASIS,
+        "critic_weighting": Even(),
     }
     return silent(DistributionMatching(make_net(), make_net(), make_net(), **arguments | changes))
 
@@ -100,10 +104,11 @@ def test_noisy_context_is_refused_for_training():
         TeacherForced(Plan((1.0, 0.5), context=context))
 
 
-def make_consistency(n: int = 4) -> Consistency:
+def make_consistency(n: int = 4, **changes) -> Consistency:
+    arguments = {"emphasis": EMPHASIS, "weighting": Even(), "steps": 10}
     return silent(
         Consistency(
-            make_net(), make_net(), TeacherForced(PLAN), Guidance(audio=2.0), n, 3.0, ADAM, lip_weight=1.0, steps=10
+            make_net(), make_net(), TeacherForced(PLAN), Guidance(audio=2.0), n, 3.0, ADAM, **arguments | changes
         )
     )
 
@@ -124,6 +129,17 @@ def test_consistency_moves_the_student_alone():
     assert touched(module.net) and not touched(module.teacher)
 
 
+def test_a_consistency_error_is_weighed_by_the_snr_of_its_earlier_time():
+    """At the later one a jump from pure noise would have no weight, and nothing else trains it."""
+    module, batch = make_consistency(n=1, weighting=MinSNR(3.0)), make_batch()
+    even = make_consistency(n=1)
+    even.load_state_dict(module.state_dict())
+    torch.manual_seed(7)
+    bounded = module.training_step(batch, 0)  # one step: from t = 1 to r = 0, where the SNR has no bound of its own
+    torch.manual_seed(7)
+    torch.testing.assert_close(bounded, 3 * even.training_step(batch, 0))
+
+
 def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
     module, batch = make_consistency(), make_batch()
     x0 = batch.latents
@@ -136,10 +152,11 @@ def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
     torch.testing.assert_close(v, u + 2.0 * (c - u), rtol=1e-4, atol=1e-4)
 
 
-def make_flow_matching(net=None, pattern=None) -> FlowMatching:
+def make_flow_matching(net=None, pattern=None, **changes) -> FlowMatching:
     dropout, adam = Dropout(), functools.partial(torch.optim.Adam, lr=1e-2)
     net, pattern = net or make_net(), pattern or Bidirectional()
-    return silent(FlowMatching(net, pattern, LogitNormal(), dropout, adam, lip_weight=0.0, steps=10**6))
+    arguments = {"emphasis": EMPHASIS, "weighting": Even(), "steps": 10**6}
+    return silent(FlowMatching(net, pattern, LogitNormal(), dropout, adam, **arguments | changes))
 
 
 @pytest.mark.parametrize("pattern", [Bidirectional(), TeacherForced(PLAN)])
@@ -203,3 +220,32 @@ def test_noised_batches_keep_their_times_per_chunk():
     t = TeacherForced(PLAN).times(LogitNormal(), torch.randn(2, 3, 5, 4, 4))
     assert torch.equal(t[:, 1], t[:, 2]) and not torch.equal(t[:, 0], t[:, 1])
     assert path.per_latent(t).shape == (2, 1, 5, 1, 1)
+
+
+def losses_by(make, loss_of, regions: torch.Tensor, **changes) -> float:
+    """The loss of one batch with these masks, all else alike."""
+    torch.manual_seed(5)
+    module, batch = make(**changes), make_batch()
+    torch.manual_seed(6)
+    return loss_of(module, replace(batch, regions=regions)).item()
+
+
+OBJECTIVES = {
+    "flow_matching": (make_flow_matching, lambda module, batch: module.training_step(batch, 0), "weighting"),
+    "consistency": (make_consistency, lambda module, batch: module.training_step(batch, 0), "weighting"),
+    "critic": (make_dmd, lambda module, batch: module.critic_loss(batch), "critic_weighting"),
+    "student": (make_dmd, lambda module, batch: module.student_loss(batch), None),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_weighs_regions_and_times_as_it_is_told(name):
+    make, loss_of, weighting = OBJECTIVES[name]
+    masks = torch.zeros(2, len(REGIONS), 5, 4, 4)
+    plain = losses_by(make, loss_of, masks)
+    masks[:, REGIONS.index("lips"), :, 2:] = 1
+    assert losses_by(make, loss_of, masks) != pytest.approx(plain, rel=1e-3)
+    assert losses_by(make, loss_of, masks, emphasis=Emphasis(face=4.0)) == pytest.approx(plain)
+    assert losses_by(make, loss_of, masks, emphasis=Emphasis()) == pytest.approx(plain)
+    if weighting is not None:
+        assert losses_by(make, loss_of, 0 * masks, **{weighting: MinSNR()}) != pytest.approx(plain, rel=1e-2)

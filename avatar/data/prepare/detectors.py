@@ -11,14 +11,18 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from avatar.data.prepare import scores
+from avatar.data.regions import mouth_in
 
 
 @runtime_checkable
 class FaceDetector(Protocol):
-    """Finds faces in one picture."""
+    """Finds faces in one picture, and their mouths if it can."""
 
-    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "n 4"]:
-        """Boxes as left, top, right, bottom, in shares of the picture's sides; no row where there is no face."""
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "n 4"] | Float32[np.ndarray, "n 8"]:
+        """Boxes as left, top, right, bottom, in shares of the picture's sides; no row where there is no face.
+
+        Of eight columns, the last four are the box of the mouth; NaN where it isn't seen.
+        """
         ...
 
 
@@ -46,8 +50,9 @@ class Seen:
     """Of f frames, in each the largest face and the surest body."""
 
     faces: Float32[np.ndarray, "f 4"] | None
+    mouths: Float32[np.ndarray, "f 4"] | None  # of these faces; None where the detector finds faces alone
     most_faces: int  # in any of the frames
-    mouth: Float[np.ndarray, " f"] | None  # motion there
+    mouth_motion: Float[np.ndarray, " f"] | None
     bodies: Float32[np.ndarray, "f points 3"] | None
 
 
@@ -56,9 +61,10 @@ class Watcher:
 
     def __init__(self, detectors: Detectors):
         self._detectors = detectors
-        self._faces: list[np.ndarray] = []
+        self._faces: list[np.ndarray] = []  # each with its mouth
+        self._finds_mouths = False
         self._counts: list[int] = []
-        self._mouth: list[float] = []
+        self._motion: list[float] = []
         self._bodies: list[np.ndarray] = []
         self._luma: np.ndarray | None = None
 
@@ -75,25 +81,34 @@ class Watcher:
     def seen(self, frames: int) -> Seen:
         """What was seen in the first so many frames."""
         face = self._detectors.face is not None
+        faces = np.stack(self._faces[:frames]) if face else np.empty((0, 8), np.float32)
         return Seen(
-            np.stack(self._faces[:frames]).astype(np.float32) if face else None,
+            faces[:, :4] if face else None,
+            faces[:, 4:] if self._finds_mouths else None,
             max(self._counts[:frames]) if face else 0,
-            np.array(self._mouth[:frames]) if face else None,
+            np.array(self._motion[:frames]) if face else None,
             np.stack(self._bodies[:frames]).astype(np.float32) if self._detectors.body is not None else None,
         )
 
-    def _take_faces(self, boxes: Float32[np.ndarray, "n 4"], luma: UInt8[np.ndarray, "h w"]) -> None:
-        face = largest(boxes)
-        self._faces.append(face)
+    def _take_faces(self, boxes: Float32[np.ndarray, "n k"], luma: UInt8[np.ndarray, "h w"]) -> None:
+        if boxes.ndim != 2 or boxes.shape[1] not in (4, 8):
+            raise ValueError(
+                f"a face detector gave boxes of shape {boxes.shape}; wanted a row of 4 for each face, or of 8 with its "
+                "mouth's"
+            )
+        found = np.full(8, np.nan, np.float32)
+        found[: boxes.shape[1]] = largest(boxes)
+        self._finds_mouths |= boxes.shape[1] == 8
+        self._faces.append(found)
         self._counts.append(len(boxes))
-        self._mouth.append(mouth_motion(luma, self._luma, face))
+        self._motion.append(motion_in(found[4:] if self._finds_mouths else mouth_in(found[:4]), luma, self._luma))
         self._luma = luma
 
 
-def largest(boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, " 4"]:
-    """The largest of the boxes; NaN if there is none."""
+def largest(boxes: Float32[np.ndarray, "n k"]) -> Float32[np.ndarray, " k"]:
+    """The row of the largest face; NaN if there is none."""
     if not len(boxes):
-        return np.full(4, np.nan, np.float32)
+        return np.full(boxes.shape[1], np.nan, np.float32)
     return boxes[np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))]
 
 
@@ -104,15 +119,15 @@ def surest(bodies: Float32[np.ndarray, "n points 3"], points: int) -> Float32[np
     return bodies[np.argmax(np.nansum(bodies[:, :, 2], axis=1))]
 
 
-def mouth_motion(
-    luma: UInt8[np.ndarray, "h w"], before: UInt8[np.ndarray, "h w"] | None, face: Float32[np.ndarray, " 4"]
+def motion_in(
+    box: Float32[np.ndarray, " 4"], luma: UInt8[np.ndarray, "h w"], before: UInt8[np.ndarray, "h w"] | None
 ) -> float:
-    """Mean change of luma in the lower third of the face, middle half; NaN without a face or a picture before."""
-    if before is None or not np.isfinite(face).all():
+    """Mean change of luma in a box; NaN without a box or a picture before."""
+    if before is None or not np.isfinite(box).all():
         return float("nan")
     height, width = luma.shape
-    left, top, right, bottom = face
-    rows = slice(max(int((bottom - (bottom - top) / 3) * height), 0), int(bottom * height))
-    columns = slice(max(int((left + (right - left) / 4) * width), 0), int((right - (right - left) / 4) * width))
+    left, top, right, bottom = box
+    rows = slice(max(int(top * height), 0), max(int(bottom * height), 0))
+    columns = slice(max(int(left * width), 0), max(int(right * width), 0))
     part = np.abs(luma[rows, columns].astype(np.int16) - before[rows, columns])
     return float(part.mean()) if part.size else float("nan")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avatar.data import hearing
 from avatar.data.prepare.reasons import Rejected
+from avatar.data.prompts import tokens_of
 from avatar.types import AudioEncoder, TextEncoder, VideoAutoencoder
 
 
@@ -73,11 +74,9 @@ class Encoders:
             _save(stem, "afeat", features[clip, None].half())
         if self.text is not None and caption is not None:
             try:
-                text = self.text.encode([caption])[0][0]
+                _save(stem, "text", tokens_of(caption, self.text))
             except ValueError as error:
                 raise Rejected("bad_caption", str(error)) from None
-            said = text[text.reshape(len(text), -1).any(dim=1)]  # without the padding, which is the encoder's business
-            _save(stem, "text", said.half() if said.is_floating_point() else said)
 
     @torch.inference_mode()
     def _latent(self, frames: UInt8[np.ndarray, "f h w 3"]) -> Tensor:

@@ -14,11 +14,12 @@ from avatar.data.decode import read_video
 from avatar.data.hearing import frames_around
 from avatar.data.prepare import scores
 from avatar.data.prepare.clips import Clip, write_sound
+from avatar.data.prepare.detectors import Seen
 from avatar.data.prepare.picture import Form
 from avatar.data.prepare.rules import Tools
 from avatar.data.prepare.sound import Sound, level_db
 from avatar.provenance import versions
-from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
+from avatar.types import FRAME_RATE, REGIONS, SAMPLES_PER_FRAME
 
 SCHEMA = 1
 
@@ -54,7 +55,7 @@ def write(
     write_sound(clip.file("audio.flac"), heard)
     shutil.copyfile(reference.first, clip.file("ref.png"))
     np.save(clip.file("vad.npy"), voiced.astype(np.uint8))
-    for name, found in (("face", clip.seen.faces), ("body", clip.seen.bodies)):
+    for name, found in (("face", clip.seen.faces), ("lips", clip.seen.mouths), ("body", clip.seen.bodies)):
         if found is not None:
             np.save(clip.file(f"{name}.npy"), found)
     if part.caption is not None:
@@ -65,7 +66,7 @@ def write(
         "sharpness": clip.sharpness,
         "loudness_db": level_db(heard) if sound.sha256 else None,
         "speech": float(voiced.mean()) if sound.sha256 else None,
-        "sync_proxy": scores.sync_proxy(heard, clip.seen.mouth) if clip.seen.mouth is not None else None,
+        "sync_proxy": None if (moved := clip.seen.mouth_motion) is None else scores.sync_proxy(heard, moved),
     }
     for name, scorer in tools.scorers.items():
         assert frames is not None
@@ -78,6 +79,7 @@ def write(
         "shot": clip.shot,
         "pictures": clip.pictures,
         "person_id": part.person,
+        "regions": _regions(clip.seen),
         "scores": {name: _finite(value) for name, value in measured.items()},
     }
     meta = known | {
@@ -98,6 +100,12 @@ def write(
 def dumps(content: Any) -> str:
     """JSON of one line, the same for the same content."""
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _regions(seen: Seen) -> list[str]:
+    """Those of REGIONS that masks can be made of, in some frame: without boxes of mouths they are estimated."""
+    boxes = {"face": seen.faces, "lips": seen.faces if seen.mouths is None else seen.mouths}
+    return [name for name in REGIONS if (found := boxes[name]) is not None and np.isfinite(found).any()]
 
 
 @functools.cache

@@ -204,7 +204,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _entry(sample: Sample) -> dict[str, Any]:
-    kept = {name: sample.clip[name] for name in ("frames", "height", "width", "person_id", "scores")}
+    kept = {name: sample.clip[name] for name in ("frames", "height", "width", "person_id", "regions", "scores")}
     return {"key": sample.key, "group": sample.group, **kept}
 
 

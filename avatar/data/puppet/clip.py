@@ -87,9 +87,9 @@ class Clip:
         """The rendered frames [start, stop), `size` pixels square."""
         return render.render(self.identity, self.states[start:stop], size, self.setting)
 
-    def mouth_region(self, size: int, start: int = 0, stop: int | None = None) -> Float[np.ndarray, "f h w"]:
-        """The share of each pixel that belongs to the surroundings of the mouth, in [0, 1]."""
-        return render.mouth_region(self.identity, self.states[start:stop], size, self.setting)
+    def regions(self, size: int, start: int = 0, stop: int | None = None) -> Float[np.ndarray, "m f h w"]:
+        """The share of each pixel that belongs to each of types.REGIONS, in [0, 1]."""
+        return render.regions(self.identity, self.states[start:stop], size, self.setting)
 
 
 def make_clip(

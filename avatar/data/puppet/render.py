@@ -14,6 +14,7 @@ from avatar.data.puppet import body
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import CHANNELS
 from avatar.data.puppet.setting import PORTRAIT, Setting
+from avatar.types import REGIONS
 
 SIZES = (64, 256)  # the smallest and the largest frame, in pixels
 MIDDLE = (0.5, 0.49)  # of the head at rest
@@ -58,6 +59,24 @@ def paint(polygons: Parts, palette: dict, size: int) -> UInt8[np.ndarray, "f h w
             canvas.polygon(points[i], brush)
         out[i] = np.frombuffer(canvas.tobytes(), np.uint8).reshape(size, size, 3)
     return out
+
+
+def regions(
+    identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
+) -> Float[np.ndarray, "m f h w"]:
+    """The share of each pixel that belongs to each of REGIONS, in [0, 1]."""
+    of = {"face": face_region, "lips": mouth_region}
+    return np.stack([of[name](identity, states, size, setting) for name in REGIONS])
+
+
+def face_region(
+    identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
+) -> Float[np.ndarray, "f h w"]:
+    """How much of each pixel the head's outline encloses, in [0, 1], whatever is drawn upon it; ears stand outside."""
+    s = _columns(states)
+    outline = setting.camera(_posed(s, _head_outline(identity, s), depth=0.0))
+    palette = {"background": (0, 0, 0), "face": (255, 255, 255)}
+    return paint([("face", outline)], palette, size)[..., 0] / np.float32(255)
 
 
 def mouth_region(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from avatar.data.decode import read_audio, read_video
 from avatar.data.prepare import scores
-from avatar.data.prepare.detectors import Detectors
+from avatar.data.prepare.detectors import Detectors, Watcher
 from avatar.data.prepare.encoding import Encoders
 from avatar.data.prepare.pipeline import stage
 from avatar.data.prepare.rules import Tools
@@ -166,6 +166,14 @@ class Face:
         return np.array([[0.0, -0.5, 0.3, 0.25]] * self.count, np.float32).reshape(-1, 4)
 
 
+class FaceWithMouth(Face):
+    """The same face, and its mouth elsewhere: not where one would be guessed, and not seen while the lamp is lit."""
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        mouth = [np.nan] * 4 if picture[:8, :8].mean() > 170 else [0.4, 0.5, 0.6, 0.7]
+        return np.hstack([super().__call__(picture), np.array([mouth] * self.count, np.float32).reshape(-1, 4)])
+
+
 class Bodies:
     """Two of two joints, of which the second is surer; none while the lamp is lit."""
 
@@ -205,6 +213,48 @@ def test_faces_are_null_without_a_detector_and_the_users_rule_decides(film, tmp_
     assert line["status"] == "accepted"
     line, folder = staged(film, tmp_path / "e", RULES, Tools(Detectors(Face(0))))
     assert np.isnan(np.load(folder / "0000000.face.npy")).all() and line["clips"][0]["scores"]["sync_proxy"] is None
+
+
+def test_mouths_are_stored_where_the_detector_finds_them(film, tmp_path):
+    def line_and_meta(place, detector=None):
+        line, folder = staged(film, tmp_path / place, tools=Tools(Detectors(detector)))
+        meta = json.loads((folder / "0000000.meta.json").read_text())
+        assert meta["regions"] == line["clips"][0]["regions"]
+        return line["clips"][0], folder
+
+    without, folder = line_and_meta("none")
+    assert without["regions"] == []
+    guessed, folder = line_and_meta("face", Face())
+    assert guessed["regions"] == ["face", "lips"] and not list(folder.glob("*.lips.npy"))
+    unseen, folder = line_and_meta("gone", Face(0))
+    assert unseen["regions"] == [] and np.isnan(np.load(folder / "0000000.face.npy")).all()
+    found, folder = line_and_meta("mouth", FaceWithMouth())
+    assert found["regions"] == ["face", "lips"]
+    faces, mouths = (np.load(folder / f"0000000.{name}.npy") for name in ("face", "lips"))
+    np.testing.assert_allclose(faces[0], [0.0, -0.5, 0.3, 0.25])
+    np.testing.assert_allclose(mouths[0], [0.4, 0.5, 0.6, 0.7])
+    lit = [any(event <= frame / 25 + 1e-6 < event + 0.2 for event in EVENTS) for frame in range(57)]
+    assert (np.isnan(mouths).all(axis=1) == lit).all() and mouths.dtype == np.float32
+
+
+def test_motion_at_the_mouth_is_looked_for_where_the_mouth_was_found():
+    moving, still = np.zeros((2, 64, 96, 3), np.uint8), np.zeros((2, 64, 96, 3), np.uint8)
+    moving[1, 34:42, 40:56] = 200  # within the mouth, of which the face's lower third knows nothing
+    for pictures, detector, moved in ((moving, FaceWithMouth(), True), (moving, Face(), False), (still, Face(), False)):
+        watcher = Watcher(Detectors(detector))
+        for picture in pictures:
+            watcher.take(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p"))
+        motion = watcher.seen(2).mouth_motion
+        assert motion is not None and np.isnan(motion[0]) and (motion[1] > 10) == moved
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_detector_of_other_boxes_is_told_so():
+    watcher = Watcher(Detectors(lambda picture: np.zeros((1, 5), np.float32)))
+    with pytest.raises(ValueError, match=r"boxes of shape \(1, 5\); wanted a row of 4"):
+        watcher.take(
+            av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24").reformat(format="yuv420p")
+        )
 
 
 def test_scores_from_outside_are_stored_and_missing_ones_null(film, tmp_path):

@@ -101,6 +101,6 @@ def test_a_film_that_has_lost_frames_since_is_named(tmp_path):
     path = film(tmp_path, "keyint=10")
     cut = cuts(path, probe(path))
     assert cut is not None
-    last = Clip(tmp_path / "last", 50, FRAMES - 49, 0, "copied", None, 0, 0.0, Seen(None, 0, None, None))
+    last = Clip(tmp_path / "last", 50, FRAMES - 49, 0, "copied", None, 0, 0.0, Seen(None, None, 0, None, None))
     with pytest.raises(OSError, match=r"film\.mov has fewer frames than when it was probed"):
         copy(path, [last], cut)

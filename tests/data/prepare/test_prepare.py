@@ -111,7 +111,7 @@ def test_webdataset_reads_what_the_index_says(data):
             wanted |= {"txt"} if meta["person_id"] == "ann" else set()
             assert {name for name in sample if not name.startswith("__")} == wanted
             assert (meta["split"], meta["frames"], meta["fps"]) == (shard["split"], entry["frames"], 25)
-            assert meta["frames"] % 4 == 1
+            assert meta["frames"] % 4 == 1 and entry["regions"] == meta["regions"] == []
             groups.setdefault(meta["person_id"] or meta["source"], set()).add(shard["split"])
             if "txt" in wanted:
                 assert sample["txt"].decode() == "eine Frau, die grüßt"

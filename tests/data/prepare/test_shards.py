@@ -20,6 +20,7 @@ def line(name: str, persons: tuple = (None,), sha: str | None = None) -> dict:
             "height": 64,
             "width": 64,
             "person_id": person,
+            "regions": ["face"],
             "scores": {"dover": None},
         }
         for n, person in enumerate(persons)

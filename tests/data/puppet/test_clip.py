@@ -30,7 +30,7 @@ def clips(count: int, schedule: str = "mixed", split: str = "train") -> list:
 def digest(backend: str | None = "formant") -> str:
     """A hash of everything in a clip, pixels included."""
     clip = make_clip(3, "train", 40, backend=backend)
-    parts = (clip.own, clip.heard, clip.states, clip.state, clip.frames(64), clip.mouth_region(64))
+    parts = (clip.own, clip.heard, clip.states, clip.state, clip.frames(64), clip.regions(64))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts) + clip.caption.encode()).hexdigest()
 
 
@@ -47,7 +47,7 @@ def test_all_that_a_clip_holds_covers_its_frames():
     assert clip.states.shape == (33, len(CHANNELS))
     assert len(clip.state) == len(clip.emotion) == len(clip.intensity) == len(clip.gesture) == 33
     assert set(clip.gesture) == {GESTURES.index("none")}
-    assert clip.frames(64, 30).shape == (3, 64, 64, 3) and clip.mouth_region(64, 0, 2).shape == (2, 64, 64)
+    assert clip.frames(64, 30).shape == (3, 64, 64, 3) and clip.regions(64, 0, 2).shape == (2, 2, 64, 64)
     assert clip.key == "puppet-dev-mixed-0"
 
 

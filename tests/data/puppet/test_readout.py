@@ -13,6 +13,7 @@ from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import HIGH, LOW, channel
 from avatar.data.puppet.readout import WITH_ARMS, Readout, lab, palette_error, readable
 from avatar.data.puppet.scene import Scene
+from avatar.types import REGIONS
 
 SEEDS = (4, 9)  # a person and a cat
 
@@ -33,7 +34,7 @@ def worn(frames: np.ndarray, blur: float = 1.0, noise: float = 8.0, tint=(1.0, 1
 def erased(clip, frames: np.ndarray) -> np.ndarray:
     """Frames whose mouth is painted over."""
     colour = clip.identity.palette["muzzle" if clip.identity.muzzle else "skin"]
-    return np.where((clip.mouth_region(frames.shape[1]) > 0.35)[..., None], np.uint8(colour), frames)
+    return np.where((clip.regions(frames.shape[1])[REGIONS.index("lips")] > 0.35)[..., None], np.uint8(colour), frames)
 
 
 def agreement(clip, reading, name: str) -> float:

@@ -6,8 +6,9 @@ from PIL import Image
 
 from avatar.data.puppet.identity import KINDS, Identity
 from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
-from avatar.data.puppet.render import mouth_region, render
+from avatar.data.puppet.render import face_region, layers, mouth_region, regions, render
 from avatar.data.puppet.setting import Setting
+from avatar.types import REGIONS
 
 
 def pose(**channels: float) -> np.ndarray:
@@ -81,6 +82,34 @@ def test_the_region_of_the_mouth_holds_every_pixel_that_the_mouth_changes_and_mo
     columns = np.arange(64)
     shift = ((moved - region).sum(0) * columns).sum() / region.sum()
     assert abs(shift - 0.03 * 64) < 0.1
+
+
+def area(polygon: np.ndarray) -> float:
+    x, y = polygon.T
+    return abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+
+
+@pytest.mark.parametrize("framing", ["portrait", "half"])
+def test_the_region_of_the_face_is_the_head_that_is_drawn(framing):
+    """Of all skin the largest piece; hair, eyes and mouth upon it belong to it, ears and arms don't."""
+    for seed in range(4):
+        identity, states, setting = Identity.from_seed(seed), pose(head_x=0.03, head_roll=5.0), Setting(framing)
+        region = face_region(identity, states, 64, setting)[0]
+        assert region.shape == (64, 64) and region.min() == 0 and region.max() == 1
+        head = max((64 * part[0] for name, part in layers(identity, states, setting) if name == "skin"), key=area)
+        assert region.sum() == pytest.approx(area(head), rel=0.05), "pixels at its edge count by their share"
+        rows, columns = np.nonzero(region)
+        assert columns.min() == pytest.approx(head[:, 0].min(), abs=1.5)
+        assert rows.max() == pytest.approx(head[:, 1].max(), abs=1.5)
+
+
+def test_regions_stand_in_the_order_of_their_names_and_the_mouth_lies_in_the_face():
+    identity, states = Identity.from_seed(3), pose(head_yaw=0.2)
+    found = dict(zip(REGIONS, regions(identity, states, 64), strict=True))
+    np.testing.assert_array_equal(found["lips"], mouth_region(identity, states, 64))
+    assert (found["face"] * found["lips"]).sum() > 0.85 * found["lips"].sum() and found["face"].sum() > found[
+        "lips"
+    ].sum()
 
 
 def test_wrong_sizes_and_shapes_are_refused():

@@ -1,0 +1,44 @@
+"""Prompts are kept without padding, and those that come again aren't encoded again."""
+
+import pickle
+
+import torch
+
+from avatar.data import prompts
+from avatar.data.prompts import Prompts, tokens_of
+from avatar.models.text_encoders.bytes import ByteEncoder
+
+
+class Features:
+    """A number per word, padded to 32; it takes down what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, texts):
+        self.asked += texts
+        rows = [self.padded(torch.tensor([[1 / 3, float(len(word))] for word in text.split()])) for text in texts]
+        return torch.stack([row for row, _ in rows]), torch.stack([mask for _, mask in rows])
+
+    def padded(self, tokens):
+        return torch.nn.functional.pad(tokens.float(), (0, 0, 0, 32 - len(tokens))), torch.ones(32, dtype=torch.bool)
+
+
+def test_what_is_kept_of_a_prompt_is_its_own_tokens_and_pads_to_what_was_encoded():
+    features, ids = tokens_of("a happy cat", Features()), tokens_of("a cat", ByteEncoder(96))
+    assert features.shape == (3, 2) and features.dtype == torch.float16
+    assert ids.shape == (6,) and ids.dtype == torch.long
+    for prompt in ("a cat", ""):
+        (expected,), (mask,) = ByteEncoder(96).encode([prompt])
+        padded, known = ByteEncoder(96).padded(tokens_of(prompt, ByteEncoder(96)))
+        assert torch.equal(padded, expected) and torch.equal(known, mask)
+
+
+def test_prompts_that_come_again_are_not_encoded_again_and_the_oldest_are_forgotten(monkeypatch):
+    monkeypatch.setattr(prompts, "KNOWN", 2)
+    text = Features()
+    known = Prompts(text)
+    for prompt in ("a", "b", "a", "c", "a", "b"):
+        assert torch.equal(known.tokens(prompt), tokens_of(prompt, Features()))
+    assert text.asked == ["a", "b", "c", "b"]  # "b" was asked for longest ago when "c" came
+    assert torch.equal(pickle.loads(pickle.dumps(known)).tokens("a"), known.tokens("a"))  # for workers that are spawned
