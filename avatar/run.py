@@ -80,7 +80,8 @@ def fit(cfg: DictConfig) -> None:
     for net in objective.children():
         if hasattr(data, "autoencoder") and hasattr(net, "origin"):
             checkpoint.check_latents(net, data.autoencoder)
-            checkpoint.check_encoders(net, encoders)  # pyright: ignore[reportArgumentType]
+            made = {"audio": data.audio, "text": data.text}
+            checkpoint.check_encoders(net, encoders, made)  # pyright: ignore[reportArgumentType]
         if isinstance(net, VideoDiT):
             stride = data.autoencoder.temporal_stride
             net.check_inputs(data.autoencoder.channels, data.audio.tokens(stride), data.audio.dim)
