@@ -146,9 +146,12 @@ def evaluate(cfg: DictConfig) -> None:
     teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
     origin = checkpoint.origin_of(student)
     encoders = {part: pretrained.on(device, origin.made(part, cfg.weights[part])) for part in ("audio", "text")}
+    world = hydra.utils.instantiate(cfg.world.view)
+    height, width = (side // autoencoder.spatial_stride for side in world.shape)
     for net in filter(None, (student, teacher)):
         checkpoint.check_latents(net, autoencoder)
         checkpoint.check_encoders(net, origin.config, encoders)
+        run.check_fit(net, autoencoder, **encoders, sizes=[(height, width)])
     whole = hydra.utils.instantiate(cfg.teacher_sampler)
     streams = origin.kind != "teacher"  # which sees all of a clip at once
     plan = plan_of(origin.plan, dict(cfg.plan or {}))
@@ -156,7 +159,6 @@ def evaluate(cfg: DictConfig) -> None:
     stages = dict(cfg.stages or {})
 
     with timed(stages, "evaluate"):
-        world = hydra.utils.instantiate(cfg.world.view)
         scene = hydra.utils.instantiate(cfg.scene)
         clips = ClipSet(cfg.split, cfg.schedule, cfg.clips, cfg.latents, scene=scene)
         evaluation = Evaluation(world, autoencoder, **encoders, clips=clips, cache=Path(cfg.cache), workers=cfg.workers)

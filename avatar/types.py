@@ -269,6 +269,7 @@ class AudioEncoder(Protocol):
     """
 
     dim: int
+    states: int  # of layers of a network, which lie side by side in the features; 1: they are of one piece
     left_context: int  # frames before a latent's own frames
     right_context: int  # frames after them; with the hop and the reach it makes what "future" means, and latency
     hop: int  # frames whose features are made together
@@ -298,6 +299,10 @@ class TextEncoder(Protocol):
     """Prompts → what the model's text entrance takes: a prompt's own tokens, none of them all zeros, then padding."""
 
     def encode(self, prompts: list[str]) -> tuple[Shaped[Tensor, "e n ..."], Bool[Tensor, "e n"]]: ...
+
+    def check(self, prompt: str) -> None:
+        """Raise ValueError for a prompt that is none, or that there is no room for."""
+        ...
 
     def padded(self, tokens: Shaped[Tensor, "m ..."]) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
         """A prompt's own tokens with zeros behind them, and which of all these may be attended to."""

@@ -28,6 +28,10 @@ class LengthBuckets:
     def __post_init__(self):
         object.__setattr__(self, "lengths", tuple(self.lengths))
         object.__setattr__(self, "weights", tuple(self.weights))
+        counts = {"budget": self.budget, "multiple": self.multiple, "accumulate": self.accumulate}
+        counts |= {f"lengths[{n}]": length for n, length in enumerate(self.lengths)}
+        if strange := [f"{name}={value}" for name, value in counts.items() if not isinstance(value, int)]:
+            raise ValueError(f"buckets.{', '.join(strange)}; wanted whole numbers")
         if len(self.lengths) != len(self.weights) or not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"lengths {self.lengths} with weights {self.weights}; give one weight per length ≥ 1")
         if min(self.weights) < 0 or sum(self.weights) <= 0:

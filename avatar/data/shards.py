@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.sampling import AT_START, Draw, Placement, Plan
 from avatar.data.shard_index import Entry, Filters, Index
-from avatar.data.shard_reader import ON_ERROR, Reader, check_shards, latent_of
+from avatar.data.shard_reader import ON_ERROR, Reader, check_captions, check_shards, latent_of
 from avatar.data.shard_samples import PICTURES, Footage, Recipe, encoded, gathered
 from avatar.data.worlds import to_uint8
 from avatar.types import AudioEncoder, Batch, TextEncoder, VideoAutoencoder
@@ -89,11 +90,26 @@ class ShardClips(lightning.LightningDataModule):
         self.start = 0  # the pass that a resumed run goes on with
         self.readers: dict[str, Reader] = {}
 
+    @cached_property
+    def entries(self) -> dict[str, list[Entry]]:
+        """The samples of both splits."""
+        index = Index(self.urls)
+        return {name: index.entries(name, self.filters) for name in dict.fromkeys((self.train, self.dev))}
+
+    def sizes(self) -> set[tuple[int, int]]:
+        """Heights and widths of its latents."""
+        stride = self.autoencoder.spatial_stride
+        return {(entry.height // stride, entry.width // stride) for part in self.entries.values() for entry in part}
+
+    def prepare_data(self) -> None:
+        """Look through all captions, on one rank of each node: none shall prove too long after hours."""
+        if self.on_error == "raise":
+            check_captions([entry for part in self.entries.values() for entry in part], self.text)
+
     def setup(self, stage: str) -> None:
         if self.trainer is not None and self.trainer.max_epochs != 1:
             raise ValueError(f"trainer.max_epochs={self.trainer.max_epochs}; a run is of `steps` batches: raise steps")
-        index = Index(self.urls)
-        entries = {name: index.entries(name, self.filters) for name in dict.fromkeys((self.train, self.dev))}
+        entries = self.entries
         everything = [entry for part in entries.values() for entry in part]
         check_shards({entry.shard for entry in everything}, self.on_error)
         recipe = self._recipe(everything)
