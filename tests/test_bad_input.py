@@ -75,7 +75,7 @@ def test_a_training_that_can_not_work_does_not_begin(monkeypatch, capsys, tmp_pa
 
 @pytest.mark.parametrize("preparation", [LoRA(2, 2), Checkpointing(), Compiled()])
 def test_an_autoencoder_is_not_prepared_as_backbones_are(preparation):
-    with pytest.raises(ValueError, match="CausalConvAutoencoder has no blocks to prepare.*leave out prepare="):
+    with pytest.raises(ValueError, match=r"CausalConvAutoencoder has no blocks to prepare.*leave out prepare="):
         preparation(CausalConvAutoencoder(4, (4, 4)))
 
 
@@ -117,7 +117,7 @@ IDS, FEATURES = torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, 5)
 def test_inputs_of_other_forms_are_refused():
     net = make_net(audio_features=6, audio_layers=3)
     net.check_forms(3, IDS, [(2, 4)])
-    with pytest.raises(ValueError, match="of 2 layers for a network that mixes 3; set model.network.audio_layers=2"):
+    with pytest.raises(ValueError, match=r"of 2 layers for a network that mixes 3; set model.network.audio_layers=2"):
         net.check_forms(2, IDS, [(2, 4)])
     make_net().check_forms(5, IDS, [])  # all states as one piece
     with pytest.raises(ValueError, match="features for a model that reads bytes"):
@@ -192,7 +192,7 @@ def test_a_damaged_safetensors_file_is_no_checkpoint_and_no_cache(tmp_path, cont
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is no checkpoint of a training run"):
         training_checkpoint.shapes(path)
-    with pytest.raises(ValueError, match="no readable safetensors file .*delete .*a.safetensors, and it is made anew"):
+    with pytest.raises(ValueError, match=r"no readable safetensors file .*delete .*a.safetensors, and it is made anew"):
         load_tensors(path, ["a"])
 
 
@@ -218,7 +218,7 @@ def test_a_caption_without_room_is_found_before_training(tmp_path):
 def test_a_prompt_of_too_many_tokens_is_found_before_training(tmp_path):
     text = UMT5(speech_networks.umt5(tmp_path / "umt5"), max_tokens=4)
     text.check("a cat speaking")
-    with pytest.raises(ValueError, match="a prompt of 5 tokens.*room is for 4"):
+    with pytest.raises(ValueError, match=r"a prompt of 5 tokens.*room is for 4"):
         text.check("a cat is speaking")
     folder = write_set(tmp_path / "set", {"train": 1, "dev": 1})
     with pytest.raises(ValueError, match=r"train-set-000 of .*a prompt of \d tokens"):
