@@ -101,6 +101,8 @@ def fit(cfg: DictConfig) -> None:
     )
     _check_accumulation(trainer, objective, data)
     _open_folder(cfg)
+    if trainer.is_global_zero:
+        print(data.told(trainer.world_size))
     try:
         trainer.fit(objective, data, ckpt_path=resume, weights_only=True)
     except SystemExit as stop:  # how Lightning leaves after a signal, when callbacks have saved what they save

@@ -33,19 +33,15 @@ def encoder(weights: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
     torch.manual_seed(1)
-    speech_networks.wav2vec2(folder)
-    return folder
+    return Path(speech_networks.wav2vec2(tmp_path_factory.mktemp("trained")))
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory) -> Path:
     """Of the same form, and with other weights."""
-    folder = tmp_path_factory.mktemp("others")
     torch.manual_seed(2)
-    speech_networks.wav2vec2(folder)
-    return folder
+    return Path(speech_networks.wav2vec2(tmp_path_factory.mktemp("others")))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Clips of several lengths: one length per batch, drawn from (seed, step) alone, so that all ranks draw the same."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy as np
 class LengthBuckets:
     """Lengths in latents with their weights; a batch holds as many clips as its budget allows, and at least one.
 
-    A batch is what one update learns from: that of all ranks together, and of all passes whose gradients are
-    accumulated. So it stays the same on another number of either.
+    A batch is global: it is what one update learns from, that of all ranks together and of all passes whose gradients
+    are accumulated. So it stays the same on another number of either.
 
     Args:
-        budget: latents per batch; where clips differ in height and width, pixels of latents (l·h·w).
+        budget: the size of a batch, in latents; where clips differ in height and width, in their pixels (l·h·w).
         multiple: of which a batch's clips are; it must be one of ranks × accumulate.
         accumulate: passes, one after the other, that a batch is shared out among.
     """
@@ -56,6 +56,16 @@ class LengthBuckets:
         """Clips in a batch, of so many latents of `area` pixels each."""
         return max(self.budget // (length * area) // self.multiple, 1) * self.multiple
 
+    def told(self, ranks: int, areas: Collection[int] = (1,)) -> str:
+        """What an update learns from, in words; areas of the latents where the budget counts their pixels."""
+        parts = ranks * self.accumulate
+        most, least = ([self.count(n, area) for n in self.lengths] for area in (min(areas), max(areas)))
+        spans = [sorted({a, b}) for a, b in zip(least, most, strict=True)]
+        whole, each = ([" to ".join(str(count // by) for count in span) for span in spans] for by in (1, parts))
+        clips = ", ".join(f"{count} of {length}" for count, length in zip(whole, self.lengths, strict=True))
+        passes = f"{ranks} ranks × {self.accumulate} passes"
+        return f"an update learns from clips of so many latents: {clips}; on {passes}, {', '.join(each)} at a time"
+
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """The length of a batch's clips, and how many there are."""
         length = int(rng.choice(self.lengths, p=self.shares()))
@@ -82,7 +92,7 @@ def check_ranks(buckets: LengthBuckets, ranks: int, samples: int | None = None) 
         passes = f" in {buckets.accumulate} passes" if buckets.accumulate > 1 else ""
         raise ValueError(
             f"batches in multiples of {buckets.multiple} clips, on {ranks} ranks{passes}; all take as many clips: set "
-            f"buckets.multiple={parts} (a batch is that of all ranks and passes together, and so is buckets.budget)"
+            f"buckets.multiple={parts} (a batch is global, that of all ranks and passes together: so is buckets.budget)"
         )
     if samples is not None and ranks > samples:
         raise ValueError(f"{ranks} ranks for {samples} samples; use fewer, or prepare more")

@@ -90,6 +90,10 @@ class PuppetFrames(lightning.LightningDataModule):
                 "its training takes one: trainer=default, trainer.devices=1"
             )
 
+    def told(self, ranks: int) -> str:
+        """What an update learns from."""
+        return f"an update learns from {self.batch} clips of {self.frames} frames"
+
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.seed, self.steps, self.start)
 

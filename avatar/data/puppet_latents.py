@@ -114,6 +114,10 @@ class PuppetLatents(lightning.LightningDataModule):
         height, width = self.world.shape
         return {(height // self.autoencoder.spatial_stride, width // self.autoencoder.spatial_stride)}
 
+    def told(self, ranks: int) -> str:
+        """What an update learns from."""
+        return self.buckets.told(ranks)
+
     @property
     def accumulate(self) -> int:
         """Passes per batch."""

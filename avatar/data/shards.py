@@ -155,6 +155,10 @@ class ShardClips(lightning.LightningDataModule):
             if summary := reader.summary():
                 log.warning("%s", summary)
 
+    def told(self, ranks: int) -> str:
+        """What an update learns from."""
+        return self.buckets.told(ranks, {height * width for height, width in self.sizes()})
+
     @property
     def accumulate(self) -> int:
         """Passes per batch."""
