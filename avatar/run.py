@@ -103,6 +103,8 @@ def fit(cfg: DictConfig) -> None:
     _open_folder(cfg)
     if trainer.is_global_zero:
         print(data.told(trainer.world_size))
+        if cfg.kind in ("causal_teacher", "student") and (note := unseen(cfg.plan.window, data.buckets.lengths)):
+            print(note)
     try:
         trainer.fit(objective, data, ckpt_path=resume, weights_only=True)
     except SystemExit as stop:  # how Lightning leaves after a signal, when callbacks have saved what they save
@@ -119,6 +121,16 @@ def check_fit(
     """Raise ValueError unless a network can read what these make, in latents of these heights and widths."""
     net.check_inputs(autoencoder.channels, audio.tokens(autoencoder.temporal_stride), audio.dim)
     net.check_forms(audio.states, text.encode([""])[0], sizes)
+
+
+def unseen(window: int, lengths: Collection[int]) -> str | None:
+    """What to say of a plan whose window no clip of training fills: a stream will look back further."""
+    if window <= max(lengths):
+        return None
+    return (
+        f"plan.window={window} latents, but clips of training have {max(lengths)} at most: a stream will look back "
+        "further than training did; raise data.buckets.lengths, or lower plan.window"
+    )
 
 
 def check_whole(least: int, **values: object) -> None:

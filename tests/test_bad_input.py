@@ -64,13 +64,14 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
         ("text.max_bytes=128", "prompts of 128 bytes for a model that reads 96; set text.max_bytes"),
         ("data.train.latents=x", "data can't be made ('>' not supported"),
         ("objective.optimizer.lr=fast", "an optimiser refuses its settings"),
+        ("accumulate=2 data.buckets.multiple=2 data.buckets.accumulate=1", "set both by one: accumulate=2"),
         ("stepz=1", "Could not override 'stepz': there is no such setting; --cfg job shows all there are"),
         ("resume=nothing.ckpt", "'nothing.ckpt'; give a .ckpt of this run's checkpoints folder"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_a_training_that_can_not_work_does_not_begin(monkeypatch, capsys, tmp_path, mistake, told):
-    assert told in refused(monkeypatch, capsys, tmp_path, "train", run.fit, *TINY, *SMALL_NET, mistake)
+    assert told in refused(monkeypatch, capsys, tmp_path, "train", run.fit, *TINY, *SMALL_NET, *mistake.split())
 
 
 @pytest.mark.parametrize("preparation", [LoRA(2, 2), Checkpointing(), Compiled()])
@@ -84,6 +85,12 @@ def test_an_evaluation_of_another_world_does_not_begin(monkeypatch, capsys, tmp_
     arguments = ["world=states", f"student='{student}'", "teacher=null", "clips=2", "latents=2", "workers=0"]
     told = refused(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
     assert "a network for latents of 4 channels with an autoencoder of 84" in told
+
+
+def test_a_window_that_no_clip_fills_is_told():
+    assert run.unseen(8, [3, 8]) is None
+    told = run.unseen(20, [3, 8])
+    assert told is not None and told.startswith("plan.window=20 latents, but clips of training have 8 at most")
 
 
 @pytest.mark.parametrize(
