@@ -58,13 +58,10 @@ class LengthBuckets:
 
     def told(self, ranks: int, areas: Collection[int] = (1,)) -> str:
         """What an update learns from, in words; areas of the latents where the budget counts their pixels."""
-        parts = ranks * self.accumulate
-        most, least = ([self.count(n, area) for n in self.lengths] for area in (min(areas), max(areas)))
-        spans = [sorted({a, b}) for a, b in zip(least, most, strict=True)]
-        whole, each = ([" to ".join(str(count // by) for count in span) for span in spans] for by in (1, parts))
-        clips = ", ".join(f"{count} of {length}" for count, length in zip(whole, self.lengths, strict=True))
-        passes = f"{ranks} ranks × {self.accumulate} passes"
-        return f"an update learns from clips of so many latents: {clips}; on {passes}, {', '.join(each)} at a time"
+        counts = [sorted({self.count(length, area) for area in (max(areas), min(areas))}) for length in self.lengths]
+        spans = (" to ".join(map(str, span)) for span in counts)
+        clips = [f"{span} clips of {length} latents" for span, length in zip(spans, self.lengths, strict=True)]
+        return f"an update learns from {' or '.join(clips)}, shared out among {ranks} ranks × {self.accumulate} passes"
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """The length of a batch's clips, and how many there are."""
