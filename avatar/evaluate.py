@@ -17,7 +17,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
 from avatar import report, run
 from avatar.data.encoded import ClipSet, encoded_clips, frames_beyond
@@ -32,7 +32,17 @@ from avatar.models import checkpoint, pretrained
 from avatar.models.video_dit import VideoDiT
 from avatar.streaming.runtime import Emitted, StreamStats, stream
 from avatar.streaming.session import Session
-from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents, VideoAutoencoder
+from avatar.types import (
+    EMOTIONS,
+    FRAME_RATE,
+    GESTURES,
+    AudioEncoder,
+    Batch,
+    Conditioning,
+    Latents,
+    TextEncoder,
+    VideoAutoencoder,
+)
 
 SHOWN = 3  # clips on the contact sheet
 GESTURE_S = 1.6  # how long a gesture is asked for
@@ -42,12 +52,17 @@ class Evaluation:
     """Held-out clips, and what each system makes of them."""
 
     def __init__(
-        self, world: World, autoencoder: VideoAutoencoder, net: nn.Module, clips: ClipSet, cache: Path, workers: int
+        self,
+        world: World,
+        autoencoder: VideoAutoencoder,
+        audio: AudioEncoder,
+        text: TextEncoder,
+        clips: ClipSet,
+        cache: Path,
+        workers: int,
     ):
-        self.world, self.autoencoder, self.clips, self.cache = world, autoencoder, clips, cache
-        origin = checkpoint.origin_of(net)
-        device = next(net.parameters()).device
-        self.audio, self.text = (pretrained.on(device, origin.made(part)) for part in ("audio", "text"))
+        self.world, self.autoencoder, self.audio, self.text = world, autoencoder, audio, text
+        self.clips, self.cache = clips, cache
         self.stride = autoencoder.temporal_stride
         encoded = encoded_clips(
             clips,
@@ -129,20 +144,24 @@ def evaluate(cfg: DictConfig) -> None:
     autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)
     student = checkpoint.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)
     teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
+    origin = checkpoint.origin_of(student)
+    encoders = {part: pretrained.on(device, origin.made(part, cfg.weights[part])) for part in ("audio", "text")}
+    world = hydra.utils.instantiate(cfg.world.view)
+    height, width = (side // autoencoder.spatial_stride for side in world.shape)
     for net in filter(None, (student, teacher)):
         checkpoint.check_latents(net, autoencoder)
-        checkpoint.check_encoders(net, checkpoint.origin_of(student).config)
+        checkpoint.check_encoders(net, origin.config, encoders)
+        run.check_fit(net, autoencoder, **encoders, sizes=[(height, width)])
     whole = hydra.utils.instantiate(cfg.teacher_sampler)
-    streams = checkpoint.origin_of(student).kind != "teacher"  # which sees all of a clip at once
-    plan = plan_of(checkpoint.origin_of(student).plan, dict(cfg.plan or {}))
+    streams = origin.kind != "teacher"  # which sees all of a clip at once
+    plan = plan_of(origin.plan, dict(cfg.plan or {}))
     way = ChunkByChunk(plan) if streams else whole
     stages = dict(cfg.stages or {})
 
     with timed(stages, "evaluate"):
-        world = hydra.utils.instantiate(cfg.world.view)
         scene = hydra.utils.instantiate(cfg.scene)
         clips = ClipSet(cfg.split, cfg.schedule, cfg.clips, cfg.latents, scene=scene)
-        evaluation = Evaluation(world, autoencoder, student, clips, Path(cfg.cache), cfg.workers)
+        evaluation = Evaluation(world, autoencoder, **encoders, clips=clips, cache=Path(cfg.cache), workers=cfg.workers)
         cond = evaluation.batch.conditioning
         videos = {
             "ground_truth": evaluation.ground_truth(),

@@ -1,12 +1,13 @@
 """Files under a final name are always whole: written beside it under another name, then renamed."""
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
@@ -22,6 +23,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A whole file in UTF-8, or none; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Tensors as a safetensors file, in a folder that is made if need be. Raises OSError if it can't be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,3 +39,23 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
             save_file(ready, temporary, metadata=dict(metadata or {}))
     except SafetensorError as error:  # no OSError, whatever the system said
         raise OSError(f"can't write {path} ({error}); free some space there or choose another folder") from error
+
+
+def load_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of these names, all that a file made here holds. Raises ValueError for a damaged or another file."""
+    mend = f"delete {path}, and it is made anew"
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); {mend}") from error
+    if tensors.keys() != set(names):
+        raise ValueError(f"{path} has {', '.join(sorted(tensors))}, wanted {', '.join(sorted(names))}; {mend}")
+    return tensors
+
+
+def fault(error: BaseException) -> str:
+    """Why a library couldn't read a file, in few words: torch's own advise to run what pickles carry."""
+    told = " ".join(str(error).split())
+    if carried := re.search(r"GLOBAL (\S+)", told):
+        return f"it carries code: {carried[1]}"
+    return told[:200]

@@ -60,8 +60,8 @@ def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
     session = Session(
         student,
         autoencoder,
-        pretrained.on(device, origin.made("audio")),
-        pretrained.on(device, origin.made("text")),
+        pretrained.on(device, origin.made("audio", cfg.weights.audio)),
+        pretrained.on(device, origin.made("text", cfg.weights.text)),
         plan_of(origin.plan, dict(cfg.plan or {})),
         reference,
         seed=cfg.seed,

@@ -31,6 +31,7 @@ from avatar.data.prepare.encoding import Encoders
 from avatar.data.prepare.rules import Rules, Tools
 from avatar.data.prepare.samples import dumps
 from avatar.data.prepare.sources import Source, find
+from avatar.files import write_text
 
 VERSION = 3  # of what the stages make; part of the config that an unfinished set belongs to
 LAYOUTS = {"talkvid": importers.talkvid, "hdtf": importers.hdtf}
@@ -80,10 +81,10 @@ def finish(out: Path, lines: Sequence[shards.Line], made_of: Mapping[str, Any], 
     index = shards.index(lines, written, made_of)
     for stale in {f.name for f in (out / "shards").iterdir()} - {Path(shard["file"]).name for shard in written}:
         (out / "shards" / stale).unlink()
-    shards.write_text(out / "sources.jsonl", "".join(dumps(line) + "\n" for line in lines))
-    shards.write_text(out / "report.html", page.html(out.name, lines, index, found))
-    shards.write_text(out / "stamps.json", dumps(stamps) + "\n")
-    shards.write_text(out / "index.json", json.dumps(index, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(out / "sources.jsonl", "".join(dumps(line) + "\n" for line in lines))
+    write_text(out / "report.html", page.html(out.name, lines, index, found))
+    write_text(out / "stamps.json", dumps(stamps) + "\n")
+    write_text(out / "index.json", json.dumps(index, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     shutil.rmtree(staging, ignore_errors=True)
     seconds = sum(split["seconds"] for split in index["splits"].values())
     print(f"{len(found)} clips, {seconds / 60:.1f} minutes, of {_told(index['sources'])}: {out / 'report.html'}")
@@ -119,7 +120,7 @@ def _opened(out: Path, made_of: Mapping[str, Any], stamps: Mapping[str, Any]) ->
     if not config.exists():
         if strange := [file.name for file in out.iterdir() if file.name != ".lock"]:
             raise FileExistsError(f"out={out} holds other things, such as {strange[0]}; give an empty or a new folder")
-        shards.write_text(config, dumps(made_of) + "\n")
+        write_text(config, dumps(made_of) + "\n")
         return False
     before = json.loads(config.read_text(encoding="utf-8"))
     if before != json.loads(dumps(made_of)):

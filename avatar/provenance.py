@@ -2,9 +2,12 @@
 
 import functools
 import importlib.metadata
+import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,14 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def recorded(**results: Any) -> str:
+    """Results as JSON, with the command that is running, the machine, the versions and the revision."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    command = (f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(["python", *sys.argv])
+    made = {"command": command, "machine": machine(), "versions": versions(), "revision": git_revision()}
+    return json.dumps(made | results, indent=1) + "\n"
 
 
 def git_revision() -> str | None:

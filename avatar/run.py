@@ -8,11 +8,12 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,12 +23,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from avatar.models import checkpoint, training_checkpoint
 from avatar.models.preparation import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.provenance import git_revision
+from avatar.types import AudioEncoder, TextEncoder, VideoAutoencoder
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 
@@ -73,18 +75,19 @@ def fit(cfg: DictConfig) -> None:
     prepare_torch(cfg.threads)
     quieten()
     lightning.seed_everything(cfg.seed, verbose=False)
-    _open_folder(cfg)
+    _check_folder(cfg)
     data = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
     encoders = OmegaConf.to_container(OmegaConf.create({"audio": cfg.audio, "text": cfg.text}), resolve=True)
     for net in objective.children():
         if hasattr(data, "autoencoder") and hasattr(net, "origin"):
             checkpoint.check_latents(net, data.autoencoder)
-            checkpoint.check_encoders(net, encoders)  # pyright: ignore[reportArgumentType]
+            made = {"audio": data.audio, "text": data.text}
+            checkpoint.check_encoders(net, encoders, made)  # pyright: ignore[reportArgumentType]
         if isinstance(net, VideoDiT):
-            stride = data.autoencoder.temporal_stride
-            net.check_inputs(data.autoencoder.channels, data.audio.tokens(stride), data.audio.dim)
+            check_fit(net, data.autoencoder, data.audio, data.text, data.sizes())
     _check_regions(objective, data)
+    _check_optimizers(objective)
     # Dataclasses would otherwise come back as configs.
     prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
     resume = cfg.resume
@@ -98,6 +101,11 @@ def fit(cfg: DictConfig) -> None:
         logger=list(hydra.utils.instantiate(cfg.logger).values()),
     )
     _check_accumulation(trainer, objective, data)
+    _open_folder(cfg)
+    if trainer.is_global_zero:
+        print(data.told(trainer.world_size))
+        if cfg.kind in ("causal_teacher", "student") and (note := unseen(cfg.plan.window, data.buckets.lengths)):
+            print(note)
     try:
         trainer.fit(objective, data, ckpt_path=resume, weights_only=True)
     except SystemExit as stop:  # how Lightning leaves after a signal, when callbacks have saved what they save
@@ -106,6 +114,24 @@ def fit(cfg: DictConfig) -> None:
         if trainer.is_global_zero and (saved := getattr(trainer.checkpoint_callback, "last_model_path", "")):
             print(f"stopped by {number.name}; go on with resume={saved}", file=sys.stderr)
         raise KeyboardInterrupt(number) from stop
+
+
+def check_fit(
+    net: VideoDiT, autoencoder: VideoAutoencoder, audio: AudioEncoder, text: TextEncoder, sizes: Collection
+) -> None:
+    """Raise ValueError unless a network can read what these make, in latents of these heights and widths."""
+    net.check_inputs(autoencoder.channels, audio.tokens(autoencoder.temporal_stride), audio.dim)
+    net.check_forms(audio.states, text.encode([""])[0], sizes)
+
+
+def unseen(window: int, lengths: Collection[int]) -> str | None:
+    """What to say of a plan whose window no clip of training fills: a stream will look back further."""
+    if window <= max(lengths):
+        return None
+    return (
+        f"plan.window={window} latents, but clips of training have {max(lengths)} at most: a stream will look back "
+        "further than training did; raise data.buckets.lengths, or lower plan.window"
+    )
 
 
 def check_whole(least: int, **values: object) -> None:
@@ -139,18 +165,25 @@ def keep_memory() -> None:
         mallopt(mmap_threshold, 2**25)  # the most that glibc takes
 
 
+def _check_folder(cfg: DictConfig) -> None:
+    """Raise an error for a folder that can't be this run's; the first rank opens it when nothing else is wrong."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    _check_shared_folder(cfg)
+    if cfg.resume is None and not rank_zero_only.rank and Path(cfg.folder, "config.yaml").exists():
+        raise FileExistsError(
+            f"{cfg.folder} holds a run already, which is not overwritten; give another folder=, or resume= to go on "
+            "with it"
+        )
+
+
 def _open_folder(cfg: DictConfig) -> None:
     """The run's folder with its config and, a line for each start, the revision of the code; by the first rank."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    _check_shared_folder(cfg)
     if rank_zero_only.rank:
         return
     folder = Path(cfg.folder)
-    if cfg.resume is None and (folder / "config.yaml").exists():
-        raise FileExistsError(
-            f"{folder} holds a run already, which is not overwritten; give another folder=, or resume= to go on with it"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     with (folder / "revision.txt").open("a") as file:
@@ -189,12 +222,20 @@ def _check_regions(objective: Any, data: Any) -> None:
             )
 
 
+def _check_optimizers(objective: Any) -> None:
+    """Raise ValueError for settings that an optimiser refuses, before hours of encoding."""
+    try:
+        objective.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an optimiser refuses its settings ({error}); check objective.optimizer") from error
+
+
 def _check_resumable(path: str | Path, objective: torch.nn.Module) -> None:
     """Raise ValueError for a checkpoint that isn't one of this objective and these networks."""
     wanted = f"give a .ckpt of this run's checkpoints folder, and the arguments of that run; got resume={path}"
     try:
         saved = training_checkpoint.shapes(Path(path))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{error}; {wanted}") from error
     own = {name: weight.shape for name, weight in objective.state_dict().items()}
     saved = {name: shape for name, shape in saved.items() if not name.startswith(training_checkpoint.AVERAGE)}
@@ -211,23 +252,27 @@ def quieten() -> None:
 
 
 def _tell(error: BaseException) -> NoReturn:
-    """One line on stderr, and out: the cause's message, for Hydra wraps errors of constructors in its own."""
+    """One line on stderr, and out."""
     if os.environ.get("AVATAR_TRACEBACK"):
         traceback.print_exception(error)
-    while isinstance(error, HydraException) and error.__cause__ is not None:
-        if isinstance(error, OverrideParseException):
-            break
-        error = error.__cause__
     print(f"error: {_message(error)}", file=sys.stderr)
     sys.exit(2)
 
 
 def _message(error: BaseException) -> str:
+    """The cause's own, for Hydra wraps errors of constructors in its own; with its place, if it speaks of none."""
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
         quoted = f"\"{name}='{value}'\""
         return f"can't read {error.override}; quote what has special characters, and again for the shell: {quoted}"
+    where = None
+    while isinstance(error, HydraException) and (cause := error.__cause__) is not None:
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+            return f"{str(error).splitlines()[0].rstrip('.')}: there is no such setting; --cfg job shows all there are"
+        where = where or re.search(r"full_key: (\S+)", str(error))
+        error = cause
     text = str(error)
     if "Original Traceback" in text:  # of a data loader's worker, which ends in "Type: message"
         text = text.strip().rsplit("\n", 1)[-1].partition(": ")[2]
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    return text if where is None or isinstance(error, MISTAKES) else f"{where[1]} can't be made ({text}); check it"

@@ -173,7 +173,7 @@ class Bundle:
     kind: str  # "autoencoder", "teacher", "causal_teacher" or "student"
     weights: Mapping[str, Tensor]
     config: Mapping[str, Any]  # `_target_` and constructor arguments of the network
-    components: Mapping[str, str] = field(default_factory=dict)  # name of a component → hash of its weights
+    components: Mapping[str, str] = field(default_factory=dict)  # name of a component → what tells its weights
     plan: Mapping[str, Any] | None = None  # the rollout plan that a student was trained for
 
 
@@ -271,6 +271,7 @@ class AudioEncoder(Protocol):
     """
 
     dim: int
+    states: int  # of layers of a network, which lie side by side in the features; 1: they are of one piece
     left_context: int  # frames before a latent's own frames
     right_context: int  # frames after them; with the hop and the reach it makes what "future" means, and latency
     hop: int  # frames whose features are made together
@@ -300,6 +301,10 @@ class TextEncoder(Protocol):
     """Prompts → what the model's text entrance takes: a prompt's own tokens, none of them all zeros, then padding."""
 
     def encode(self, prompts: list[str]) -> tuple[Shaped[Tensor, "e n ..."], Bool[Tensor, "e n"]]: ...
+
+    def check(self, prompt: str) -> None:
+        """Raise ValueError for a prompt that is none, or that there is no room for."""
+        ...
 
     def padded(self, tokens: Shaped[Tensor, "m ..."]) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
         """A prompt's own tokens with zeros behind them, and which of all these may be attended to."""

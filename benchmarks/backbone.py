@@ -9,10 +9,7 @@ varies treats them alike; the ratio is that of the medians. The aim is at most 1
 """
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +18,10 @@ from time import perf_counter
 import torch
 from diffusers import WanTransformer3DModel
 
+from avatar.files import write_text
 from avatar.models import public
 from avatar.nn.masks import OpenView
-from avatar.provenance import machine, versions
+from avatar.provenance import recorded
 from avatar.types import Conditioning
 
 CHANNELS, TEXT, WORDS = 16, 4096, 512
@@ -126,10 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     measured = measure(arguments)
     if arguments.out is not None:
-        result = {"command": shlex.join(["python", "benchmarks/backbone.py", *sys.argv[1:]])}
-        result |= {"machine": machine(), "versions": versions(), "measured": measured}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(arguments.out, recorded(measured=measured))
 
 
 if __name__ == "__main__":

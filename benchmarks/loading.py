@@ -16,7 +16,6 @@ import argparse
 import io
 import json
 import shutil
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -33,12 +32,12 @@ from avatar.data.sampling import EVENLY
 from avatar.data.shard_index import Filters
 from avatar.data.shards import ShardClips
 from avatar.data.worlds import PixelWorld
-from avatar.files import replacing
+from avatar.files import write_text
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.text_encoders.bytes import ByteEncoder
-from avatar.provenance import git_revision, machine, versions
+from avatar.provenance import machine, recorded
 from avatar.types import SAMPLES_PER_FRAME
 
 
@@ -186,18 +185,8 @@ def main() -> None:
     print(f"          one worker feeds {shards['per_s'] / wanted['per_s']:.0f} such GPUs from shards")
     if arguments.out:
         settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-        content = {
-            "command": " ".join(["python", *sys.argv]),
-            "settings": settings,
-            "shards": shards,
-            "puppets": puppets,
-            "teacher": wanted,
-            "machine": machine(),
-            "versions": versions(),
-            "revision": git_revision(),
-        }
-        with replacing(arguments.out) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        results = {"settings": settings, "shards": shards, "puppets": puppets, "teacher": wanted}
+        write_text(arguments.out, recorded(**results))
 
 
 if __name__ == "__main__":

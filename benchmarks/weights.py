@@ -10,7 +10,6 @@ above them is one tensor, as stored and as loaded, so at full size it is
 import argparse
 import json
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,9 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 
+from avatar.files import write_text
 from avatar.models import public, size
-from avatar.provenance import machine, versions
+from avatar.provenance import recorded
 
 CHILD = """
 import json, re, sys, torch
@@ -94,10 +94,7 @@ def main() -> None:
     measured["wan_14b, bfloat16, by the formula"] = ratio = at_full_size("wan_14b", torch.bfloat16)
     print(f"wan_14b in bfloat16, by the formula: ratio {ratio:.3f}")
     if arguments.out is not None:
-        result = {"command": shlex.join(["python", "benchmarks/weights.py", *sys.argv[1:]])}
-        result |= {"machine": machine(), "versions": versions(), "measured": measured}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(arguments.out, recorded(measured=measured))
 
 
 if __name__ == "__main__":

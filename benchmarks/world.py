@@ -6,10 +6,6 @@ pixels in at most 5 ms on one core.
 """
 
 import argparse
-import json
-import os
-import shlex
-import sys
 from pathlib import Path
 from time import perf_counter
 
@@ -17,7 +13,8 @@ from avatar.data.puppet.clip import make_clip
 from avatar.data.puppet.readout import Readout
 from avatar.data.puppet.scene import Scene
 from avatar.data.puppet.setting import CAMERAS
-from avatar.provenance import machine, versions
+from avatar.files import write_text
+from avatar.provenance import recorded
 
 
 def measure(framing: str, size: int, clips: int, frames: int) -> dict[str, float]:
@@ -51,11 +48,7 @@ def main() -> None:
     for name, row in measured.items():
         print(f"{name:10}" + "".join(f"{key} {value:7.3f}   " for key, value in row.items()))
     if arguments.out is not None:
-        threads = os.environ.get("OMP_NUM_THREADS", "unset")
-        command = f"OMP_NUM_THREADS={threads} " + shlex.join(["python", "benchmarks/world.py", *sys.argv[1:]])
-        result = {"command": command, "machine": machine(), "versions": versions(), "measured": measured}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(arguments.out, recorded(measured=measured))
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
         ("infer", "audio=pyproject.toml", "pyproject.toml"),
         ("infer", "student=pyproject.toml", "pyproject.toml"),
         ("infer", "student=nothing.safetensors", "nothing.safetensors"),
+        ("infer", "student=data/nano/teacher.safetensors", "'teacher'; wanted student or causal_teacher"),
         ("infer", "student=data/nano/autoencoder.safetensors", "'autoencoder'; wanted student"),
     ],
 )

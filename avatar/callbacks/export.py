@@ -48,6 +48,8 @@ class Export(lightning.Callback):
         weights = {name: w.to(self.precision) if name in learned else w for name, w in weights.items()}
         components = checkpoint.origin_of(module.net).components
         if self.kind != "autoencoder":
-            components = {"autoencoder": checkpoint.origin_of(trainer.datamodule.autoencoder).fingerprint}
+            data = trainer.datamodule
+            components = {"autoencoder": checkpoint.origin_of(data.autoencoder).fingerprint}
+            components |= checkpoint.known_encoders({"audio": data.audio, "text": data.text})
         config = {**self.config, "network": checkpoint.origin_of(module.net).network}
         checkpoint.write(Bundle(self.kind, weights, config, components, self.plan), self.path)

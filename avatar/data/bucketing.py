@@ -1,6 +1,6 @@
 """Clips of several lengths: one length per batch, drawn from (seed, step) alone, so that all ranks draw the same."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy as np
 class LengthBuckets:
     """Lengths in latents with their weights; a batch holds as many clips as its budget allows, and at least one.
 
-    A batch is what one update learns from: that of all ranks together, and of all passes whose gradients are
-    accumulated. So it stays the same on another number of either.
+    A batch is global: it is what one update learns from, that of all ranks together and of all passes whose gradients
+    are accumulated. So it stays the same on another number of either.
 
     Args:
-        budget: latents per batch; where clips differ in height and width, pixels of latents (l·h·w).
+        budget: the size of a batch, in latents; where clips differ in height and width, in their pixels (l·h·w).
         multiple: of which a batch's clips are; it must be one of ranks × accumulate.
         accumulate: passes, one after the other, that a batch is shared out among.
     """
@@ -28,6 +28,10 @@ class LengthBuckets:
     def __post_init__(self):
         object.__setattr__(self, "lengths", tuple(self.lengths))
         object.__setattr__(self, "weights", tuple(self.weights))
+        counts = {"budget": self.budget, "multiple": self.multiple, "accumulate": self.accumulate}
+        counts |= {f"lengths[{n}]": length for n, length in enumerate(self.lengths)}
+        if strange := [f"{name}={value}" for name, value in counts.items() if not isinstance(value, int)]:
+            raise ValueError(f"buckets.{', '.join(strange)}; wanted whole numbers")
         if len(self.lengths) != len(self.weights) or not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"lengths {self.lengths} with weights {self.weights}; give one weight per length ≥ 1")
         if min(self.weights) < 0 or sum(self.weights) <= 0:
@@ -51,6 +55,13 @@ class LengthBuckets:
     def count(self, length: int, area: int = 1) -> int:
         """Clips in a batch, of so many latents of `area` pixels each."""
         return max(self.budget // (length * area) // self.multiple, 1) * self.multiple
+
+    def told(self, ranks: int, areas: Collection[int] = (1,)) -> str:
+        """What an update learns from, in words; areas of the latents where the budget counts their pixels."""
+        counts = [sorted({self.count(length, area) for area in (max(areas), min(areas))}) for length in self.lengths]
+        spans = (" to ".join(map(str, span)) for span in counts)
+        clips = [f"{span} clips of {length} latents" for span, length in zip(spans, self.lengths, strict=True)]
+        return f"an update learns from {' or '.join(clips)}, shared out among {ranks} ranks × {self.accumulate} passes"
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """The length of a batch's clips, and how many there are."""
@@ -78,7 +89,7 @@ def check_ranks(buckets: LengthBuckets, ranks: int, samples: int | None = None) 
         passes = f" in {buckets.accumulate} passes" if buckets.accumulate > 1 else ""
         raise ValueError(
             f"batches in multiples of {buckets.multiple} clips, on {ranks} ranks{passes}; all take as many clips: set "
-            f"buckets.multiple={parts} (a batch is that of all ranks and passes together, and so is buckets.budget)"
+            f"buckets.multiple={parts} (a batch is global, that of all ranks and passes together: so is buckets.budget)"
         )
     if samples is not None and ranks > samples:
         raise ValueError(f"{ranks} ranks for {samples} samples; use fewer, or prepare more")

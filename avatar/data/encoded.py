@@ -9,13 +9,12 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,7 +24,7 @@ from avatar.data.puppet import speech
 from avatar.data.puppet.clip import Clip, make_clip
 from avatar.data.puppet.scene import Scene
 from avatar.data.worlds import World
-from avatar.files import save_tensors
+from avatar.files import load_tensors, save_tensors
 from avatar.types import SAMPLES_PER_FRAME, AudioEncoder, Batch, Conditioning, TextEncoder, VideoAutoencoder
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
@@ -141,7 +140,7 @@ def encoded_clips(
     """The encoded clips, from the cache or made now; `progress` wraps the loop over clips."""
     path = cache / f"encoded-{clips.split}-{encoding_key(clips, world, autoencoder, audio, text)}.safetensors"
     if path.exists():
-        return EncodedClips(**load_file(path))
+        return EncodedClips(**load_tensors(path, [field.name for field in fields(EncodedClips)]))
     stride = autoencoder.temporal_stride
     frames = 1 + stride * clips.latents
     drawn = _Drawn(clips, world, frames, frames_beyond(audio, frames - 1), cache / "speech")

@@ -95,6 +95,10 @@ class PuppetFrames(lightning.LightningDataModule):
         """Those of REGIONS that training clips have masks of."""
         return frozenset(REGIONS)
 
+    def told(self, ranks: int) -> str:
+        """What an update learns from."""
+        return f"an update learns from {self.batch} clips of {self.frames} frames"
+
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.seed, self.steps, self.start)
 

@@ -110,6 +110,15 @@ class PuppetLatents(lightning.LightningDataModule):
         ranks = self.trainer.world_size if self.trainer else 1
         check_ranks(self.buckets, ranks, min(clips.count for clips in self.sets.values()))
 
+    def sizes(self) -> set[tuple[int, int]]:
+        """Height and width of its latents."""
+        height, width = self.world.shape
+        return {(height // self.autoencoder.spatial_stride, width // self.autoencoder.spatial_stride)}
+
+    def told(self, ranks: int) -> str:
+        """What an update learns from."""
+        return self.buckets.told(ranks)
+
     @property
     def regions(self) -> frozenset[str]:
         """Those of REGIONS that training clips have masks of."""

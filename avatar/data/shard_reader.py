@@ -6,14 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch.utils.data import get_worker_info
 
 from avatar.data.sampling import Draw
 from avatar.data.shard_index import Entry, Shard
 from avatar.data.shard_samples import READING, Crop, Recipe
 from avatar.data.tar import Tars
+from avatar.types import TextEncoder
 
 ON_ERROR = ("raise", "skip")
+MEND = "restore it, or go on without by data.on_error=skip"
 SUBSTITUTES = 20  # for one clip of a batch; so many in a row are no accident
 
 log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class Reader:
             except READING as error:
                 fault = told(self.entries[draw.sample], error)
                 if self.on_error == "raise":
-                    raise ValueError(f"{fault}; restore it, or go on without by data.on_error=skip") from error
+                    raise ValueError(f"{fault}; {MEND}") from error
                 log.warning("skipped %s", fault)
                 worker = get_worker_info()
                 self.faults[worker.id if worker else -1, draw.sample] += 1
@@ -80,6 +83,17 @@ def check_shards(shards: Iterable[Shard], on_error: str) -> None:
         )
     for line in wrong:
         log.warning("%s: what can't be read of it is skipped", line)
+
+
+def check_captions(entries: Sequence[Entry], text: TextEncoder) -> None:
+    """Raise ValueError for the first sample that can't be read or whose caption the text encoder refuses."""
+    tars = Tars()
+    for entry in track(entries, f"looking through {len(entries)} captions"):
+        try:
+            caption = tars.read(entry.shard.path, entry.key, frozenset(("txt",))).get("txt", b"")
+            text.check(caption.decode("utf-8"))
+        except READING as error:
+            raise ValueError(f"{told(entry, error)}; {MEND}") from error
 
 
 def latent_of(entries: Sequence[Entry]) -> Mapping[str, Any] | None:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.sampling import AT_START, Draw, Placement, Plan
 from avatar.data.shard_index import Entry, Filters, Index
-from avatar.data.shard_reader import ON_ERROR, Reader, check_shards, latent_of
+from avatar.data.shard_reader import ON_ERROR, Reader, check_captions, check_shards, latent_of
 from avatar.data.shard_samples import PICTURES, Footage, Recipe, encoded, gathered
 from avatar.data.worlds import to_uint8
 from avatar.types import AudioEncoder, Batch, TextEncoder, VideoAutoencoder
@@ -101,6 +101,16 @@ class ShardClips(lightning.LightningDataModule):
         """Those of REGIONS that some of the training samples have masks of."""
         return frozenset().union(*(entry.regions for entry in self.entries[self.train]))
 
+    def sizes(self) -> set[tuple[int, int]]:
+        """Heights and widths of its latents."""
+        stride = self.autoencoder.spatial_stride
+        return {(entry.height // stride, entry.width // stride) for part in self.entries.values() for entry in part}
+
+    def prepare_data(self) -> None:
+        """Look through all captions, on one rank of each node: none shall prove too long after hours."""
+        if self.on_error == "raise":
+            check_captions([entry for part in self.entries.values() for entry in part], self.text)
+
     def setup(self, stage: str) -> None:
         if self.trainer is not None and self.trainer.max_epochs != 1:
             raise ValueError(f"trainer.max_epochs={self.trainer.max_epochs}; a run is of `steps` batches: raise steps")
@@ -149,6 +159,10 @@ class ShardClips(lightning.LightningDataModule):
         for reader in self.readers.values():
             if summary := reader.summary():
                 log.warning("%s", summary)
+
+    def told(self, ranks: int) -> str:
+        """What an update learns from."""
+        return self.buckets.told(ranks, {height * width for height, width in self.sizes()})
 
     @property
     def accumulate(self) -> int:

@@ -5,7 +5,7 @@ StateWorld   the puppet's own state vectors, one "pixel" with a channel per numb
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be dr
 class World(Protocol):
     """How a clip becomes a video tensor."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of its frames."""
+        ...
+
     def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]: ...
 
     def regions(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
@@ -43,6 +48,14 @@ class PixelWorld:
 
     size: int = 64
 
+    def __post_init__(self):
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"frames of {self.size} pixels; wanted a whole number from 1 on")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size, self.size
+
     def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
         return from_uint8(clip.frames(self.size, start, stop))
 
@@ -59,6 +72,8 @@ class StateWorld:
 
     The one pixel is all of the puppet, each of its regions included: weights, whose mean is 1, leave it as it is.
     """
+
+    shape: ClassVar[tuple[int, int]] = (1, 1)
 
     def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
         return torch.from_numpy(clip.states[start:stop].T.copy())[:, :, None, None].float()

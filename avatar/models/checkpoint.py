@@ -1,7 +1,8 @@
 """Bundles on disk: one safetensors file holds a stage's weights and, in its header, all that is needed to use them.
 
 A network knows where it comes from: `origin_of(net)` gives the config it was built from, the hash of the weights it was
-loaded with and the components (the autoencoder of its latents) that they belong to.
+loaded with and the components that they belong to: the autoencoder of its latents, and encoders that have weights.
+Where the weights of an encoder lie is a machine's business: what they are is compared, not their path.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -39,9 +41,26 @@ class Origin:
         """`_target_` and constructor arguments."""
         return self.config["network"]
 
-    def made(self, part: str) -> Any:
-        """Another part of the config, built: "audio" or "text"."""
-        return _instantiated(self.config[part])
+    def made(self, part: str, weights: str | None = None) -> Any:
+        """An encoder of the config, "audio" or "text", built; `weights` say where these lie, if elsewhere than then.
+
+        Raises:
+            FileNotFoundError: there are no weights.
+            ValueError: they aren't those that the network was trained with, or there are none to give.
+        """
+        config = self.config[part]
+        if weights is not None:
+            if (moved := _with_weights(config, weights)) == _with_weights(config, ""):
+                raise ValueError(f"weights.{part}={weights}, for {config['_target_']}, which has none; leave it out")
+            config = moved
+        try:
+            encoder = _instantiated(config)
+        except InstantiationException as error:
+            if isinstance(cause := error.__cause__, FileNotFoundError):
+                raise FileNotFoundError(f"{cause}; or say where they lie here: weights.{part}=FOLDER") from error
+            raise
+        _check_same(self, part, encoder)
+        return encoder
 
 
 def new(network: Any) -> Any:
@@ -134,15 +153,39 @@ def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
         )
 
 
-def check_encoders(net: nn.Module, config: Mapping[str, Any]) -> None:
-    """Refuse a trained network whose audio or text encoder isn't that of `config` ("audio", "text")."""
+def check_encoders(net: nn.Module, config: Mapping[str, Any], encoders: Mapping[str, Any]) -> None:
+    """Refuse a trained network whose encoder of audio or text isn't the one here, built from `config`."""
     origin = origin_of(net)
-    for part in ("audio", "text"):
-        if part in origin.config and origin.config[part] != config[part]:
+    for part, encoder in encoders.items():
+        if part not in origin.config:
+            continue
+        if _with_weights(origin.config[part], "") != _with_weights(config[part], ""):
             raise ValueError(
                 f"the {origin.kind} was trained with {part} from {origin.config[part]}, but got {config[part]}; "
                 f"pass the {part} encoder it was trained with"
             )
+        _check_same(origin, part, encoder)
+
+
+def known_encoders(encoders: Mapping[str, Any]) -> dict[str, str]:
+    """Of encoders with weights, what tells them from others wherever these lie; of all others, the config says all."""
+    return {part: repr(encoder) for part, encoder in encoders.items() if isinstance(encoder, nn.Module)}
+
+
+def _check_same(origin: Origin, part: str, encoder: Any) -> None:
+    if (wanted := origin.components.get(part)) is not None and (got := repr(encoder)) != wanted:
+        raise ValueError(
+            f"the {origin.kind} was trained with {part} by {wanted}, but these weights make {got}; give those that it "
+            "was trained with"
+        )
+
+
+def _with_weights(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """The config of an encoder, with another place of its weights."""
+    moved = {
+        key: _with_weights(value, weights) if isinstance(value, Mapping) else value for key, value in config.items()
+    }
+    return moved | {"weights": weights} if "weights" in moved else moved
 
 
 def _built(origin: Origin) -> Any:

@@ -59,6 +59,7 @@ class LoRA:
     def __call__(self, net: nn.Module) -> None:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
+        _blocks(net)
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
         inject_adapter_in_model(config, net)
         for name, parameter in net.named_parameters():
@@ -132,8 +133,10 @@ def _on_whole_clips(fast: Callable[..., Tensor], plain: Callable[..., Tensor]) -
 
 
 def _blocks(net: nn.Module) -> nn.ModuleList:
-    assert isinstance(net.blocks, nn.ModuleList)
-    return net.blocks
+    blocks = getattr(net, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ValueError(f"a {type(net).__name__} has no blocks to prepare, as backbones have; leave out prepare=")
+    return blocks
 
 
 def _of_any(name: str, layers: Mapping[str, Any]) -> bool:

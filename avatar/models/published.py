@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from avatar.files import fault
+
 WRAPPERS = re.compile(r"(^|\.)(module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
 PARTS = ("generator_ema", "generator")  # of a .pt file, the better one first
 
@@ -35,7 +37,7 @@ def opened(path: Path) -> Published:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} is no file of tensors alone ({str(error).splitlines()[0]}); files that carry code are refused"
+            f"{path} is no file of tensors alone ({fault(error)}); files that carry code are refused"
         ) from error
     state = next((state[part] for part in PARTS if part in state), state)
     tensors = {WRAPPERS.sub("", name).lstrip(".").removeprefix("model."): tensor for name, tensor in state.items()}

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+
+from avatar.files import fault
 
 BESIDE_WEIGHTS = "meta.pt"  # what else a folder holds; written last
 AVERAGE = "average."  # before the names of averaged weights, in a folder
@@ -25,7 +28,7 @@ _KNOWN = {
     ("collections", "OrderedDict"),
 }
 _MODULES = {"torch", _DESCRIBING, *(module for module, _ in _KNOWN)}
-_BROKEN = (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError, AttributeError)
+_BROKEN = (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError, AttributeError, SafetensorError)
 
 
 def shapes(path: Path) -> dict[str, torch.Size]:
@@ -41,7 +44,7 @@ def shapes(path: Path) -> dict[str, torch.Size]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         return {name: weight.shape for name, weight in state.items()}
     except _BROKEN as error:
-        raise ValueError(f"{path} is no checkpoint of a training run ({' '.join(str(error).split())[:200]})") from error
+        raise ValueError(f"{path} is no checkpoint of a training run ({fault(error)})") from error
 
 
 def newest(folder: Path) -> Path | None:

@@ -8,10 +8,11 @@ Times and labels are per latent, so clean and noisy latents may stand in one seq
 """
 
 import math
+from collections.abc import Collection
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from avatar.nn.attention import Addition, CrossAttention, ImageKeys, SelfAttention, silence
@@ -106,8 +107,14 @@ class VideoDiT(nn.Module):
         audio_layers: int = 1,
     ):
         super().__init__()
+        sizes = {"channels": channels, "dim": dim, "ffn": ffn, "heads": heads, "layers": layers, "patch": patch}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value}; wanted a whole number from 1 on")
         if dim % heads:
             raise ValueError(f"a width of {dim} can't be shared by {heads} heads; choose a multiple of {heads}")
+        if text.dim != dim:
+            raise ValueError(f"text of width {text.dim} for a network of width {dim}; set network.text.dim to this")
         if not (reference_channels or reference_sink):
             raise ValueError("the reference enters nowhere; give reference_channels or reference_sink or both")
         if audio_injection not in get_args(Injection):
@@ -160,6 +167,24 @@ class VideoDiT(nn.Module):
                 f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
                 "take the audio encoder that it was trained with, or set model.network.audio_tokens and audio_features"
             )
+
+    def check_forms(
+        self, audio_layers: int, text: Shaped[Tensor, "e n ..."], sizes: Collection[tuple[int, int]]
+    ) -> None:
+        """Raise ValueError unless it can read audio of the states of so many layers, texts like this, and latents of
+        these heights and widths."""
+        if self.audio.layers not in (1, audio_layers):
+            raise ValueError(
+                f"audio features of {audio_layers} layers for a network that mixes {self.audio.layers}; set "
+                f"model.network.audio_layers={audio_layers}"
+            )
+        self.text.check(text)
+        for height, width in sizes:
+            if height % self.patch or width % self.patch:
+                raise ValueError(
+                    f"latents of {height}×{width} can't be cut into patches of {self.patch}; choose another size of "
+                    "frames, or a model= of smaller patches"
+                )
 
     def tokens(self, height: int, width: int) -> int:
         """Tokens per latent of height × width."""

@@ -7,7 +7,7 @@ import math
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from avatar.nn.attention import silence
@@ -88,7 +88,7 @@ class AudioEntrance(nn.Module):
         super().__init__()
         if layers < 1 or features % layers:
             raise ValueError(f"audio features of width {features} can't be the states of {layers} layers; give both")
-        self.features, self.tokens, self.width = features, tokens, features // layers
+        self.features, self.tokens, self.layers, self.width = features, tokens, layers, features // layers
         self.null = nn.Parameter(torch.empty(dim))
         self.place = nn.Parameter(torch.empty(len(ROLES), tokens, dim))
         self.reset_parameters()
@@ -116,6 +116,9 @@ class ByteTextEntrance(nn.Module):
 
     def __init__(self, dim: int, width: int = 64, layers: int = 2, heads: int = 2, max_bytes: int = 128):
         super().__init__()
+        if min(width, layers, heads) < 1 or width % heads:
+            raise ValueError(f"a text of width {width} in {layers} layers of {heads} heads; choose heads that share it")
+        self.dim = dim
         self.null = nn.Parameter(torch.randn(dim) * 0.02)
         self.byte = nn.Embedding(259, width)  # 256 bytes after three special ids, ByT5's numbering
         self.place = nn.Parameter(torch.randn(max_bytes, width) * 0.02)
@@ -126,15 +129,24 @@ class ByteTextEntrance(nn.Module):
     def forward(
         self, ids: Int[Tensor, "b e n"], mask: Bool[Tensor, "b e n"]
     ) -> tuple[Float[Tensor, "b e m d"], Bool[Tensor, "b e m"]]:
+        self.check(ids)
         b, e, n = ids.shape
-        if n > len(self.place):
-            raise ValueError(f"a prompt of {n} bytes; this model reads at most {len(self.place)}: shorten it")
         x = self.byte(ids.flatten(0, 1)) + self.place[:n]
         # A prompt that was taken away has no byte to attend to: let it attend to all, its tokens are masked below.
         hidden = ~mask.flatten(0, 1) & mask.flatten(0, 1).any(1, keepdim=True)
         x = self.out(self.encoder(x, src_key_padding_mask=hidden)).unflatten(0, (b, e))
         null = self.null.expand(b, e, 1, -1)
         return torch.cat([null, x], 2), torch.cat([torch.ones_like(mask[..., :1]), mask], 2)
+
+    def check(self, text: Shaped[Tensor, "*b n"]) -> None:
+        """Raise ValueError for what isn't a text encoder's byte ids, or more of them than it reads."""
+        if text.is_floating_point():
+            raise ValueError("text as features for a model that reads bytes; choose text_encoder@text=bytes")
+        if text.shape[-1] > len(self.place):
+            raise ValueError(
+                f"prompts of {text.shape[-1]} bytes for a model that reads {len(self.place)}; set text.max_bytes to "
+                "this, or raise model.network.text.max_bytes"
+            )
 
     def flops(self, tokens: int) -> int:
         """Operations for a prompt of so many tokens; a multiply-add is two."""
@@ -152,20 +164,25 @@ class FeatureTextEntrance(nn.Module):
 
     def __init__(self, features: int, dim: int):
         super().__init__()
-        self.features = features
+        self.features, self.dim = features, dim
         self.linear_1, self.linear_2 = nn.Linear(features, dim), nn.Linear(dim, dim)
 
     def forward(
         self, text: Float[Tensor, "b e n f"], mask: Bool[Tensor, "b e n"]
     ) -> tuple[Float[Tensor, "b e m d"], Bool[Tensor, "b e m"]]:
-        if text.ndim != 4 or text.shape[-1] != self.features:
-            raise ValueError(
-                f"text of shape {tuple(text.shape)}; this model takes features of width {self.features}: choose "
-                "another text_encoder@text, such as umt5"
-            )
+        self.check(text)
         text = nn.functional.pad(text, (0, 0, 1, 0))
         tokens = self.linear_2(nn.functional.gelu(self.linear_1(text), approximate="tanh"))
         return tokens, torch.cat([~mask.any(-1, keepdim=True), mask], 2)
+
+    def check(self, text: Shaped[Tensor, "*b f"]) -> None:
+        """Raise ValueError for what isn't a text encoder's features of this width."""
+        if not text.is_floating_point() or text.shape[-1] != self.features:
+            got = f"features of width {text.shape[-1]}" if text.is_floating_point() else "bytes"
+            raise ValueError(
+                f"text as {got} for a model that takes features of width {self.features}; choose another "
+                "text_encoder@text, such as umt5"
+            )
 
     def flops(self, tokens: int) -> int:
         """Operations for a prompt of so many tokens; a multiply-add is two."""

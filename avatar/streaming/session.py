@@ -85,6 +85,8 @@ class Session:
         self.weight = next(net.parameters())  # has the device and precision of all that the network takes
         self.reference = self._encoded(reference, latent)
         self.set_prompt(prompt)
+        height, width = self.reference.shape[-2:]
+        net.check_forms(audio.states, self.prompt[0], [(height, width)])
         self.state, self.emotion, self.intensity = 0, 0, 0.0
         self.gestures = (0, 0)  # the gesture, and the latent that it ends before
 
@@ -97,7 +99,6 @@ class Session:
         self.listening: set[int] = set()  # latents from `position` on during which a voice was heard
         self.end: int | None = None  # the frame that the stream ends before, once that is known
 
-        height, width = self.reference.shape[-2:]
         cache = RingCache(
             net.layers,
             1,

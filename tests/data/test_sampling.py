@@ -96,6 +96,14 @@ def test_batches_that_ranks_cannot_share_evenly_are_refused():
         LengthBuckets((1,), (1.0,), 24, multiple=0)
 
 
+def test_a_batch_is_told_in_clips_for_all_ranks_and_passes():
+    told = LengthBuckets((3, 8), (0.2, 0.8), 192, multiple=4, accumulate=2).told(ranks=2)
+    clips = "64 clips of 3 latents or 24 clips of 8 latents"
+    assert told == f"an update learns from {clips}, shared out among 2 ranks × 2 passes"
+    of_sizes = LengthBuckets((3, 8), (0.2, 0.8), 512, multiple=2).told(1, {4, 9, 16})
+    assert "from 10 to 42 clips of 3 latents or 4 to 16 clips of 8 latents, " in of_sizes
+
+
 def test_ranks_and_passes_take_every_clip_of_every_batch_once():
     shares = [Share(rank, ranks=3, accumulate=2) for rank in range(3)]
     for step in range(4):

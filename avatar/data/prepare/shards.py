@@ -130,12 +130,6 @@ def counts(lines: Sequence[Line]) -> dict[str, int]:
     return dict(sorted(Counter(line["reason"] or "accepted" for line in lines).items()))
 
 
-def write_text(path: Path, text: str) -> None:
-    """A whole file, or none."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _rejected(line: Line, detail: str) -> Line:
     """The line of a duplicate."""
     verdict = {"status": "rejected", "reason": "duplicate", "detail": detail}

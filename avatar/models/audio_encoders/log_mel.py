@@ -33,6 +33,7 @@ class LogMel:
     hop: ClassVar[int] = 1  # frames whose features are made together
     memory: ClassVar[int] = OVERLAP  # samples before a frame that its features depend on
     reach: ClassVar[int] = OVERLAP  # and after it
+    states: ClassVar[int] = 1
     mels: int = 40
     left_context: int = 3
     right_context: int = 2

@@ -89,6 +89,10 @@ class WindowedEncoder(nn.Module):
     def dim(self) -> int:
         return len(self.layers) * self.network.width
 
+    @property
+    def states(self) -> int:
+        return len(self.layers)
+
     def tokens(self, stride: int) -> int:
         """Audio tokens per latent of `stride` frames: one per frame, contexts included."""
         if stride % self.hop:

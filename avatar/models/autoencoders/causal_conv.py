@@ -106,6 +106,8 @@ class CausalConvAutoencoder(nn.Module):
 
     def __init__(self, channels: int = 48, widths: Sequence[int] = (80, 112)):
         super().__init__()
+        if len(widths) != 2 or min(channels, *widths) < 1:
+            raise ValueError(f"channels={channels}, widths={list(widths)}; wanted at least 1, and two widths as large")
         self.channels = channels
         a, b = widths
         folded = 3 * GROUP * FOLD * FOLD
@@ -137,6 +139,7 @@ class CausalConvAutoencoder(nn.Module):
     @torch.no_grad()
     def start_from(self, video: Pixels) -> None:
         """Set the linear maps to the principal components of these frames' blocks: the best that is linear."""
+        check_video(video, True, self.temporal_stride, self.spatial_stride)
         blocks = _blocks(_folded(video, first=True)).flatten(0, 3)
         mean = blocks.mean(dim=0)
         _, values, axes = torch.linalg.svd(blocks - mean, full_matrices=False)

@@ -44,13 +44,22 @@ def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> 
     return net
 
 
-def named(wrapper: Wrapper, net: ModelMixin) -> Wrapper:
-    """The wrapper of a network that was read, ready for use: known by its config and by the hash of its weights."""
+def wrapped(
+    wrapper: type[Wrapper], kind: type[ModelMixin], weights: str, subfolder: str | None, example: str
+) -> Wrapper:
+    """The wrapper of a network that is read, ready for use: known by its config and by the hash of its weights.
+
+    Arguments and errors are those of `read`. The wrapper takes a network by `_take`, in place of its own `__init__`,
+    which makes one from a config.
+    """
+    net: Any = read(kind, weights, subfolder, example)
+    made: Any = wrapper.__new__(wrapper)
+    nn.Module.__init__(made)
+    made._take(net)
     config = {name: value for name, value in net.config.items() if not name.startswith("_")}
-    network = {"_target_": f"{type(wrapper).__module__}.{type(wrapper).__qualname__}", "config": config}
-    name = checkpoint.fingerprint(wrapper.state_dict())
-    wrapper.origin = checkpoint.Origin({"network": network}, "autoencoder", name)  # pyright: ignore[reportArgumentType]
-    return wrapper.eval()
+    network = {"_target_": f"{wrapper.__module__}.{wrapper.__qualname__}", "config": config}
+    made.origin = checkpoint.Origin({"network": network}, "autoencoder", checkpoint.fingerprint(made.state_dict()))
+    return made.eval()
 
 
 def _folder(weights: str, subfolder: str | None, example: str) -> Path:

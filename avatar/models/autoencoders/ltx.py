@@ -118,11 +118,7 @@ class LTXAutoencoder(nn.Module):
     @classmethod
     def pretrained(cls, weights: str, subfolder: str | None = "vae") -> "LTXAutoencoder":
         """Public weights; for arguments and errors see `diffusers_folder.read`."""
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        net = diffusers_folder.read(AutoencoderKLLTXVideo, weights, subfolder, EXAMPLE)
-        made._take(net)
-        return diffusers_folder.named(made, net)
+        return diffusers_folder.wrapped(cls, AutoencoderKLLTXVideo, weights, subfolder, EXAMPLE)
 
     def _take(self, net: AutoencoderKLLTXVideo) -> None:
         config: Any = net.config

@@ -40,11 +40,7 @@ class WanAutoencoder(nn.Module):
     @classmethod
     def pretrained(cls, weights: str, subfolder: str | None = "vae") -> "WanAutoencoder":
         """Public weights; for arguments and errors see `diffusers_folder.read`."""
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        net = diffusers_folder.read(AutoencoderKLWan, weights, subfolder, EXAMPLE)
-        made._take(net)
-        return diffusers_folder.named(made, net)
+        return diffusers_folder.wrapped(cls, AutoencoderKLWan, weights, subfolder, EXAMPLE)
 
     def _take(self, net: AutoencoderKLWan) -> None:
         config: Any = net.config

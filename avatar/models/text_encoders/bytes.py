@@ -34,10 +34,17 @@ class ByteEncoder:
         ids = torch.nn.functional.pad(tokens.long(), (0, self.max_bytes - len(tokens)))
         return ids, ids > 0
 
+    def check(self, prompt: str) -> None:
+        """Raise ValueError for a prompt that is no text, or longer than there is room for."""
+        self._ids(prompt)
+
     def _ids(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str):
             raise ValueError(f"a prompt {prompt!r}, which is no text; put it in quotes")
         ids = [byte + FIRST_BYTE for byte in prompt.encode()] + [END]
         if len(ids) > self.max_bytes:
-            raise ValueError(f"a prompt of {len(ids) - 1} bytes, {prompt[:40]!r}…; room is for {self.max_bytes - 1}")
+            raise ValueError(
+                f"a prompt of {len(ids) - 1} bytes, {prompt[:40]!r}…; room is for {self.max_bytes - 1}: shorten it, or "
+                "train with more (text.max_bytes and model.network.text.max_bytes)"
+            )
         return ids if prompt else []

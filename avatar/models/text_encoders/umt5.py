@@ -68,7 +68,16 @@ class UMT5(nn.Module):
         features = nn.functional.pad(tokens.float(), (0, 0, 0, self.max_tokens - len(tokens)))
         return features, torch.ones(self.max_tokens, dtype=torch.bool)
 
+    def check(self, prompt: str) -> None:
+        """Raise ValueError for a prompt that is no text, or longer than there is room for."""
+        self._ids(prompt)
+
     def _features(self, prompt: str) -> Float[Tensor, "m d"]:
+        ids = self._ids(prompt)
+        device = next(self.net.parameters()).device
+        return self.net(torch.tensor([ids], device=device)).last_hidden_state[0].float().cpu()
+
+    def _ids(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str):
             raise ValueError(f"a prompt {prompt!r}, which is no text; put it in quotes")
         clean = " ".join(html.unescape(html.unescape(prompt)).split())  # as Wan's own code does before the tokenizer
@@ -78,8 +87,7 @@ class UMT5(nn.Module):
                 f"a prompt of {len(ids)} tokens, {prompt[:40]!r}…; room is for {self.max_tokens}, its end included: "
                 "shorten it"
             )
-        device = next(self.net.parameters()).device
-        return self.net(torch.tensor([ids], device=device)).last_hidden_state[0].float().cpu()
+        return ids
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -1,0 +1,232 @@
+"""What can't work is told in one line before anything is encoded, trained or written."""
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from avatar import evaluate, run
+from avatar.data.bucketing import LengthBuckets
+from avatar.data.shard_reader import check_captions
+from avatar.data.worlds import PixelWorld
+from avatar.files import fault, load_tensors
+from avatar.models import published, training_checkpoint
+from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
+from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
+from avatar.models.preparation import Checkpointing, Compiled, LoRA
+from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.umt5 import UMT5
+from avatar.models.video_dit import VideoDiT
+from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance
+from tests.conftest import make_net
+from tests.data.shard_sets import sample, write_set
+from tests.data.test_shard_clips import data as shard_clips
+from tests.models import speech_networks
+from tests.stages import FILTERS, SMALL_NET, TINY, random_bundle
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
+ROOT = Path(__file__).parents[1]
+
+
+class Code:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -> str:
+    """What a command says in its one line; nothing was encoded, and no run begun."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
+    place = [f"folder='{tmp_path}/run'", f"cache='{tmp_path}/cache'", f"hydra.run.dir='{tmp_path}/hydra'", "threads=1"]
+    monkeypatch.setattr(sys, "argv", [script, *arguments, *place, *quiet])
+    with pytest.raises(SystemExit) as stop:
+        run.main(script, task)
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1, told
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run" / "config.yaml").exists()
+    return told
+
+
+@pytest.mark.parametrize(
+    "mistake, told",
+    [
+        ("model.network.patch=2", "latents of 1×1 can't be cut into patches of 2"),
+        ("text.max_bytes=128", "prompts of 128 bytes for a model that reads 96; set text.max_bytes"),
+        ("data.train.latents=x", "data can't be made ('>' not supported"),
+        ("objective.optimizer.lr=fast", "an optimiser refuses its settings"),
+        ("accumulate=2 data.buckets.multiple=2 data.buckets.accumulate=1", "set both by one: accumulate=2"),
+        ("stepz=1", "Could not override 'stepz': there is no such setting; --cfg job shows all there are"),
+        ("resume=nothing.ckpt", "'nothing.ckpt'; give a .ckpt of this run's checkpoints folder"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_training_that_can_not_work_does_not_begin(monkeypatch, capsys, tmp_path, mistake, told):
+    assert told in refused(monkeypatch, capsys, tmp_path, "train", run.fit, *TINY, *SMALL_NET, *mistake.split())
+
+
+@pytest.mark.parametrize("preparation", [LoRA(2, 2), Checkpointing(), Compiled()])
+def test_an_autoencoder_is_not_prepared_as_backbones_are(preparation):
+    with pytest.raises(ValueError, match=r"CausalConvAutoencoder has no blocks to prepare.*leave out prepare="):
+        preparation(CausalConvAutoencoder(4, (4, 4)))
+
+
+def test_an_evaluation_of_another_world_does_not_begin(monkeypatch, capsys, tmp_path):
+    student = random_bundle(tmp_path / "student.safetensors", "student", "world.channels=4")
+    arguments = ["world=states", f"student='{student}'", "teacher=null", "clips=2", "latents=2", "workers=0"]
+    told = refused(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
+    assert "a network for latents of 4 channels with an autoencoder of 84" in told
+
+
+def test_a_window_that_no_clip_fills_is_told():
+    assert run.unseen(8, [3, 8]) is None
+    told = run.unseen(20, [3, 8])
+    assert told is not None and told.startswith("plan.window=20 latents, but clips of training have 8 at most")
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"heads": 5}, "a width of 24 can't be shared by 5 heads; choose a multiple of 5"),
+        ({"heads": 8}, "a head has 3 channels, but they turn in pairs"),
+        ({"heads": 0}, "heads=0; wanted a whole number from 1 on"),
+        ({"layers": 0}, "layers=0; wanted"),
+        ({"patch": 0}, "patch=0; wanted"),
+        ({"audio_features": 7, "audio_layers": 2}, "width 7 can't be the states of 2 layers"),
+    ],
+)
+def test_a_network_of_impossible_sizes_is_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        make_net(**changes)
+
+
+def test_a_text_entrance_of_another_width_is_refused():
+    sizes = {"channels": 3, "dim": 24, "ffn": 8, "heads": 2, "layers": 1, "patch": 1}
+    for text in (ByteTextEntrance(16, width=8, layers=1), FeatureTextEntrance(5, 16)):
+        with pytest.raises(ValueError, match="text of width 16 for a network of width 24"):
+            VideoDiT(**sizes, audio_features=5, audio_tokens=2, text=text)
+    with pytest.raises(ValueError, match="3 heads; choose heads that share it"):
+        ByteTextEntrance(24, width=8, heads=3)
+
+
+IDS, FEATURES = torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, 5)
+
+
+def test_inputs_of_other_forms_are_refused():
+    net = make_net(audio_features=6, audio_layers=3)
+    net.check_forms(3, IDS, [(2, 4)])
+    with pytest.raises(ValueError, match=r"of 2 layers for a network that mixes 3; set model.network.audio_layers=2"):
+        net.check_forms(2, IDS, [(2, 4)])
+    make_net().check_forms(5, IDS, [])  # all states as one piece
+    with pytest.raises(ValueError, match="features for a model that reads bytes"):
+        net.check_forms(3, FEATURES, [])
+    with pytest.raises(ValueError, match="17 bytes for a model that reads 16"):
+        net.check_forms(3, IDS.new_ones(1, 17), [])
+    with pytest.raises(ValueError, match="latents of 2×3 can't be cut into patches of 2"):
+        net.check_forms(3, IDS, [(2, 4), (2, 3)])
+    entrance = FeatureTextEntrance(5, 24)
+    entrance.check(FEATURES)
+    for wrong, told in ((IDS, "text as bytes"), (FEATURES[..., :4], "features of width 4")):
+        with pytest.raises(ValueError, match=f"{told} for a model that takes features of width 5"):
+            entrance.check(wrong)
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"budget": "lots"}, "budget=lots"),
+        ({"lengths": (1, "many")}, r"lengths\[1\]=many"),
+        ({"multiple": 1.5}, "multiple=1.5"),
+        ({"accumulate": None}, "accumulate=None"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_batches_of_other_than_whole_numbers_are_refused(changes, told):
+    with pytest.raises(ValueError, match=rf"buckets\.{told}; wanted whole numbers"):
+        LengthBuckets(**{"lengths": (1, 2), "weights": (1.0, 1.0), "budget": 8} | changes)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_other_sizes_that_are_none_are_refused():
+    for size in (0, "big"):
+        with pytest.raises(ValueError, match=f"frames of {size} pixels"):
+            PixelWorld(size)
+    with pytest.raises(ValueError, match="two widths"):
+        CausalConvAutoencoder(4, (8,))
+    with pytest.raises(ValueError, match="channels=0"):
+        CausalConvAutoencoder(0, (8, 8))
+    with pytest.raises(ValueError, match=r"a video of 10 frames .*takes 1 \+ 4k frames"):
+        CausalConvAutoencoder(4, (8, 8)).start_from(torch.zeros(1, 3, 10, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.ckpt", "folder"])
+def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
+    ran, path = tmp_path / "ran", tmp_path / name
+    code = Code(f"touch '{ran}'")
+    if name == "folder":
+        speech_networks.wav2vec2(path)
+        (path / "model.safetensors").unlink()
+        torch.save({"weight": code}, path / "pytorch_model.bin")
+    else:
+        torch.save({"generator": code, "state_dict": {"weight": code}}, path)
+    look = {"a.pt": published.opened, "a.ckpt": training_checkpoint.shapes, "folder": lambda path: Wav2Vec2(str(path))}
+    with pytest.raises(ValueError, match=r"it carries code: posix\.system"):
+        look[name](path)
+    assert not ran.exists()
+
+
+def test_torchs_advice_to_run_code_is_not_passed_on():
+    told = fault(pickle.UnpicklingError("Weights only load failed. … likely succeed, … GLOBAL os.system whose …"))
+    assert told == "it carries code: os.system"
+    assert fault(ValueError("line one\n  line two")) == "line one line two"
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", "half"])
+def test_a_damaged_safetensors_file_is_no_checkpoint_and_no_cache(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    if content == "half":
+        save_file({"a": torch.zeros(99)}, path)
+        content = path.read_bytes()[:200]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no checkpoint of a training run"):
+        training_checkpoint.shapes(path)
+    with pytest.raises(ValueError, match=r"no readable safetensors file .*delete .*a.safetensors, and it is made anew"):
+        load_tensors(path, ["a"])
+
+
+def test_a_cache_file_of_other_contents_is_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert load_tensors(tmp_path / "a.safetensors", ["a"]).keys() == {"a"}
+    with pytest.raises(ValueError, match=r"has a, wanted b, c; delete .*, and it is made anew"):
+        load_tensors(tmp_path / "a.safetensors", ["b", "c"])
+
+
+def test_a_caption_without_room_is_found_before_training(tmp_path):
+    def make(key, *size):
+        return sample(key, *size) | ({"txt": "ü" * 50} if key.endswith("train-2") or key.endswith("002") else {})
+
+    folder = write_set(tmp_path / "set", {"train": 4, "dev": 2}, make=make)
+    told = r"train-set-002 of .*train-000000\.tar: a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
+    with pytest.raises(ValueError, match=told):
+        shard_clips(folder).prepare_data()
+    shard_clips(folder, on_error="skip").prepare_data()
+    shard_clips(folder, text=ByteEncoder(101)).prepare_data()
+
+
+def test_a_prompt_of_too_many_tokens_is_found_before_training(tmp_path):
+    text = UMT5(speech_networks.umt5(tmp_path / "umt5"), max_tokens=4)
+    text.check("a cat speaking")
+    with pytest.raises(ValueError, match=r"a prompt of 5 tokens.*room is for 4"):
+        text.check("a cat is speaking")
+    folder = write_set(tmp_path / "set", {"train": 1, "dev": 1})
+    with pytest.raises(ValueError, match=r"train-set-000 of .*a prompt of \d tokens"):
+        check_captions(shard_clips(folder).entries["train"], text)

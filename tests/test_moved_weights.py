@@ -1,0 +1,122 @@
+"""Encoders are known by their weights, not by the path that these had on the machine of the training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from scipy.io import wavfile
+
+from avatar import film
+from avatar.evaluate import evaluate
+from avatar.models import checkpoint
+from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
+from avatar.models.audio_encoders.windowed import WindowedEncoder
+from tests.models import speech_networks
+from tests.stages import FILTERS, SMALL_NET, composed, fitted, plain, random_autoencoder, random_bundle
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
+HEARD = ("past=4", "future=1", "left_context=1")
+NET = ("model.network.audio_features=48", "model.network.audio_tokens=5", "model.network.audio_layers=3")
+
+
+def encoder(weights: Path) -> tuple[str, ...]:
+    """A run's arguments for the speech network in a folder."""
+    chosen = (
+        "audio_encoder@audio=wav2vec2",
+        f"audio.network.weights='{weights}'",
+        *(f"audio.{part}" for part in HEARD),
+    )
+    return (*chosen, *NET)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(1)
+    return Path(speech_networks.wav2vec2(tmp_path_factory.mktemp("trained")))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory) -> Path:
+    """Of the same form, and with other weights."""
+    torch.manual_seed(2)
+    return Path(speech_networks.wav2vec2(tmp_path_factory.mktemp("others")))
+
+
+@pytest.fixture
+def moved(weights, tmp_path) -> Path:
+    """Where the weights lie on this machine."""
+    (tmp_path / "moved").symlink_to(weights)
+    return tmp_path / "moved"
+
+
+@pytest.fixture(scope="module")
+def student(weights, tmp_path_factory) -> tuple[Path, Path]:
+    """A student that was trained where the weights lay in a folder that is gone; and its autoencoder."""
+    folder = tmp_path_factory.mktemp("bundles")
+    audio = plain(composed("train", *encoder(folder / "gone")).audio)
+    known = repr(WindowedEncoder(Wav2Vec2(str(weights)), past=4, future=1, left_context=1))
+    changes = {"audio": audio, "components": {"audio": known}}
+    made = random_bundle(folder / "student.safetensors", "student", "world.channels=4", *NET, **changes)
+    return made, random_autoencoder(folder / "autoencoder.safetensors")
+
+
+def test_what_a_run_was_trained_with_is_known_elsewhere(weights, moved, others, tmp_path):
+    small = (*SMALL_NET, "steps=1")
+    teacher = fitted("train", tmp_path / "a", *small, *encoder(weights))
+    assert checkpoint.read(teacher).components["audio"].startswith("WindowedEncoder(Wav2Vec2Model(")
+    further = ("objective=teacher_forcing", f"teacher='{teacher}'", "steps=1")
+    assert fitted("distill", tmp_path / "b", *further, *encoder(moved)).exists()
+    with pytest.raises(ValueError, match=r"teacher was trained with audio by .* but these weights make"):
+        fitted("distill", tmp_path / "c", *further, *encoder(others))
+
+    scores = ["world=states", f"student='{teacher}'", "teacher=null", "clips=2", "latents=2", "others=0", "control=0"]
+    place = [f"folder='{tmp_path}/scores'", f"cache='{tmp_path}/cache'", "threads=1", "workers=0"]
+    evaluate(composed("evaluate", *scores, *place, f"weights.audio='{moved}'", "teacher_sampler.steps=1"))
+    assert (tmp_path / "scores" / "report.md").exists()
+
+
+def filmed(student: tuple[Path, Path], folder: Path, *arguments: str) -> Path:
+    wavfile.write(folder / "a.wav", 16_000, np.zeros(8_000, np.int16))
+    bundle, autoencoder = student
+    given = [f"student='{bundle}'", f"world.autoencoder.path='{autoencoder}'", f"audio='{folder}/a.wav'"]
+    film.film(composed("infer", *given, f"out='{folder}/a.mp4'", f"folder='{folder}'", "threads=1", *arguments))
+    return folder / "a.mp4"
+
+
+def test_a_student_streams_with_the_weights_of_this_machine(student, moved, tmp_path):
+    assert filmed(student, tmp_path, f"weights.audio='{moved}'").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, error, told",
+    [
+        ([], FileNotFoundError, r"no weights .*gone, .*; or say where they lie here: weights\.audio=FOLDER"),
+        (["weights.audio='{others}'"], ValueError, "the student was trained with audio by .* but these weights make"),
+        (["weights.audio='{tmp}/nothing'"], FileNotFoundError, "no weights .*nothing"),
+        (["weights.audio='{others}'", "weights.text=/data/umt5"], ValueError, "but these weights make"),
+        (
+            ["weights.audio='{moved}'", "weights.text=/data/umt5"],
+            ValueError,
+            "ByteEncoder, which has none; leave it out",
+        ),
+    ],
+)
+def test_weights_that_are_gone_or_others_are_told(student, moved, others, tmp_path, arguments, error, told):
+    given = [argument.format(moved=moved, others=others, tmp=tmp_path) for argument in arguments]
+    with pytest.raises(error, match=told):
+        filmed(student, tmp_path, *given)
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_damaged_weights_are_told_as_such(student, weights, tmp_path):
+    for file in weights.iterdir():
+        (tmp_path / "w").mkdir(exist_ok=True)
+        content = file.read_bytes()
+        (tmp_path / "w" / file.name).write_bytes(
+            content[: len(content) // 2] if "safetensors" in file.name else content
+        )
+    with pytest.raises(InstantiationException) as error:
+        filmed(student, tmp_path, f"weights.audio='{tmp_path}/w'")
+    assert "holds no readable weights of a Wav2Vec2Model" in str(error.value.__cause__)

@@ -1,0 +1,17 @@
+"""Recorded results say where they come from."""
+
+import json
+import sys
+
+from avatar import provenance
+
+
+def test_recorded_results_say_by_what_they_were_made(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/a.py", "--name", "two words"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    made = json.loads(provenance.recorded(measured={"ratio": 1.5}))
+    assert made["command"] == "OMP_NUM_THREADS=3 python benchmarks/a.py --name 'two words'"
+    assert made["measured"] == {"ratio": 1.5} and made["machine"]["cores"] >= 1
+    assert made["versions"]["torch"] and "revision" in made
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert json.loads(provenance.recorded())["command"].startswith("python benchmarks/a.py")
