@@ -2,7 +2,7 @@
 
     # 2 cores, reduced width
     python benchmarks/training_step.py model.network.layers=6 model.network.dim=384 model.network.ffn=2240 \
-        model.network.heads=3 model.network.text.dim=384 --latents 4 --height 30 --width 52
+        model.network.heads=3 --latents 4 --height 30 --width 52
     # Wan 2.1 1.3B at 480×832×81 frames, one GPU
     python benchmarks/training_step.py prepare=large trainer.precision=bf16-mixed +objective.optimizer.fused=true \
         --device cuda
@@ -17,13 +17,11 @@ precision. The aim on one H200 is at least 45 %.
 """
 
 import argparse
-import json
 import math
 import resource
-import shlex
 import statistics
-import sys
 import tempfile
+import warnings
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,12 +33,13 @@ from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
 from avatar import run
+from avatar.files import write_text
 from avatar.models import size
 from avatar.models.preparation import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import FeatureTextEntrance
-from avatar.provenance import machine, versions
-from avatar.types import ROLES, Batch, Conditioning
+from avatar.provenance import recorded
+from avatar.types import REGIONS, ROLES, Batch, Conditioning
 
 WARM = 3  # steps that aren't counted: kernels are chosen and compiled, the optimiser makes its state
 
@@ -74,7 +73,7 @@ def random_batch(net: VideoDiT, clip: size.Clip, clips: int) -> Batch:
         gesture=unsaid,
     )
     latents = torch.randn(b, net.channels, l, *space)
-    return Batch(latents, cond, torch.zeros(b, l, *space), [f"random-{n}" for n in range(b)])
+    return Batch(latents, cond, torch.rand(b, len(REGIONS), l, *space), [f"random-{n}" for n in range(b)])
 
 
 class Clock(lightning.Callback):
@@ -123,6 +122,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     with initialize_config_dir(run.CONFIGS, version_base="1.3"):
         cfg = compose("train", overrides=own)
     run.quieten()
+    warnings.filterwarnings("ignore", ".*no `val_dataloader`")
     run.prepare_torch(cfg.threads)
     lightning.seed_everything(cfg.seed, verbose=False)
     objective = hydra.utils.instantiate(cfg.objective)
@@ -138,7 +138,6 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         callbacks=[clock],
         plugins=None,
         logger=False,
-        limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
@@ -180,10 +179,7 @@ def main() -> None:
         f"peak {measured['peak_bytes'] / 2**30:.2f} GiB"
     )
     if arguments.out is not None:
-        result = {"command": shlex.join(["python", "benchmarks/training_step.py", *sys.argv[1:]])}
-        result |= {"machine": machine(), "versions": versions(), "measured": measured}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(arguments.out, recorded(measured=measured))
 
 
 if __name__ == "__main__":
