@@ -3,8 +3,9 @@
     Wan 2.1 T2V / I2V, Wan 2.2 TI2V        a folder of safetensors with an index, or one such file
     Self-Forcing, CausVid, Causal-Forcing  a .pt whose `generator_ema` or `generator` holds the original names
 
-Tensors come one by one into a network that has no memory before: the peak is the network and one tensor. What the
-backbone adds to Wan's (audio, labels, reference channels, …) starts at zero: a loaded one computes what it computed.
+Tensors come one by one into a network that has no memory before: the peak is the network and one tensor. Those that a
+file has in the precision that is asked for are mapped, as a bundle's are. What the backbone adds to Wan's (audio, labels,
+reference channels, …) starts at zero: a loaded one computes what it computed.
 """
 
 import json
@@ -88,7 +89,7 @@ def load(
     _start(net, [name for name in net.state_dict() if name not in found], getattr(torch, dtype))
     for ours, theirs in found.items():
         tensor = _ours(ours, published.read[theirs](), net.patch)
-        _assign(net, ours, tensor.to(getattr(torch, dtype), copy=True))
+        _assign(net, ours, tensor.to(getattr(torch, dtype)))
     origin = checkpoint.origin_of(net)
     net.origin = replace(origin, kind=kind, fingerprint=checkpoint.fingerprint(net.state_dict()))  # pyright: ignore
     return net.eval()
