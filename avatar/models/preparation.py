@@ -76,26 +76,23 @@ class Checkpointing:
     def __call__(self, net: nn.Module) -> None:
         contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, _keep_attention)}
         for block in _blocks(net)[:: self.every]:
-            # Blocks draw no random numbers whose state would have to be kept.
-            block.forward = functools.partial(
-                checkpoint,
-                block.forward,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                **(contexts if self.selective else {}),
-            )
+            block.forward = _recomputed(block.forward, contexts if self.selective else {})
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Each block compiled by itself: what one costs to compile serves all, and weights keep their names."""
+    """Each block compiled by itself: what one costs to compile serves all, and weights keep their names.
 
-    mode: str | None = None  # of torch.compile
+    The arguments are those of torch.compile.
+    """
+
+    mode: str | None = None
     dynamic: bool | None = None
+    backend: str = "inductor"
 
     def __call__(self, net: nn.Module) -> None:
         for block in _blocks(net):
-            block.compile(mode=self.mode, dynamic=self.dynamic)
+            block.compile(mode=self.mode, dynamic=self.dynamic, backend=self.backend)
 
 
 def merged(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,6 +112,15 @@ def merged(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _blocks(net: nn.Module) -> nn.ModuleList:
     assert isinstance(net.blocks, nn.ModuleList)
     return net.blocks
+
+
+def _recomputed(forward: Callable[..., Tensor], contexts: Mapping[str, Any]) -> Callable[..., Tensor]:
+    # A function of ours: the compiler passes over a partial of torch's own, and leaves the block as it is.
+    def recomputed(*inputs: Any) -> Tensor:
+        # Blocks draw no random numbers whose state would have to be kept.
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+    return recomputed
 
 
 def _of_any(name: str, layers: Mapping[str, Any]) -> bool:
