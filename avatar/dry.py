@@ -17,9 +17,22 @@ def report(cfg: DictConfig) -> None:
     if not isinstance(net, VideoDiT):
         raise ValueError(f"trainer=dry weighs backbones, got a {type(net).__name__}; choose another model=")
     table = Table(box=None, show_header=False)
-    for name, value in lines(net, size.Clip(**cfg.trainer)):
+    for name, value in lines(net, clip_of(**cfg.trainer)):
         table.add_row(name, value)
     Console().print(table)
+
+
+def clip_of(
+    frames: int, height: int, width: int, text_tokens: int, temporal_stride: int, spatial_stride: int
+) -> size.Clip:
+    """The latents of so many frames of height × width pixels. Raises ValueError unless they are whole."""
+    s, p = temporal_stride, spatial_stride
+    if frames % s or height % p or width % p:
+        raise ValueError(
+            f"{frames} frames of {height}×{width} pixels for latents of {s} frames of {p}×{p}; choose multiples by "
+            "trainer.frames, trainer.height and trainer.width, or another world="
+        )
+    return size.Clip(frames // s, height // p, width // p, text_tokens)
 
 
 def lines(net: VideoDiT, clip: size.Clip) -> list[tuple[str, str]]:

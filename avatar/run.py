@@ -114,6 +114,10 @@ def fit(cfg: DictConfig) -> None:
         if trainer.is_global_zero and (saved := getattr(trainer.checkpoint_callback, "last_model_path", "")):
             print(f"stopped by {number.name}; go on with resume={saved}", file=sys.stderr)
         raise KeyboardInterrupt(number) from stop
+    except Exception:
+        if trainer.strategy.launcher is not None:  # the ranks that this one started may wait for it for long
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        raise
 
 
 def check_fit(

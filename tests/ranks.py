@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,14 @@ def launched(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]
     ]
 
 
-def run(ranks: int, *jobs: tuple[str, list[Any]], ends: int = 0) -> None:
-    """Wait until these calls are made and all processes end with this code; what went wrong is shown."""
+def run(ranks: int, *jobs: tuple[str, list[Any]], ends: int = 0, within: float = 300) -> None:
+    """Wait until these calls are made and all processes end with this code, in so many seconds; what went wrong is
+    shown."""
     processes = launched(ranks, *jobs)
+    watch = threading.Timer(within, lambda: [process.kill() for process in processes])
+    watch.start()
     errors = [process.communicate()[1] for process in processes]
+    watch.cancel()
     assert [process.returncode for process in processes] == [ends] * ranks, "\n".join(errors)
 
 

@@ -75,6 +75,8 @@ def test_every_model_fits_its_world_and_its_encoders(world, model):
     autoencoder = hydra.utils.instantiate(cfg.world.autoencoder)
     audio = hydra.utils.instantiate(cfg.audio)
     assert net.channels == autoencoder.channels == cfg.world.channels
+    strides = (autoencoder.temporal_stride, autoencoder.spatial_stride)
+    assert strides == (cfg.world.temporal_stride, cfg.world.spatial_stride)
     assert net.audio.place.shape[1] == audio.tokens(autoencoder.temporal_stride)
     assert net.audio.mlp[0].in_features == audio.dim
     assert len(net.text.place) == cfg.text.max_bytes

@@ -242,3 +242,31 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path, cache,
     ranks.run(second, ("tests.ranks:fit", ["train", resumed, *go_on]))
     expected, got = (load_file(Path(folder, "teacher.safetensors")) for folder in (begun, resumed))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_error_on_one_rank_ends_all(tmp_path, cache, strategy):
+    """Though checkpoints, which are all ranks' work, are saved where a run ends before its time."""
+    run = ["steps=4", "data.buckets.multiple=2", *SMALL_NET, cache, f"trainer={strategy}", "trainer.devices=2"]
+    ranks.run(2, ("tests.test_resume:second_fails", ["train", str(tmp_path / "run"), *run]), ends=1, within=90)
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def second_fails(script: str, folder: str, *overrides: str) -> None:
+    """A run of two processes, of which the second alone meets an error."""
+    if os.environ["RANK"] == "1":
+        FlowMatching.training_step = failing(2)
+    fitted(script, Path(folder), *overrides)
+
+
+def failing(at: int):
+    """A training step of flow matching that one pass ends with an error."""
+    training_step = FlowMatching.training_step
+
+    def step(self, batch, index):
+        if index == at:
+            raise ValueError("a damaged sample; leave it out")
+        return training_step(self, batch, index)
+
+    return step

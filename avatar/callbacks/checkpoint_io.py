@@ -24,4 +24,4 @@ class WholeFiles(TorchCheckpointIO):
                 f"{path} was saved in parts by trainer=fsdp, which resumes it; another strategy needs one file of all "
                 "weights, saved with trainer.strategy.save_distributed_checkpoint=false"
             )
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # once for all ranks of a machine

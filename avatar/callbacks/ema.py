@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from avatar.models.training_checkpoint import AVERAGE
-from avatar.objectives.parts import whole
+from avatar.objectives.parts import gathered
 
 
 class EMA(lightning.Callback):
@@ -58,7 +58,7 @@ class EMA(lightning.Callback):
         if any(isinstance(weight, DTensor) for weight in checkpoint["state_dict"].values()):
             checkpoint["state_dict"] |= {AVERAGE + name: weight for name, weight in self.weights.items()}
         else:
-            checkpoint["average"] = {name: whole(weight).cpu() for name, weight in self.weights.items()}
+            checkpoint["average"] = gathered(self.weights)
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         if not checkpoint["callbacks"][self.state_key]["updates"]:

@@ -10,7 +10,7 @@ import torch
 from avatar.callbacks.ema import EMA
 from avatar.models import checkpoint
 from avatar.models.preparation import merged
-from avatar.objectives.parts import whole
+from avatar.objectives.parts import gathered
 from avatar.types import Bundle
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
@@ -37,8 +37,7 @@ class Export(lightning.Callback):
         averages = [
             callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights
         ]
-        own = averages[0] if averages else module.net.state_dict()
-        own = {name: whole(weight).cpu() for name, weight in own.items()}  # of sharded weights all ranks have a part
+        own = gathered(averages[0] if averages else module.net.state_dict())
         if not trainer.is_global_zero:
             return
         weights = merged(module.net, own)

@@ -70,7 +70,11 @@ def new(network: Any) -> Any:
 
 
 def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
-    """The network of a bundle, in fp32; a bundle of another kind than these is refused."""
+    """The network of a bundle, in fp32; a bundle of another kind than these is refused.
+
+    Weights that are stored in fp32 are mapped: they are memory that all processes of a machine and all networks of the
+    file share, until they are written to or moved.
+    """
     bundle = read(Path(path))
     if bundle.kind not in kinds:
         raise ValueError(
@@ -80,11 +84,12 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
     if bundle.kind == "autoencoder":  # another's latents, decoded: it is that one for all who use them
         name = bundle.components.get("autoencoder", name)
     origin = Origin(bundle.config, bundle.kind, name, bundle.components, bundle.plan)
-    net = _built(origin)
+    with torch.device("meta"):
+        net = _built(origin)
     expected = net.state_dict()
     if wrong := misfits(expected, bundle.weights):
         raise ValueError(f"{path} does not fit its own config: {'; '.join(wrong[:8])}; make the bundle anew")
-    net.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in bundle.weights.items()})
+    net.load_state_dict({name: w.to(expected[name].dtype) for name, w in bundle.weights.items()}, assign=True)
     return net.eval()
 
 

@@ -98,15 +98,18 @@ class Compiled:
 
     A rollout's passes stay as they are: what they cache differs from block to block and chunk to chunk, and each would
     be compiled anew. Weights keep their names.
+
+    The arguments are those of torch.compile.
     """
 
-    mode: str | None = None  # of torch.compile
+    mode: str | None = None
     dynamic: bool | None = None
+    backend: str = "inductor"
 
     def __call__(self, net: nn.Module) -> None:
         for block in _blocks(net):
             # Not block.compile(), which finds a recomputed forward beneath it and leaves that as it is.
-            fast = torch.compile(block.forward, mode=self.mode, dynamic=self.dynamic)
+            fast = torch.compile(block.forward, mode=self.mode, dynamic=self.dynamic, backend=self.backend)
             block.forward = _on_whole_clips(fast, block.forward)
 
 

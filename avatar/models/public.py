@@ -3,8 +3,9 @@
     Wan 2.1 T2V / I2V, Wan 2.2 TI2V        a folder of safetensors with an index, or one such file
     Self-Forcing, CausVid, Causal-Forcing  a .pt whose `generator_ema` or `generator` holds the original names
 
-Tensors come one by one into a network that has no memory before: the peak is the network and one tensor. What the
-backbone adds to Wan's (audio, labels, reference channels, …) starts at zero: a loaded one computes what it computed.
+Tensors come one by one into a network that has no memory before: the peak is the network and one tensor. Those that a
+file has in the precision that is asked for are mapped, as a bundle's are. What the backbone adds to Wan's (audio,
+labels, reference channels, …) starts at zero: a loaded one computes what it computed.
 """
 
 import json
@@ -60,6 +61,7 @@ MODULES = (
     ("modulation_out", "scale_shift_table", "head.modulation"),
     ("out", "proj_out", "head.head"),
 )
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 DIFFUSERS, ORIGINAL = ({row[0]: row[column] for row in MODULES} for column in (1, 2))
 
 
@@ -71,13 +73,18 @@ def load(
     Args:
         network: its config; `weights` a folder or file as the module's docstring lists.
         kind: "teacher", or "student" for a causal few-step network.
-        dtype: of the parameters, whatever the file has.
+        dtype: of the parameters, whatever the file has; see DTYPES.
         allow: patterns (`*`) of names, of the file or the network, that may be unknown, missing or mis-shaped.
 
     Raises ValueError naming every other such tensor; those of the network's that are missing keep their fresh start.
     """
+    for name, given, choices in (("kind", kind, checkpoint.KINDS), ("dtype", dtype, DTYPES)):
+        if given not in choices:
+            raise ValueError(f"{name}={given!r} of a model; choose one of {', '.join(choices)}")
     if weights is None:
-        return checkpoint.new(network)
+        fresh = checkpoint.new(network)
+        fresh.origin = replace(checkpoint.origin_of(fresh), kind=kind)
+        return fresh.to(DTYPES[dtype])
     published = opened(Path(weights))
     with torch.device("meta"):
         net: VideoDiT = checkpoint.new(network)
@@ -85,10 +92,10 @@ def load(
         raise ValueError(f"text by {type(net.text).__name__}; Wan's networks take features: FeatureTextEntrance")
     pairs = names_of(net, _layout(published))
     found = _fitting(net, published, pairs, allow)
-    _start(net, [name for name in net.state_dict() if name not in found], getattr(torch, dtype))
+    _start(net, [name for name in net.state_dict() if name not in found], DTYPES[dtype])
     for ours, theirs in found.items():
         tensor = _ours(ours, published.read[theirs](), net.patch)
-        _assign(net, ours, tensor.to(getattr(torch, dtype), copy=True))
+        _assign(net, ours, tensor.to(DTYPES[dtype]))
     origin = checkpoint.origin_of(net)
     net.origin = replace(origin, kind=kind, fingerprint=checkpoint.fingerprint(net.state_dict()))  # pyright: ignore
     return net.eval()

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +35,34 @@ def opened(path: Path) -> Published:
     if path.suffix == ".safetensors":
         return Published(path, {name: _reader(path, name) for name in _names(path)})
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # What torch wrote before 1.6 is no archive, and can't be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} is no file of tensors alone ({fault(error)}); files that carry code are refused"
         ) from error
-    state = next((state[part] for part in PARTS if part in state), state)
+    held = _described(state)
+    if isinstance(state, Mapping):
+        state = next((state[part] for part in PARTS if part in state), state)
+    if not _is_named_tensors(state):
+        raise ValueError(
+            f"{path} holds {held}; wanted tensors by their names, or {' or '.join(PARTS)} with such: save the "
+            "network's state_dict alone"
+        )
     tensors = {WRAPPERS.sub("", name).lstrip(".").removeprefix("model."): tensor for name, tensor in state.items()}
     return Published(path, {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()})
+
+
+def _is_named_tensors(state: object) -> bool:
+    if not isinstance(state, Mapping) or not state:
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
+
+
+def _described(state: object) -> str:
+    if not isinstance(state, Mapping):
+        return f"a {type(state).__name__}"
+    return f"{', '.join(map(str, list(state)[:4]))}{', …' if len(state) > 4 else ''}" if state else "nothing"
 
 
 def _folder(path: Path) -> Published:

@@ -5,6 +5,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from avatar.nn.norm import RMSNorm
 from avatar.nn.rope import Rotation
 from avatar.types import View
 
@@ -16,7 +17,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.layer = heads, layer
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.norm_q, self.norm_k = RMSNorm(dim, eps=1e-6), RMSNorm(dim, eps=1e-6)
 
     def forward(self, x: Float[Tensor, "b n d"], view: View, rotation: Rotation) -> Float[Tensor, "b n d"]:
         q, k, v = (
@@ -33,7 +34,7 @@ class ImageKeys(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.norm_k = nn.RMSNorm(dim, eps=1e-6)
+        self.norm_k = RMSNorm(dim, eps=1e-6)
 
     def forward(self, tokens: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b m d"]]:
         return self.norm_k(self.k(tokens)), self.v(tokens)
@@ -49,7 +50,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.norm_q, self.norm_k = RMSNorm(dim, eps=1e-6), RMSNorm(dim, eps=1e-6)
         self.image = image
 
     def forward(

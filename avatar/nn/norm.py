@@ -15,6 +15,15 @@ class LayerNorm(nn.LayerNorm):
         return nn.functional.layer_norm(input.to(wide), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm in the wider precision of input and weight, as torch's is, but by its fused kernel also where they
+    differ: under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        return nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
 def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b l d"], scale: Float[Tensor, "b l d"]
 ) -> Float[Tensor, "b n d"]:

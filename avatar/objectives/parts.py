@@ -5,7 +5,7 @@ drawn for the whole batch, everywhere alike, since all ranks hold the same rando
 are means over samples, of which no one's depends on another, so that the mean over parts is that of the whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import lightning
@@ -54,6 +54,18 @@ def average_gradients(net: nn.Module) -> None:
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be sharded, whole on every rank."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def gathered(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that may be sharded, whole and on the CPU of the first rank; of the other ranks, which all have to call
+    it, none holds more than one of them at a time."""
+    first = ranks() == 1 or dist.get_rank() == 0
+    found = {}
+    for name, weight in weights.items():
+        tensor = whole(weight)
+        if first:
+            found[name] = tensor.cpu()
+    return found
 
 
 def ranks() -> int:

@@ -1,11 +1,14 @@
 """Updates whose losses or gradients are no numbers are left out or end the run, and their batches are kept."""
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from avatar.callbacks.finite import Finite
 from avatar.objectives import losses
 from tests.stages import FILTERS, SMALL_NET, fitted
 
@@ -55,3 +58,36 @@ def test_more_in_a_row_than_may_be_left_out_end_the_run(tmp_path, spoil):
     with pytest.raises(ValueError, match=r"a loss is nan after 2 updates.*nonfinite"):
         weights_after(tmp_path / "run", "callbacks.finite.skips=1")
     assert len(list((tmp_path / "run" / "nonfinite").iterdir())) == 2
+
+
+def update(finite: Finite, gradient: float, elsewhere: bool = False) -> bool:
+    """Whether an update with this gradient is left out, when another rank found something or didn't."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.full((2,), gradient)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda found, all: found or elsewhere)
+    trainer = SimpleNamespace(strategy=strategy, global_step=7, global_rank=0)
+    finite.on_train_batch_start(trainer, None, Keyed(["a"]), 0)
+    finite.on_before_optimizer_step(trainer, None, optimizer)
+    return weight.grad is None
+
+
+@dataclass
+class Keyed:
+    keys: list[str]
+
+
+def test_what_another_rank_found_leaves_the_update_out_here_too(tmp_path):
+    finite = Finite(str(tmp_path), skips=1)
+    assert update(finite, 1.0, elsewhere=True) and finite.skipped == 1
+    with pytest.raises(ValueError, match="loss of another rank"):
+        update(finite, 1.0, elsewhere=True)
+
+
+def test_updates_left_out_are_counted_in_a_row_and_across_checkpoints(tmp_path):
+    nan, finite = float("nan"), Finite(str(tmp_path), skips=1)
+    assert [update(finite, gradient) for gradient in (nan, 1.0, nan)] == [True, False, True]
+    resumed = Finite(str(tmp_path), skips=1)
+    resumed.load_state_dict(finite.state_dict())
+    with pytest.raises(ValueError, match="norm of gradients is nan"):
+        update(resumed, nan)

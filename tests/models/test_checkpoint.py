@@ -1,6 +1,7 @@
 """Bundles: what goes in comes out, and what doesn't fit is refused by name."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,29 @@ def test_a_bundle_comes_back_as_it_went(tmp_path):
     origin = checkpoint.origin_of(net)
     assert (origin.kind, origin.components, origin.plan) == ("autoencoder", {"autoencoder": "abc"}, {"chunk": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
+def test_loaded_weights_are_shared_with_the_file_until_they_are_written_to(tmp_path):
+    """So that the ranks of a machine that shards a large network don't hold it whole, each for itself."""
+    network = NETWORK | {"widths": [64, 256]}
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(Bundle("autoencoder", checkpoint.new(network).state_dict(), {"network": network}), path)
+    checkpoint.load(str(path))  # what is allocated once
+    stored, draws = path.read_bytes(), torch.get_rng_state()
+    before = own_memory()
+    first, second = checkpoint.load(str(path)), checkpoint.load(str(path))
+    assert len(stored) > 1e7 and own_memory() - before < len(stored) / 5
+    assert torch.equal(torch.get_rng_state(), draws)
+    with torch.no_grad():
+        first.linear_in.weight.add_(1)
+    assert path.read_bytes() == stored and checkpoint.fingerprint(second.state_dict()) == second.origin.fingerprint
+
+
+def own_memory() -> int:
+    """Bytes that this process shares with no file."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
 
 
 def test_a_fingerprint_tells_one_weight_from_another():

@@ -165,6 +165,24 @@ def test_causal_students_come_from_the_average_of_their_weights(prefix, tmp_path
     assert net.origin.kind == "student"
 
 
+def test_files_of_torchs_first_format_are_read(tmp_path):
+    state = original_names(theirs().state_dict())
+    torch.save(state, tmp_path / "student.pt", _use_new_zipfile_serialization=False)
+    net = public.load(network(), str(tmp_path / "student.pt"))
+    assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["published", "fresh"])
+def test_precision_and_kind_are_what_was_asked_for(weights, tmp_path):
+    folder = str(saved("t2v", tmp_path)) if weights else None
+    net = public.load(network(), folder, kind="student", dtype="bfloat16")
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16} and net.origin.kind == "student"
+    with pytest.raises(ValueError, match=r"dtype='bf16'.*float32, bfloat16, float16"):
+        public.load(network(), folder, dtype="bf16")
+    with pytest.raises(ValueError, match=r"kind='pupil'.*teacher, causal_teacher, student"):
+        public.load(network(), folder, kind="pupil")
+
+
 def test_what_wan_lacks_says_nothing_at_first_and_can_learn(tmp_path):
     net = public.load(network(), str(saved("t2v", tmp_path)))
     assert all(not p.is_meta for p in net.parameters())
@@ -273,6 +291,16 @@ class Hostile:
         return print, ("this must not be printed",)
 
 
+HELD = {
+    "list": [torch.zeros(2)],
+    "tensor": torch.zeros(2),
+    "no tensors": {"step": 3, "model": {"a.weight": torch.zeros(2)}},
+    "list inside": {"generator": [torch.zeros(2)]},
+    "numbers for names": {1: torch.zeros(2)},
+    "nobody": {},
+}
+
+
 def damaged(kind: str, folder: Path) -> Path:
     """A file or folder that holds no weights to be trusted."""
     path = folder / "weights.safetensors"
@@ -285,6 +313,12 @@ def damaged(kind: str, folder: Path) -> Path:
     elif kind == "code":
         path = folder / "student.pt"
         torch.save({"generator": {"model.head.head.weight": Hostile()}}, path)
+    elif kind in HELD:
+        path = folder / "student.pt"
+        torch.save(HELD[kind], path)
+    elif kind in ("random bytes", "empty"):
+        path = folder / "student.pt"
+        path.write_bytes(torch.randint(256, (3000,), dtype=torch.uint8).numpy().tobytes() if kind != "empty" else b"")
     elif kind == "strange":
         save_file({"a.weight": torch.zeros(2)}, path)
     elif kind == "empty folder":
@@ -314,6 +348,14 @@ def damaged(kind: str, folder: Path) -> Path:
         ("lost shard", "which its index names"),
         ("wrong index", "where the index has it"),
         ("nothing", "no weights at"),
+        ("list", "holds a list; wanted tensors by their names"),
+        ("tensor", "holds a Tensor; wanted"),
+        ("no tensors", "holds step, model; wanted"),
+        ("list inside", "holds generator; wanted"),
+        ("numbers for names", "holds 1; wanted"),
+        ("nobody", "holds nothing; wanted"),
+        ("random bytes", "no file of tensors alone"),
+        ("empty", "no file of tensors alone"),
     ],
 )
 def test_bad_files_are_named(kind, message, tmp_path, capsys):

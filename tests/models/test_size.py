@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
 from avatar.diffusion.packing import Bidirectional
-from avatar.dry import lines
+from avatar.dry import clip_of, lines
 from avatar.models import public, size
 from avatar.nn.embeddings import FeatureTextEntrance
 from avatar.run import CONFIGS
@@ -88,3 +88,12 @@ def test_the_report_fits_a_terminal_and_refuses_no_clip():
     assert max(len(value) for _, value in told) < 60
     with pytest.raises(ValueError, match="at least 1"):
         size.Clip(0, 60, 104, 512)
+
+
+@pytest.mark.parametrize("world, latents", [("wan21", (20, 60, 104)), ("wan22", (20, 30, 52)), ("ltx", (10, 15, 26))])
+def test_a_clip_of_pixels_has_the_latents_of_its_world(world, latents):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("train", overrides=["folder=/tmp/run", "name=test", f"world={world}", "trainer=dry"])
+    assert clip_of(**cfg.trainer) == size.Clip(*latents, text_tokens=512)
+    with pytest.raises(ValueError, match="80 frames of 480×830 pixels"):
+        clip_of(**{**cfg.trainer, "width": 830})

@@ -1,0 +1,22 @@
+"""Every rank goes on with random numbers of its own."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from avatar.callbacks import exact_resume
+
+
+@pytest.mark.parametrize("saved, rank, wanted", [(2, 0, 0), (2, 1, 1), (1, 1, 0), (3, 1, 0)])
+def test_a_rank_goes_on_with_its_own_random_state(monkeypatch, saved, rank, wanted):
+    """Or with the first's, where there were other ranks: what all draw alike is drawn alike by any number."""
+    states = [torch.Generator().manual_seed(n).get_state() for n in range(saved)]
+    monkeypatch.setattr(exact_resume, "ranks", lambda: 2)
+    monkeypatch.setattr(exact_resume.dist, "get_rank", lambda: rank)
+    resume = exact_resume.ExactResume()
+    resume.data = SimpleNamespace(accumulate=1, start=0)
+    resume.load_state_dict({"passes": 5, "random": [{"cpu": state, "cuda": None} for state in states]})
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda found, all: found)
+    resume.on_train_batch_start(SimpleNamespace(strategy=strategy))
+    assert torch.equal(torch.get_rng_state(), states[wanted]) and resume.data.start == 5

@@ -1,0 +1,170 @@
+"""Prepared networks in whole runs of one process and of two: compiled, adapted, in half precision."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from avatar.callbacks.export import Export
+from avatar.diffusion.packing import Bidirectional
+from avatar.models import checkpoint
+from tests import ranks
+from tests.stages import SMALL_NET, fitted, random_bundle
+from tests.test_distributed import CRITIC_SGD, SGD
+from tests.test_resume import losses
+
+pytestmark = pytest.mark.slow
+
+RUN = (*SMALL_NET, "model.network.layers=2", *SGD, "steps=3", "data.buckets.budget=32", "data.buckets.multiple=2")
+TRACED = ("prepare=large", "+prepare.net.compiled.backend=aot_eager")  # all that inductor does but its code
+ADAPTED = ("prepare=lora", "prepare.net.lora.rank=2", "prepare.net.compiled=null", "callbacks.ema.decay=0.0")
+DMD = ("objective=dmd", *CRITIC_SGD, "data.buckets.lengths=[2,3]", "data.buckets.budget=12", "objective.critic_steps=1")
+TWO = {"ddp": ("trainer=ddp", "trainer.devices=2"), "fsdp": ("trainer=fsdp", "trainer.devices=2")}
+HALF = "trainer.precision=bf16-mixed"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Runs of one process and of two, of the first objective and of the last."""
+    folder, states = tmp_path_factory.mktemp("runs"), ("world=states", "model=states", "model.network.layers=2")
+    bundles = {kind: random_bundle(folder / f"{kind}.safetensors", kind, *states) for kind in ("student", "teacher")}
+    dmd = [*RUN, *DMD, f"init='{bundles['student']}'", f"teacher='{bundles['teacher']}'"]
+
+    def job(name: str, call: str, script: str, *overrides: str) -> tuple[str, list[str]]:
+        return f"tests.test_prepared_runs:{call}", [script, str(folder / name), *overrides]
+
+    plain = [
+        job("flow", "fit", "train", *RUN),
+        job("lora", "fit_adapted", "train", *RUN, *ADAPTED),
+        job("dmd", "fit", "distill", *dmd),
+        job("dmd_lora", "fit_adapted", "distill", *dmd, *ADAPTED),
+        job("flow_traced", "fit_traced", "train", *RUN, *TRACED),
+    ]
+    ranks.run(1, *plain)
+    both = [
+        job(f"{run}_{strategy}", call, script, *overrides, *TWO[strategy])
+        for run, call, script, *overrides in (
+            ("lora", "fit_adapted", "train", *RUN, *ADAPTED),
+            ("dmd_lora", "fit_adapted", "distill", *dmd, *ADAPTED),
+        )
+        for strategy in TWO
+    ]
+    both += [
+        job("flow_half_fsdp", "fit_half", "train", *RUN, *TWO["fsdp"], HALF),
+        job("dmd_half_fsdp", "fit_half", "distill", *dmd, *TWO["fsdp"], HALF),
+        job("flow_traced_fsdp", "fit_traced", "train", *RUN, *TRACED, *TWO["fsdp"]),
+        job("dmd_traced_fsdp", "fit_traced", "distill", *dmd, *TRACED, *TWO["fsdp"]),
+    ]
+    ranks.run(2, *both)
+    return folder
+
+
+def fit(script: str, folder: str, *overrides: str) -> None:
+    fitted(script, Path(folder), *overrides)
+
+
+def fit_adapted(script: str, folder: str, *overrides: str) -> None:
+    """A run whose bundle, loaded, computes what its adapted network does; and no adapter is left as it was."""
+
+    def check(export: Export, trainer, module) -> None:
+        adapters = {name: p for name, p in module.named_parameters() if "lora_B" in name}
+        assert adapters and {name.partition(".")[0] for name in adapters} == set(module._modules) - {"teacher"}
+        assert all(whole(adapter).any() for adapter in adapters.values())
+        got = output(module.net, trainer)
+        if trainer.is_global_zero:
+            torch.testing.assert_close(output(checkpoint.load(str(export.path)), trainer), got, rtol=1e-5, atol=1e-5)
+
+    ending_with(check, script, folder, *overrides)
+
+
+def fit_half(script: str, folder: str, *overrides: str) -> None:
+    """A run whose weights and optimisers' states are in fp32 to its end."""
+
+    def check(export: Export, trainer, module) -> None:
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+        for optimizer in trainer.optimizers:
+            states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+            assert {state.dtype for state in states} <= {torch.float32}
+        assert output(module.net, trainer).dtype == torch.float32
+
+    ending_with(check, script, folder, *overrides)
+
+
+def fit_traced(script: str, folder: str, *overrides: str) -> None:
+    """A run whose blocks were compiled: passed over in silence, they'd compute the same. Whole, but in rollouts, whose
+    caches are written to amid a block."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    fitted(script, Path(folder), *overrides)
+    assert counters["stats"]["unique_graphs"] > 0, counters
+    assert script == "distill" or not counters["graph_break"], counters
+
+
+def ending_with(check, script: str, folder: str, *overrides: str) -> None:
+    on_fit_end = Export.on_fit_end
+
+    def both(self, trainer, module):
+        on_fit_end(self, trainer, module)
+        check(self, trainer, module)
+
+    Export.on_fit_end = both
+    try:
+        fitted(script, Path(folder), *overrides)
+    finally:
+        Export.on_fit_end = on_fit_end
+
+
+@torch.no_grad()
+def output(net, trainer) -> torch.Tensor:
+    batch = trainer.datamodule.held_out(2)
+    x = batch.latents
+    return Bidirectional().velocity(net.eval(), x, torch.full(x.shape[:3:2], 0.5), batch.conditioning, x)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def bundle(run: Path) -> dict[str, torch.Tensor]:
+    (path,) = run.glob("*.safetensors")
+    return load_file(path)
+
+
+@pytest.mark.parametrize(
+    "run, alone",
+    [
+        ("flow_traced", "flow"),
+        ("flow_traced_fsdp", "flow"),
+        ("dmd_traced_fsdp", "dmd"),
+        ("lora_ddp", "lora"),
+        ("lora_fsdp", "lora"),
+        ("dmd_lora_ddp", "dmd_lora"),
+        ("dmd_lora_fsdp", "dmd_lora"),
+    ],
+)
+def test_a_prepared_run_ends_where_it_would_have_on_one_process(folder, run, alone):
+    torch.testing.assert_close(bundle(folder / run), bundle(folder / alone), rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_learn_beside_frozen_weights(folder):
+    """What is learned whole, and what gets an update by adapters, has moved; nothing else has."""
+    before = load_file(folder / "student.safetensors")
+    after = bundle(folder / "dmd_lora")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"labels.emotion.weight", "blocks.0.attention.q.weight", "blocks.1.ffn.2.weight"} <= moved
+    assert not moved & {"blocks.0.attention.q.bias", "modulation.weight", "patches.proj.weight"}
+
+
+@pytest.mark.parametrize("run", ["flow", "dmd"])
+def test_half_precision_loses_little_under_sharding(folder, run):
+    """Of distribution matching the critic's losses: the student's is what little critic and teacher differ by."""
+    expected, got = ([float(row[0]) for row in losses(path).values()] for path in (folder / run, half(folder, run)))
+    assert len(set(expected)) > 1 and got != expected and got == pytest.approx(expected, rel=0.01)
+
+
+def half(folder: Path, run: str) -> Path:
+    return folder / f"{run}_half_fsdp"
