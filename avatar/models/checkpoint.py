@@ -28,7 +28,7 @@ KINDS = ("autoencoder", "teacher", "causal_teacher", "student")
 class Origin:
     """Where a network comes from."""
 
-    config: Mapping[str, Any]  # `network`; of a trained one also `audio` and `text`, its encoders
+    config: Mapping[str, Any]  # `network`; of a trained one also `audio`, `text` and `image`, its encoders
     kind: str = "new"
     fingerprint: str = "untrained"
     components: Mapping[str, str] = field(default_factory=dict)
@@ -40,8 +40,9 @@ class Origin:
         return self.config["network"]
 
     def made(self, part: str) -> Any:
-        """Another part of the config, built: "audio" or "text"."""
-        return _instantiated(self.config[part])
+        """Another part of the config, built: "audio", "text" or "image", which is None for most networks."""
+        config = self.config.get(part)
+        return None if config is None else _instantiated(config)
 
 
 def new(network: Any) -> Any:
@@ -135,12 +136,12 @@ def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
 
 
 def check_encoders(net: nn.Module, config: Mapping[str, Any]) -> None:
-    """Refuse a trained network whose audio or text encoder isn't that of `config` ("audio", "text")."""
+    """Refuse a trained network whose encoders aren't those of `config` ("audio", "text", "image")."""
     origin = origin_of(net)
-    for part in ("audio", "text"):
-        if part in origin.config and origin.config[part] != config[part]:
+    for part in ("audio", "text", "image"):
+        if part in origin.config and origin.config[part] != config.get(part):
             raise ValueError(
-                f"the {origin.kind} was trained with {part} from {origin.config[part]}, but got {config[part]}; "
+                f"the {origin.kind} was trained with {part} from {origin.config[part]}, but got {config.get(part)}; "
                 f"pass the {part} encoder it was trained with"
             )
 

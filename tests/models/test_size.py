@@ -19,7 +19,8 @@ from tests.conftest import make_net
 
 AUTOENCODERS = ("causal_conv", "small_decoder")
 BACKBONES = [path.stem for path in Path(CONFIGS, "model").glob("*.yaml") if path.stem not in AUTOENCODERS]
-BILLIONS = {"wan_1_3b": 1.42, "wan_5b": 5.0, "wan_14b": 14.29, "wan_i2v_14b": 16.4, "dit_20b": 20.4}  # Wan's part; all of the last
+# Of those of Wan the part that is as published, of the last all.
+BILLIONS = {"wan_1_3b": 1.42, "wan_5b": 5.0, "wan_14b": 14.29, "wan_i2v_14b": 16.4, "dit_20b": 20.4}
 
 
 def on_meta(name: str, *overrides: str):
