@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from avatar import report, run
+from avatar.data import seeing
 from avatar.data.encoded import ClipSet, encoded_clips, frames_beyond
 from avatar.data.worlds import PixelWorld, World, to_uint8
 from avatar.diffusion.generation import ChunkByChunk, Generator
@@ -47,7 +48,9 @@ class Evaluation:
         self.world, self.autoencoder, self.clips, self.cache = world, autoencoder, clips, cache
         origin = checkpoint.origin_of(net)
         device = next(net.parameters()).device
-        self.audio, self.text = (pretrained.on(device, origin.made(part)) for part in ("audio", "text"))
+        self.audio, self.text, self.image = (
+            pretrained.on(device, origin.made(part)) for part in ("audio", "text", "image")
+        )
         self.stride = autoencoder.temporal_stride
         encoded = encoded_clips(
             clips,
@@ -92,7 +95,7 @@ class Evaluation:
         device = next(net.parameters()).device
         made = []
         for part in track(torch.arange(len(cond.state)).split(8), title):
-            picked = cond.map(lambda x, part=part: x[part].to(device))
+            picked = seeing.completed(cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image)
             made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
         latents = torch.cat(made)
         return [self._decoded(i, latents[i : i + 1]) for i in range(len(latents))]
@@ -255,9 +258,16 @@ def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictCon
     blocks = range(0, cfg.stream_frames, 100)
     drawn = [evaluation.world.video(clip, i, i + 100) for i in track(blocks, f"{title}: drawing")]
     truth = torch.cat(drawn, dim=1)
-    audio, text, seed = evaluation.audio, evaluation.text, cfg.seed + number
     session = Session(
-        student, evaluation.autoencoder, audio, text, plan, truth[None, :, :1], seed=seed, prompt=clip.caption
+        student,
+        evaluation.autoencoder,
+        evaluation.audio,
+        evaluation.text,
+        plan,
+        truth[None, :, :1],
+        seed=cfg.seed + number,
+        prompt=clip.caption,
+        image=evaluation.image,
     )
     session.set_state("speaking")
     session.set_emotion(EMOTIONS[clip.emotion[0]], float(clip.intensity[0]))

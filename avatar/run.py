@@ -76,14 +76,12 @@ def fit(cfg: DictConfig) -> None:
     _open_folder(cfg)
     data = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
-    encoders = OmegaConf.to_container(OmegaConf.create({"audio": cfg.audio, "text": cfg.text}), resolve=True)
     for net in objective.children():
         if hasattr(data, "autoencoder") and hasattr(net, "origin"):
             checkpoint.check_latents(net, data.autoencoder)
-            checkpoint.check_encoders(net, encoders)  # pyright: ignore[reportArgumentType]
+            checkpoint.check_encoders(net, encoders(cfg))
         if isinstance(net, VideoDiT):
-            stride = data.autoencoder.temporal_stride
-            net.check_inputs(data.autoencoder.channels, data.audio.tokens(stride), data.audio.dim)
+            net.check_inputs(data.autoencoder, data.audio, data.image)
     # Dataclasses would otherwise come back as configs.
     prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
     resume = cfg.resume
@@ -105,6 +103,12 @@ def fit(cfg: DictConfig) -> None:
         if trainer.is_global_zero and (saved := getattr(trainer.checkpoint_callback, "last_model_path", "")):
             print(f"stopped by {number.name}; go on with resume={saved}", file=sys.stderr)
         raise KeyboardInterrupt(number) from stop
+
+
+def encoders(cfg: DictConfig) -> dict[str, Any]:
+    """The parts of a config that a trained network needs beside itself, as its bundle keeps them."""
+    parts = OmegaConf.create({part: cfg[part] for part in ("audio", "text", "image")})
+    return OmegaConf.to_container(parts, resolve=True)  # pyright: ignore[reportReturnType]
 
 
 def check_whole(least: int, **values: object) -> None:

@@ -22,7 +22,7 @@ class Export(lightning.Callback):
     Args:
         path: of the .safetensors file.
         kind: of the bundle, see `checkpoint.KINDS`.
-        config: what is needed beside the network itself to use it (`audio`, `text`).
+        config: what is needed beside the network itself to use it (`audio`, `text`, `image`).
         plan: the rollout plan that the network was trained for, if any.
         precision: float32, or float16 for bundles that are to be small.
     """
