@@ -8,7 +8,7 @@ latent is the sink here:
     timeline    [0 … 0 | latents of grey frames after it]
 
 A causal encoder's memory ends somewhere, so latents of one and the same frame repeat from some place on, and a stream
-needs no more than those before. Wan's remembers 112 frames.
+needs no more than those before. Wan's remembers 112 frames: the 29th latent of grey is the first without the picture.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avatar.types import Conditioning, ImageEncoder, VideoAutoencoder
 
-GREY = 28  # latents of grey frames that are ever made; the last one stands for all that follow
+GREY = 29  # latents of grey frames that are ever made; the last one stands for all that follow
 
 
 @dataclass(frozen=True)
