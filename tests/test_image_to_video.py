@@ -102,14 +102,14 @@ def test_an_encoder_too_few_or_too_many_is_refused_before_the_first_step(
     network, encoded, message, world, encoder, folder, tmp_path
 ):
     given = encoder if encoded else ()
-    place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test")
+    place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test", "steps=1")
     with pytest.raises(ValueError, match=message):
         run.fit(composed("train", *PUPPETS, *network, *world, *given, *place))
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_another_image_encoder_than_the_teachers_is_refused(stages, world, encoder, folder, tmp_path):
-    place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test")
+    place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test", "steps=1")
     stage = ("objective=teacher_forcing", f"teacher='{stages['teacher']}'", "image_encoder@image=clip")
     other = speech_networks.clip(tmp_path / "other")
     with pytest.raises(ValueError, match=r"trained with image from .* pass the image encoder it was trained with"):
