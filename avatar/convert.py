@@ -38,8 +38,7 @@ def _to_bundle(cfg: DictConfig, out: Path) -> None:
     net = hydra.utils.instantiate(cfg.model)
     origin = checkpoint.origin_of(net)
     plan = OmegaConf.to_container(cfg.plan, resolve=True) if origin.kind == "student" else None
-    encoders = OmegaConf.to_container(OmegaConf.create({"audio": cfg.audio, "text": cfg.text}), resolve=True)
-    config = {**encoders, "network": origin.network}  # pyright: ignore[reportGeneralTypeIssues]
+    config = {**run.encoders(cfg), "network": origin.network}
     checkpoint.write(Bundle(origin.kind, net.state_dict(), config, {}, plan), out)  # pyright: ignore[reportArgumentType]
 
 

@@ -23,7 +23,13 @@ def report(cfg: DictConfig) -> None:
 
 
 def clip_of(
-    frames: int, height: int, width: int, text_tokens: int, temporal_stride: int, spatial_stride: int
+    frames: int,
+    height: int,
+    width: int,
+    text_tokens: int,
+    image_tokens: int,
+    temporal_stride: int,
+    spatial_stride: int,
 ) -> size.Clip:
     """The latents of so many frames of height × width pixels. Raises ValueError unless they are whole."""
     s, p = temporal_stride, spatial_stride
@@ -32,7 +38,7 @@ def clip_of(
             f"{frames} frames of {height}×{width} pixels for latents of {s} frames of {p}×{p}; choose multiples by "
             "trainer.frames, trainer.height and trainer.width, or another world="
         )
-    return size.Clip(frames // s, height // p, width // p, text_tokens)
+    return size.Clip(frames // s, height // p, width // p, text_tokens, image_tokens)
 
 
 def lines(net: VideoDiT, clip: size.Clip) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import Tensor
 
 from avatar import report, run
+from avatar.data import seeing
 from avatar.data.encoded import ClipSet, encoded_clips, frames_beyond
 from avatar.data.worlds import PixelWorld, World, to_uint8
 from avatar.diffusion.generation import ChunkByChunk, Generator
@@ -39,6 +40,7 @@ from avatar.types import (
     AudioEncoder,
     Batch,
     Conditioning,
+    ImageEncoder,
     Latents,
     TextEncoder,
     VideoAutoencoder,
@@ -57,11 +59,12 @@ class Evaluation:
         autoencoder: VideoAutoencoder,
         audio: AudioEncoder,
         text: TextEncoder,
+        image: ImageEncoder | None,
         clips: ClipSet,
         cache: Path,
         workers: int,
     ):
-        self.world, self.autoencoder, self.audio, self.text = world, autoencoder, audio, text
+        self.world, self.autoencoder, self.audio, self.text, self.image = world, autoencoder, audio, text, image
         self.clips, self.cache = clips, cache
         self.stride = autoencoder.temporal_stride
         encoded = encoded_clips(
@@ -107,7 +110,7 @@ class Evaluation:
         device = next(net.parameters()).device
         made = []
         for part in track(torch.arange(len(cond.state)).split(8), title):
-            picked = cond.map(lambda x, part=part: x[part].to(device))
+            picked = seeing.completed(cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image)
             made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
         latents = torch.cat(made)
         return [self._decoded(i, latents[i : i + 1]) for i in range(len(latents))]
@@ -145,7 +148,7 @@ def evaluate(cfg: DictConfig) -> None:
     student = checkpoint.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)
     teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
     origin = checkpoint.origin_of(student)
-    encoders = {part: pretrained.on(device, origin.made(part, cfg.weights[part])) for part in ("audio", "text")}
+    encoders = {part: pretrained.on(device, origin.made(part, cfg.weights[part])) for part in checkpoint.ENCODERS}
     world = hydra.utils.instantiate(cfg.world.view)
     height, width = (side // autoencoder.spatial_stride for side in world.shape)
     for net in filter(None, (student, teacher)):
@@ -274,9 +277,16 @@ def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictCon
     blocks = range(0, cfg.stream_frames, 100)
     drawn = [evaluation.world.video(clip, i, i + 100) for i in track(blocks, f"{title}: drawing")]
     truth = torch.cat(drawn, dim=1)
-    audio, text, seed = evaluation.audio, evaluation.text, cfg.seed + number
     session = Session(
-        student, evaluation.autoencoder, audio, text, plan, truth[None, :, :1], seed=seed, prompt=clip.caption
+        student,
+        evaluation.autoencoder,
+        evaluation.audio,
+        evaluation.text,
+        plan,
+        truth[None, :, :1],
+        seed=cfg.seed + number,
+        prompt=clip.caption,
+        image=evaluation.image,
     )
     session.set_state("speaking")
     session.set_emotion(EMOTIONS[clip.emotion[0]], float(clip.intensity[0]))

@@ -66,6 +66,7 @@ def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
         reference,
         seed=cfg.seed,
         prompt=cfg.prompt,
+        image=pretrained.on(device, origin.made("image", cfg.weights.image)),
     )
     session.set_state(cfg.state)
     session.set_emotion(cfg.emotion)

@@ -29,7 +29,7 @@ from avatar.models import checkpoint, training_checkpoint
 from avatar.models.preparation import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.provenance import git_revision
-from avatar.types import AudioEncoder, TextEncoder, VideoAutoencoder
+from avatar.types import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 
@@ -78,14 +78,13 @@ def fit(cfg: DictConfig) -> None:
     _check_folder(cfg)
     data = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
-    encoders = OmegaConf.to_container(OmegaConf.create({"audio": cfg.audio, "text": cfg.text}), resolve=True)
     for net in objective.children():
         if hasattr(data, "autoencoder") and hasattr(net, "origin"):
             checkpoint.check_latents(net, data.autoencoder)
-            made = {"audio": data.audio, "text": data.text}
-            checkpoint.check_encoders(net, encoders, made)  # pyright: ignore[reportArgumentType]
+            made = {part: getattr(data, part) for part in checkpoint.ENCODERS}
+            checkpoint.check_encoders(net, encoders(cfg), made)
         if isinstance(net, VideoDiT):
-            check_fit(net, data.autoencoder, data.audio, data.text, data.sizes())
+            check_fit(net, data.autoencoder, data.audio, data.text, data.image, data.sizes())
     _check_regions(objective, data)
     _check_optimizers(objective)
     # Dataclasses would otherwise come back as configs.
@@ -121,10 +120,15 @@ def fit(cfg: DictConfig) -> None:
 
 
 def check_fit(
-    net: VideoDiT, autoencoder: VideoAutoencoder, audio: AudioEncoder, text: TextEncoder, sizes: Collection
+    net: VideoDiT,
+    autoencoder: VideoAutoencoder,
+    audio: AudioEncoder,
+    text: TextEncoder,
+    image: ImageEncoder | None,
+    sizes: Collection,
 ) -> None:
     """Raise ValueError unless a network can read what these make, in latents of these heights and widths."""
-    net.check_inputs(autoencoder.channels, audio.tokens(autoencoder.temporal_stride), audio.dim)
+    net.check_inputs(autoencoder, audio, image)
     net.check_forms(audio.states, text.encode([""])[0], sizes)
 
 
@@ -136,6 +140,12 @@ def unseen(window: int, lengths: Collection[int]) -> str | None:
         f"plan.window={window} latents, but clips of training have {max(lengths)} at most: a stream will look back "
         "further than training did; raise data.buckets.lengths, or lower plan.window"
     )
+
+
+def encoders(cfg: DictConfig) -> dict[str, Any]:
+    """The parts of a config that a trained network needs beside itself, as its bundle keeps them."""
+    parts = OmegaConf.create({part: cfg[part] for part in checkpoint.ENCODERS})
+    return OmegaConf.to_container(parts, resolve=True)  # pyright: ignore[reportReturnType]
 
 
 def check_whole(least: int, **values: object) -> None:

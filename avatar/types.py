@@ -58,8 +58,9 @@ class Conditioning:
     emotion: Int[Tensor, "b l"]  # index into EMOTIONS
     emotion_intensity: Float[Tensor, "b l"]  # in [0, 1]
     gesture: Int[Tensor, "b l"]  # index into GESTURES
-    image: Float[Tensor, "b i g"] | None = None  # the reference as a frozen image encoder's features (Wan 2.1 I2V)
-    channels: Float[Tensor, "b j l h w"] | None = None  # beside the latents' own (Wan I2V: a mask and the first frame)
+    # What Wan's image-to-video networks take, and no others (see `avatar.data.seeing`):
+    image: Float[Tensor, "b i g"] | None = None  # the reference as a frozen image encoder's features
+    channels: Float[Tensor, "b j l h w"] | None = None  # beside the latents' own: a mask of what is known, and that
 
     @property
     def latents(self) -> int:
@@ -94,9 +95,13 @@ class Conditioning:
         )
 
     def blank(self, latents: int) -> "Conditioning":
-        """The same reference and text, over latents of which nothing is said: no audio, no event, no labels."""
+        """The same reference and text, over latents that are the reference: no audio, no event, no labels."""
         b, r, _, k, d = self.audio.shape
         labels = self.state.new_zeros(b, latents)
+        known = None
+        if self.channels is not None:
+            mask = self.channels[:, self.reference.shape[1] :, :1]
+            known = torch.cat([torch.ones_like(mask), self.reference], dim=1).expand(-1, -1, latents, -1, -1)
         return replace(
             self,
             audio=self.audio.new_zeros(b, r, latents, k, d),
@@ -106,7 +111,7 @@ class Conditioning:
             emotion=labels,
             emotion_intensity=self.emotion_intensity.new_zeros(b, latents),
             gesture=labels,
-            channels=None if self.channels is None else torch.zeros_like(self.channels[:, :, :latents]),
+            channels=known,
         )
 
     def map(self, change) -> "Conditioning":
@@ -294,6 +299,15 @@ class AudioEncoder(Protocol):
     def window(self, features: Float[Tensor, "f d"], stride: int) -> Float[Tensor, "l k d"]:
         """The window of each of l latents, from left_context + stride·l + right_context frames."""
         ...
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """Pictures → features of width `dim`."""
+
+    dim: int
+
+    def encode(self, pictures: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b i g"]: ...
 
 
 @runtime_checkable

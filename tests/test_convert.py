@@ -21,6 +21,7 @@ def config(**changes):
         },
         "audio": {"_target_": "avatar.models.audio_encoders.log_mel.LogMel"},
         "text": {"_target_": "avatar.models.text_encoders.bytes.ByteEncoder"},
+        "image": None,
         "plan": {"times": [1.0, 0.5]},
         "bundle": None,
         "allow": [],

@@ -22,7 +22,7 @@ class Export(lightning.Callback):
     Args:
         path: of the .safetensors file.
         kind: of the bundle, see `checkpoint.KINDS`.
-        config: what is needed beside the network itself to use it (`audio`, `text`).
+        config: what is needed beside the network itself to use it (`audio`, `text`, `image`).
         plan: the rollout plan that the network was trained for, if any.
         precision: float32, or float16 for bundles that are to be small.
     """
@@ -49,6 +49,6 @@ class Export(lightning.Callback):
         if self.kind != "autoencoder":
             data = trainer.datamodule
             components = {"autoencoder": checkpoint.origin_of(data.autoencoder).fingerprint}
-            components |= checkpoint.known_encoders({"audio": data.audio, "text": data.text})
+            components |= checkpoint.known_encoders({part: getattr(data, part) for part in checkpoint.ENCODERS})
         config = {**self.config, "network": checkpoint.origin_of(module.net).network}
         checkpoint.write(Bundle(self.kind, weights, config, components, self.plan), self.path)

@@ -11,11 +11,12 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from avatar.data import seeing
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.encoded import ClipSet, EncodedClips, encoded_clips
 from avatar.data.sampling import EVENLY, ON_CHANGE, Placement, changes, place
 from avatar.data.worlds import World
-from avatar.types import REGIONS, AudioEncoder, Batch, TextEncoder, VideoAutoencoder
+from avatar.types import REGIONS, AudioEncoder, Batch, ImageEncoder, TextEncoder, VideoAutoencoder
 
 WHOLE_BATCHES = Share()
 
@@ -65,6 +66,7 @@ class PuppetLatents(lightning.LightningDataModule):
     Args:
         train, dev: the clips to encode.
         steps: batches of one run, each made in `buckets.accumulate` passes.
+        image: the image encoder of image-to-video networks, for others None.
         cache: folder for synthesised speech and encoded clips.
     """
 
@@ -82,9 +84,11 @@ class PuppetLatents(lightning.LightningDataModule):
         workers: int,
         cache: str,
         placement: Placement = EVENLY,
+        image: ImageEncoder | None = None,
     ):
         super().__init__()
         self.world, self.autoencoder, self.audio, self.text = world, autoencoder.eval(), audio, text
+        self.image = image
         self.sets = {"train": train, "dev": dev}
         for name, clips in self.sets.items():
             if (longest := max(buckets.lengths)) > clips.latents:
@@ -143,11 +147,15 @@ class PuppetLatents(lightning.LightningDataModule):
         )
         return DataLoader(batches, batch_size=None)
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return replace(batch, conditioning=seeing.completed(batch.conditioning, self.autoencoder, self.image))
+
     def held_out(self, clips: int) -> Batch:
         """The first whole clips of the dev set."""
         dev = self.clips["dev"]
         which = torch.arange(min(clips, len(dev)))
-        return dev.batch(which, torch.zeros_like(which), dev.latents.shape[2], self.audio, self.text)
+        batch = dev.batch(which, torch.zeros_like(which), dev.latents.shape[2], self.audio, self.text)
+        return self.on_after_batch_transfer(batch, 0)
 
     def to_pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """Decoded frames to look at."""

@@ -17,13 +17,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from avatar.data import seeing
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.sampling import AT_START, Draw, Placement, Plan
 from avatar.data.shard_index import Entry, Filters, Index
 from avatar.data.shard_reader import ON_ERROR, Reader, check_captions, check_shards, latent_of
 from avatar.data.shard_samples import PICTURES, Footage, Recipe, encoded, gathered
 from avatar.data.worlds import to_uint8
-from avatar.types import AudioEncoder, Batch, TextEncoder, VideoAutoencoder
+from avatar.types import AudioEncoder, Batch, ImageEncoder, TextEncoder, VideoAutoencoder
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class ShardClips(lightning.LightningDataModule):
         history: latents before a crop that the autoencoder sees when a video is encoded.
         on_error: "raise" or "skip" what can't be read.
         steps: batches of one run, each made in `buckets.accumulate` passes.
+        image: the image encoder of image-to-video networks, for others None.
 
     Raises:
         OSError, ValueError: no sets, splits, samples, or not of this autoencoder; all before the first step.
@@ -76,6 +78,7 @@ class ShardClips(lightning.LightningDataModule):
         steps: int,
         seed: int,
         workers: int,
+        image: ImageEncoder | None = None,
     ):
         super().__init__()
         if on_error not in ON_ERROR or pictures not in (None, *PICTURES):
@@ -83,7 +86,7 @@ class ShardClips(lightning.LightningDataModule):
         if history < 0 or (pause is not None and pause < 0):
             raise ValueError(f"history={history}, pause={pause}; wanted numbers of latents and frames, 0 or more")
         self.urls, self.train, self.dev, self.filters, self.pictures = urls, train, dev, filters, pictures
-        self.autoencoder, self.audio, self.text = autoencoder.eval(), audio, text
+        self.autoencoder, self.audio, self.text, self.image = autoencoder.eval(), audio, text, image
         self.pause, self.history = pause, history
         self.buckets, self.placement, self.on_error = buckets, placement, on_error
         self.steps, self.seed, self.workers = steps, seed, workers
@@ -135,11 +138,11 @@ class ShardClips(lightning.LightningDataModule):
         return self.encoded(batch)
 
     def encoded(self, batch: Batch | Footage) -> Batch:
-        """The batch with its pictures encoded, if it has any, where its tensors are."""
-        if isinstance(batch, Batch):
-            return batch
-        self.autoencoder.to(batch.reference.device)
-        return replace(encoded(batch, self.autoencoder), part=batch.part)
+        """The batch with its pictures encoded, if it has any, and its conditioning completed, where its tensors are."""
+        if isinstance(batch, Footage):
+            self.autoencoder.to(batch.reference.device)
+            batch = replace(encoded(batch, self.autoencoder), part=batch.part)
+        return replace(batch, conditioning=seeing.completed(batch.conditioning, self.autoencoder, self.image))
 
     def held_out(self, clips: int) -> Batch:
         """The beginnings of the first clips of the dev split, as long as crops get, all of one size."""

@@ -1,6 +1,6 @@
 """Two ways to make a clip from its conditioning: the whole at once (a teacher), or chunk by chunk (a student)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -45,8 +45,13 @@ class WholeClip:
     @torch.no_grad()
     def __call__(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...]) -> Latents:
         starts = range(0, cond.latents, self.window)
-        parts = [self._window(net, cond.at(slice(s, s + self.window)), seeds, s) for s in starts]
+        parts = [self._window(net, self._at(cond, start), seeds, start) for start in starts]
         return torch.cat(parts, dim=2)
+
+    def _at(self, cond: Conditioning, start: int) -> Conditioning:
+        part = cond.at(slice(start, start + self.window))
+        # More channels tell how far the reference is, which stands before each window.
+        return part if cond.channels is None else replace(part, channels=cond.channels[:, :, : part.latents])
 
     def _window(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...], start: int) -> Latents:
         x = Noise(seeds)(cond.reference.expand(-1, -1, cond.latents, -1, -1), start, 0)

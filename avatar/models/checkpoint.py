@@ -23,6 +23,7 @@ from avatar.files import save_tensors
 from avatar.types import Bundle
 
 FORMAT = 1
+ENCODERS = ("audio", "text", "image")  # that a trained network needs beside itself
 KINDS = ("autoencoder", "teacher", "causal_teacher", "student")
 
 
@@ -30,7 +31,7 @@ KINDS = ("autoencoder", "teacher", "causal_teacher", "student")
 class Origin:
     """Where a network comes from."""
 
-    config: Mapping[str, Any]  # `network`; of a trained one also `audio` and `text`, its encoders
+    config: Mapping[str, Any]  # `network`; of a trained one also `audio`, `text` and `image`, its encoders
     kind: str = "new"
     fingerprint: str = "untrained"
     components: Mapping[str, str] = field(default_factory=dict)
@@ -42,13 +43,16 @@ class Origin:
         return self.config["network"]
 
     def made(self, part: str, weights: str | None = None) -> Any:
-        """An encoder of the config, "audio" or "text", built; `weights` say where these lie, if elsewhere than then.
+        """An encoder of the config, "audio", "text" or "image", built; the last is None for most networks.
+
+        `weights` say where its weights lie, if elsewhere than then.
 
         Raises:
             FileNotFoundError: there are no weights.
             ValueError: they aren't those that the network was trained with, or there are none to give.
         """
-        config = self.config[part]
+        if (config := self.config.get(part)) is None:
+            return None
         if weights is not None:
             if (moved := _with_weights(config, weights)) == _with_weights(config, ""):
                 raise ValueError(f"weights.{part}={weights}, for {config['_target_']}, which has none; leave it out")
@@ -159,14 +163,14 @@ def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
 
 
 def check_encoders(net: nn.Module, config: Mapping[str, Any], encoders: Mapping[str, Any]) -> None:
-    """Refuse a trained network whose encoder of audio or text isn't the one here, built from `config`."""
+    """Refuse a trained network whose encoders ("audio", "text", "image") aren't those here, built from `config`."""
     origin = origin_of(net)
     for part, encoder in encoders.items():
         if part not in origin.config:
             continue
-        if _with_weights(origin.config[part], "") != _with_weights(config[part], ""):
+        if _with_weights(origin.config[part], "") != _with_weights(config.get(part), ""):
             raise ValueError(
-                f"the {origin.kind} was trained with {part} from {origin.config[part]}, but got {config[part]}; "
+                f"the {origin.kind} was trained with {part} from {origin.config[part]}, but got {config.get(part)}; "
                 f"pass the {part} encoder it was trained with"
             )
         _check_same(origin, part, encoder)
@@ -185,8 +189,10 @@ def _check_same(origin: Origin, part: str, encoder: Any) -> None:
         )
 
 
-def _with_weights(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """The config of an encoder, with another place of its weights."""
+def _with_weights(config: Mapping[str, Any] | None, weights: str) -> dict[str, Any]:
+    """The config of an encoder, if there is one, with another place of its weights."""
+    if config is None:
+        return {}
     moved = {
         key: _with_weights(value, weights) if isinstance(value, Mapping) else value for key, value in config.items()
     }

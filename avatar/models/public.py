@@ -240,6 +240,6 @@ def _diffusers_config(net: VideoDiT) -> dict[str, Any]:
         "cross_attn_norm": True,
         "qk_norm": "rms_norm_across_heads",
         "eps": 1e-6,
-        "image_dim": None if image is None else image.linear_1.in_features,
+        "image_dim": None if image is None else image.features,
         "added_kv_proj_dim": None if image is None else net.dim,
     }

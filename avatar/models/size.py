@@ -10,15 +10,17 @@ from avatar.types import ROLES
 
 @dataclass(frozen=True)
 class Clip:
-    """The size of what goes through: latents on the timeline, their height and width, and the tokens of the text."""
+    """The size of what goes through: latents on the timeline, their height and width, and the tokens of the text and,
+    for networks that take them, of the reference as an image encoder sees it."""
 
     latents: int
     height: int
     width: int
     text_tokens: int
+    image_tokens: int
 
     def __post_init__(self):
-        if min(self.latents, self.height, self.width, self.text_tokens) < 1:
+        if min(vars(self).values()) < 1:
             raise ValueError(f"a clip of {self}; every number must be at least 1")
 
 
@@ -37,20 +39,21 @@ def forward_flops(net: VideoDiT, clip: Clip) -> int:
 
     Matrix products and attention, as torch.utils.flop_counter counts them.
     """
-    if net.image is not None:
-        raise ValueError("the operations of an image branch aren't counted; weigh the network without `image`")
     per_latent = net.tokens(clip.height, clip.width)
     passed = 1 + clip.latents
-    return net.layers * _block(net, passed, per_latent, clip.text_tokens + 1) + _around(net, passed, per_latent, clip)
+    return net.layers * _block(net, passed, per_latent, clip) + _around(net, passed, per_latent, clip)
 
 
-def _block(net: VideoDiT, latents: int, per_latent: int, words: int) -> int:
+def _block(net: VideoDiT, latents: int, per_latent: int, clip: Clip) -> int:
     d, tokens = net.dim, latents * per_latent
     heard = 1 + len(ROLES) * net.audio.tokens  # the null token first
     # The sink attends to itself, all others to everything.
     pairs = per_latent * per_latent + (tokens - per_latent) * tokens
     itself = _matmul(tokens, d, 4 * d) + 2 * _matmul(pairs, d, 1)
-    text = _matmul(tokens, d, 2 * d) + _matmul(words, d, 2 * d) + 2 * _matmul(tokens * words, d, 1)
+    # Text and image share their queries and what comes out.
+    text, words = _matmul(tokens, d, 2 * d), clip.text_tokens + 1
+    for memory in (words,) if net.image is None else (words, clip.image_tokens):
+        text += _matmul(memory, d, 2 * d) + 2 * _matmul(tokens * memory, d, 1)
     if net.audio_injection == "attention":
         audio = _matmul(tokens, d, 2 * d) + _matmul(latents * heard, d, 2 * d) + 2 * _matmul(tokens * heard, d, 1)
     else:
@@ -67,7 +70,8 @@ def _around(net: VideoDiT, latents: int, per_latent: int, clip: Clip) -> int:
     time = _matmul(latents, net.time.frequencies, d) + _matmul(latents, d, d + 6 * d)
     heard = latents * len(ROLES) * net.audio.tokens
     audio = _matmul(heard, net.audio.width + d, d)
-    return entering + leaving + time + audio + net.text.flops(clip.text_tokens)
+    image = 0 if net.image is None else net.image.flops(clip.image_tokens)
+    return entering + leaving + time + audio + net.text.flops(clip.text_tokens) + image
 
 
 def _matmul(rows: int, inner: int, columns: int) -> int:

@@ -31,7 +31,16 @@ from avatar.nn.embeddings import (
 from avatar.nn.masks import SINK
 from avatar.nn.norm import LayerNorm, gated, modulate
 from avatar.nn.rope import Rope, Rotation
-from avatar.types import ROLES, Conditioning, Latents, Times, View
+from avatar.types import (
+    ROLES,
+    AudioEncoder,
+    Conditioning,
+    ImageEncoder,
+    Latents,
+    Times,
+    VideoAutoencoder,
+    View,
+)
 
 Injection = Literal["attention", "addition"]
 
@@ -154,18 +163,27 @@ class VideoDiT(nn.Module):
             if layer is not None:
                 silence(layer)
 
-    def check_inputs(self, channels: int, audio_tokens: int, audio_features: int) -> None:
-        """Raise ValueError unless its latents have so many channels, and its audio so many tokens and features."""
-        if self.channels != channels:
+    def check_inputs(self, autoencoder: VideoAutoencoder, audio: AudioEncoder, image: ImageEncoder | None) -> None:
+        """Raise ValueError unless it takes what these make."""
+        if self.channels != autoencoder.channels:
             raise ValueError(
-                f"a network for latents of {self.channels} channels with an autoencoder of {channels}; take the "
-                "autoencoder that it was trained with, or a model= for these latents"
+                f"a network for latents of {self.channels} channels with an autoencoder of {autoencoder.channels}; "
+                "take the autoencoder that it was trained with, or a model= for these latents"
             )
-        wanted, given = (self.audio.tokens, self.audio.features), (audio_tokens, audio_features)
+        stride = autoencoder.temporal_stride
+        wanted, given = (self.audio.tokens, self.audio.features), (audio.tokens(stride), audio.dim)
         if wanted != given:
             raise ValueError(
                 f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
                 "take the audio encoder that it was trained with, or set model.network.audio_tokens and audio_features"
+            )
+        wanted = (0 if self.image is None else self.image.features, self.more_channels)
+        given = (0, 0) if image is None else (image.dim, stride + self.channels)
+        if wanted != given:
+            raise ValueError(
+                f"image features of width {given[0]} and {given[1]} more channels for a network that takes {wanted[0]} "
+                f"and {wanted[1]}; image-to-video networks want their image encoder (image_encoder@image=clip), others "
+                "none (image=null)"
             )
 
     def check_forms(

@@ -195,11 +195,16 @@ class ImageEntrance(nn.Module):
 
     def __init__(self, features: int, dim: int):
         super().__init__()
+        self.features = features
         self.norm_in, self.norm_out = LayerNorm(features), LayerNorm(dim)
         self.linear_1, self.linear_2 = nn.Linear(features, features), nn.Linear(features, dim)
 
     def forward(self, image: Float[Tensor, "b m e"]) -> Float[Tensor, "b m d"]:
         return self.norm_out(self.linear_2(nn.functional.gelu(self.linear_1(self.norm_in(image)))))
+
+    def flops(self, tokens: int) -> int:
+        """Operations for so many tokens of a picture; a multiply-add is two."""
+        return 2 * tokens * self.features * (self.features + self.linear_2.out_features)
 
 
 def per_latent_text(

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from avatar.data import seeing
+from avatar.data.seeing import Sight
 from avatar.diffusion.rollout import Noise, Plan, Rollout
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
@@ -29,6 +31,7 @@ from avatar.types import (
     STATES,
     AudioEncoder,
     Conditioning,
+    ImageEncoder,
     Latents,
     Pixels,
     TextEncoder,
@@ -47,7 +50,7 @@ class Checkpoint:
     position: int
     pending: tuple[Latents, Conditioning] | None
     sink: dict[int, KeysValues]
-    seen: Sink  # the reference that the sink was made of
+    seen: Sight  # of the reference that the sink was made of
     decoder: Any
 
 
@@ -64,6 +67,7 @@ class Session:
         reference: the picture of the avatar, `1 c 1 h w` in [-1, 1]; or give `latent`.
         latent: the picture, encoded by itself already.
         max_rollback: chunks that an interrupt can take back; each costs memory for a chunk's keys and values.
+        image: the image encoder of an image-to-video network, for others None.
     """
 
     def __init__(
@@ -78,10 +82,15 @@ class Session:
         seed: int = 0,
         prompt: str = "",
         max_rollback: int = 4,
+        image: ImageEncoder | None = None,
     ):
-        self.net, self.autoencoder, self.text, self.plan = net, autoencoder, text, plan
+        if net.training or autoencoder.training:
+            raise ValueError(
+                "a network or an autoencoder in training mode, whose state would change; call .eval() first"
+            )
+        net.check_inputs(autoencoder, audio, image)
+        self.net, self.autoencoder, self.text, self.image, self.plan = net, autoencoder, text, image, plan
         self.stride = autoencoder.temporal_stride
-        _check_fit(net, autoencoder, audio, self.stride)
         self.weight = next(net.parameters())  # has the device and precision of all that the network takes
         self.reference = self._encoded(reference, latent)
         self.set_prompt(prompt)
@@ -209,7 +218,7 @@ class Session:
         missing = self.windows[0].needed(position + length) - self.windows[0].received
         if self.waiting.shape[1] < missing or (self.end is not None and position * self.stride >= self.end):
             return None
-        if self.reference is not self.seen:
+        if self.reference is not self.seen.reference:
             self._see()
         sound, self.waiting = self.waiting[:, :missing], self.waiting[:, missing:].clone()
         audio = torch.stack([window.push(track) for window, track in zip(self.windows, sound, strict=True)])
@@ -271,8 +280,8 @@ class Session:
         def each(values: list) -> Tensor:
             return torch.tensor([values], device=device)
 
-        return Conditioning(
-            reference=self.seen.to(self.weight),
+        cond = Conditioning(
+            reference=self.seen.reference.to(self.weight),
             audio=audio[None].to(self.weight),
             audio_mask=each([[True for _ in latents], [latent in self.listening for latent in latents]]),
             text=ids[None].to(self.weight if ids.is_floating_point() else device),
@@ -283,11 +292,12 @@ class Session:
             emotion_intensity=each([self.intensity for _ in latents]).to(self.weight),
             gesture=each([gesture if latent < until else 0 for latent in latents]),
         )
+        return self.seen.told(cond, position)
 
     @torch.no_grad()
     def _see(self) -> None:
         """Make the reference the sink."""
-        self.seen = self.reference
+        self.seen = seeing.sight(self.reference, self.autoencoder, self.image, seeing.GREY)
         tokens = self.windows[0].encoder.tokens(self.stride)
         silence = torch.zeros(len(ROLES), 1, tokens, self.windows[0].encoder.dim)
         self.rollout.prime(self._conditioning(silence, self.rollout.position))
@@ -341,9 +351,3 @@ def _check_sound(role: str, samples: Sound) -> None:
     if not samples.isfinite().all():
         bad = int((~samples.isfinite()).nonzero()[0])
         raise ValueError(f"{role} that is not finite, first at sample {bad}; mend the recording or cut that part out")
-
-
-def _check_fit(net: VideoDiT, autoencoder: VideoAutoencoder, audio: AudioEncoder, stride: int) -> None:
-    if net.training or autoencoder.training:
-        raise ValueError("a network or an autoencoder in training mode, whose state would change; call .eval() first")
-    net.check_inputs(autoencoder.channels, audio.tokens(stride), audio.dim)

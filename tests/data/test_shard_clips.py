@@ -633,6 +633,27 @@ def test_held_out_videos_are_encoded(footage):
     assert batch.latents.shape == (1, 4, 7, 4, 4)
 
 
+class Brightness:
+    """The simplest image encoder."""
+
+    dim = 1
+
+    def encode(self, pictures):
+        return pictures.mean((1, 2, 3, 4))[:, None, None]
+
+
+@pytest.mark.parametrize("pictures", ["latents", "video"])
+def test_image_to_video_networks_are_told_of_the_reference_in_every_batch(footage, pictures):
+    folder, net = footage
+    lengths = LengthBuckets((1,), (1.0,), 24)
+    module = data(folder, autoencoder=net, pictures=pictures, buckets=lengths, image=Brightness())
+    batches = [module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0), module.held_out(1)]
+    for batch in batches:
+        cond = batch.conditioning
+        assert cond.channels.shape == (len(batch.keys), 4 + 4, *batch.latents.shape[2:])
+        torch.testing.assert_close(cond.image, Brightness().encode(net.decode(cond.reference)))
+
+
 def test_sizes_that_the_autoencoder_can_not_take_are_refused(footage, tmp_path):
     folder = write_set(tmp_path / "odd", {"train": 1, "dev": 1}, sizes=((12, 16),))
     with pytest.raises(ValueError, match=r"is 12 × 16, .*multiples of 8; prepare with rules.multiple=8"):

@@ -1,10 +1,13 @@
-"""Tiny speech and text networks of transformers with random weights, stored as public ones are."""
+"""Tiny speech, text and image networks of transformers with random weights, stored as public ones are."""
 
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     HubertConfig,
     HubertModel,
     UMT5Config,
@@ -72,6 +75,23 @@ def umt5(folder: Path) -> str:
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    return str(folder)
+
+
+def clip(folder: Path, size: int = 28) -> str:
+    """In the layout of a pipeline of diffusers: pictures of 28 pixels, 2 × 2 patches and the class make 5 tokens."""
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        hidden_act="gelu",
+    )
+    _random(CLIPVisionModel(config)).save_pretrained(folder / "image_encoder")
+    processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    processor.save_pretrained(folder / "image_processor")
     return str(folder)
 
 

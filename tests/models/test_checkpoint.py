@@ -116,7 +116,7 @@ def test_a_bundle_can_not_call_foreign_code(tmp_path, network):
         checkpoint.load(str(tmp_path / "a.safetensors"))
 
 
-@pytest.mark.parametrize("part", ["audio", "text"])
+@pytest.mark.parametrize("part", checkpoint.ENCODERS)
 def test_nor_can_what_is_built_of_it_later(tmp_path, part):
     config = {"network": NETWORK, part: {"_target_": "avatar.files.os.getcwd"}}
     checkpoint.write(make_bundle(config=config), tmp_path / "a.safetensors")

@@ -1,5 +1,6 @@
-"""Frozen speech and text networks: what comes out is a function of what may be known, and weights are read strictly."""
+"""Frozen speech, text and image networks: what comes out depends on what may be known; weights are read strictly."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast, Wav2Vec2Model
+from transformers import CLIPImageProcessorPil, CLIPVisionModel, PreTrainedTokenizerFast, Wav2Vec2Model
 
 from avatar.data import hearing
 from avatar.models import checkpoint
@@ -16,10 +18,11 @@ from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.audio_encoders.whisper import Whisper
 from avatar.models.audio_encoders.windowed import WindowedEncoder
+from avatar.models.image_encoders.clip import CLIP
 from avatar.models.text_encoders.umt5 import UMT5
 from avatar.nn.embeddings import AudioEntrance, LayerMix
 from avatar.streaming.audio_window import AudioWindow
-from avatar.types import AudioEncoder, TextEncoder
+from avatar.types import AudioEncoder, ImageEncoder, TextEncoder
 from tests.models import speech_networks
 from tests.stages import composed
 
@@ -31,7 +34,7 @@ NETWORKS = {"wav2vec2": Wav2Vec2, "hubert": Wav2Vec2, "whisper": Whisper}
 def weights(tmp_path_factory) -> dict[str, str]:
     """A folder of each network."""
     torch.manual_seed(1)
-    kinds = ("wav2vec2", "hubert", "whisper", "umt5")
+    kinds = ("wav2vec2", "hubert", "whisper", "umt5", "clip")
     return {kind: getattr(speech_networks, kind)(tmp_path_factory.mktemp(kind)) for kind in kinds}
 
 
@@ -280,6 +283,51 @@ def test_stored_features_of_a_prompt_come_back_as_they_were(weights):
         encoder.padded(torch.ones(13, 8))
 
 
+# Pictures
+
+
+def test_pictures_have_the_states_before_the_last_layer(weights):
+    encoder, pictures = CLIP(weights["clip"]), torch.rand(2, 3, 1, 40, 64) * 2.4 - 1.2
+    features = encoder.encode(pictures)
+    bytes_ = ((pictures[:, :, 0].clamp(-1, 1) + 1) * 127.5).round().byte()
+    shown = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in bytes_]
+    seen = CLIPImageProcessorPil.from_pretrained(f"{weights['clip']}/image_processor")(shown, return_tensors="pt")
+    net = CLIPVisionModel.from_pretrained(f"{weights['clip']}/image_encoder").eval()
+    states = net.pre_layrnorm(net.embeddings(seen.pixel_values))
+    for layer in net.encoder.layers[:2]:
+        states = layer(states, attention_mask=None)
+    assert isinstance(encoder, ImageEncoder) and features.shape == (2, 5, encoder.dim)
+    torch.testing.assert_close(features, states, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="21 channels"):
+        encoder.encode(torch.zeros(1, 21, 1, 1, 1))
+
+
+def test_the_names_of_published_image_encoders_are_read(weights, tmp_path):
+    folder, picture = copied(weights["clip"], tmp_path / "w"), torch.rand(1, 3, 1, 28, 28)
+    path = folder / "image_encoder" / "model.safetensors"
+    save_file({f"vision_model.{name}": tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    moved, there = CLIP(str(folder)), CLIP(weights["clip"])
+    assert torch.equal(moved.encode(picture), there.encode(picture))
+    assert repr(moved) == repr(there)  # by which a bundle knows it
+    settings = folder / "image_processor" / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
+    assert repr(CLIP(str(folder))) != repr(there)
+
+
+def test_pictures_of_another_size_than_the_networks_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"pictures of 30×30, but takes 28×28"):
+        CLIP(speech_networks.clip(tmp_path, size=30))
+
+
+def test_the_image_config_builds_what_a_bundle_names(weights):
+    cfg = composed("train", "image_encoder@image=clip", f"image.weights={weights['clip']}")
+    config = OmegaConf.to_container(cfg.image, resolve=True)
+    encoder = checkpoint.Origin({"network": {}, "image": config}).made("image")
+    picture = torch.rand(1, 3, 1, 32, 32)
+    assert torch.equal(encoder.encode(picture), CLIP(weights["clip"]).encode(picture))
+    assert composed("train").image is None and checkpoint.Origin({"network": {}}).made("image") is None
+
+
 # Weights
 
 
@@ -294,6 +342,7 @@ def copied(folder: str, to: Path) -> Path:
         (lambda: Wav2Vec2("facebook/no-such-network"), "hf download facebook/no-such-network$"),
         (lambda: Wav2Vec2("/no/such/folder"), "hf download facebook/wav2vec2-base-960h --local-dir /no/such/folder"),
         (lambda: Whisper("tests/nothing"), "hf download openai/whisper-tiny --local-dir tests/nothing"),
+        (lambda: CLIP("Wan-AI/none"), r'hf download Wan-AI/none --include "image_encoder/\*" "image_processor/\*"'),
         (lambda: UMT5("Wan-AI/none"), r'hf download Wan-AI/none --include "text_encoder/\*" "tokenizer/\*"'),
     ],
 )

@@ -1,0 +1,130 @@
+"""Image-to-video networks are told of the reference what Wan's pipeline tells them, anywhere in an endless stream."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from transformers import CLIPImageProcessorPil
+
+from avatar.data import seeing
+from avatar.models.autoencoders.wan import WanAutoencoder
+from avatar.models.image_encoders.clip import CLIP
+from avatar.types import join
+from tests.conftest import CHANNELS, make_cond
+from tests.models import speech_networks
+
+# As deep as Wan 2.1's and so of the same memory, but narrow.
+CONFIG = {"base_dim": 2, "z_dim": CHANNELS, "latents_mean": [0.1, 0.2, -0.3], "latents_std": [2.0, 1.0, 0.5]}
+WHOLE = 34  # latents: beyond those of which there are different ones
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> CLIP:
+    torch.manual_seed(1)
+    return CLIP(speech_networks.clip(tmp_path_factory.mktemp("clip")))
+
+
+@pytest.fixture(scope="module")
+def theirs() -> AutoencoderKLWan:
+    torch.manual_seed(2)
+    return AutoencoderKLWan(**CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def autoencoder(theirs) -> WanAutoencoder:
+    made = WanAutoencoder(CONFIG)
+    made._take(theirs)
+    made.origin = None  # which loaded ones have
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def reference() -> torch.Tensor:
+    torch.manual_seed(3)
+    return torch.randn(2, CHANNELS, 1, 2, 3)
+
+
+def conditioning(reference: torch.Tensor, latents: int):
+    return replace(make_cond(latents=latents), reference=reference)
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def expected(theirs, autoencoder, reference) -> torch.Tensor:
+    """The latents of a video that begins with the references and is grey for long, all encoded at once by diffusers."""
+    picture = autoencoder.decode(reference)
+    video = torch.cat([picture, torch.zeros(2, 3, 4 * WHOLE, *picture.shape[-2:])], dim=2)
+    mean, std = (torch.tensor(CONFIG[f"latents_{name}"]).view(-1, 1, 1, 1) for name in ("mean", "std"))
+    return (theirs.encode(video).latent_dist.mode() - mean) / std
+
+
+@pytest.mark.parametrize("latents", [1, 5])
+def test_the_timeline_is_grey_and_unknown(autoencoder, image, reference, expected, latents):
+    cond = seeing.completed(conditioning(reference, latents), autoencoder, image)
+    assert cond.channels.shape == (2, 4 + CHANNELS, latents, 2, 3) and not cond.channels[:, :4].any()
+    torch.testing.assert_close(cond.channels[:, 4:], expected[:, :, 1 : 1 + latents], rtol=1e-4, atol=1e-5)
+    assert torch.equal(cond.image, image.encode(autoencoder.decode(reference)))
+
+
+def test_a_stream_is_told_at_any_place_what_a_whole_clip_is_told(autoencoder, image, reference, expected):
+    told = seeing.sight(reference, autoencoder, image, WHOLE)
+    assert told.channels.shape[2] == seeing.GREY < WHOLE
+    for start in (0, 3, seeing.GREY - 1, WHOLE - 2, 10_000):
+        channels = told.told(conditioning(reference, 2), start).channels
+        place = 1 + min(start, WHOLE - 2)
+        torch.testing.assert_close(channels[:, 4:], expected[:, :, place : place + 2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_bound_is_the_memory_of_wans_encoder(expected):
+    """Before it latents differ, the last of them by little; from it on they are the same."""
+    change = (expected[:, :, 1:] - expected[:, :, -1:]).abs().amax((0, 1, 3, 4))
+    assert change[seeing.GREY - 1 :].max() < 1e-6 and change[seeing.GREY - 7] > 1e-4
+
+
+def test_the_sink_knows_the_reference(autoencoder, image, reference):
+    cond = seeing.completed(conditioning(reference, 3), autoencoder, image)
+    channels = join([cond.blank(1), cond], "l").channels
+    assert torch.equal(channels[:, :4, 0], torch.ones(2, 4, 2, 3)) and torch.equal(
+        channels[:, 4:, 0], reference[:, :, 0]
+    )
+    assert torch.equal(channels[:, :, 1:], cond.channels)
+
+
+def test_other_networks_are_told_nothing_and_pay_nothing(autoencoder, reference, monkeypatch):
+    cond = conditioning(reference, 3)
+    for work in ("decode", "encoder_stream", "to"):
+        monkeypatch.setattr(autoencoder, work, lambda *_: pytest.fail("was asked to work"))
+    assert seeing.completed(cond, autoencoder, None) is cond
+    assert seeing.sight(reference, autoencoder, None, 3).told(cond) is cond and cond.blank(1).channels is None
+
+
+@pytest.mark.slow  # to import diffusers' pipelines takes longer than all else here
+def test_wans_own_pipeline_tells_the_same(theirs, autoencoder, image, reference):
+    from diffusers import WanImageToVideoPipeline
+
+    processor = CLIPImageProcessorPil(**image.processor.to_dict())
+    pipeline = SimpleNamespace(
+        vae=theirs,
+        image_encoder=image.net,
+        image_processor=processor,
+        vae_scale_factor_temporal=4,
+        vae_scale_factor_spatial=8,
+        config=SimpleNamespace(expand_timesteps=False),
+        _execution_device="cpu",
+    )
+    with torch.no_grad():
+        cond = seeing.completed(conditioning(reference, 20), autoencoder, image)
+        picture = autoencoder.decode(reference)[:1]
+        _, wanted = WanImageToVideoPipeline.prepare_latents(
+            pipeline, picture[:, :, 0], 1, CHANNELS, 16, 24, 81, torch.float32, "cpu"
+        )
+        shown = ((picture[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        seen = WanImageToVideoPipeline.encode_image(pipeline, shown, "cpu")
+    torch.testing.assert_close(cond.channels[:1], wanted[:, :, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cond.image[:1], seen, rtol=1e-4, atol=1e-5)
+    sink = cond.blank(1).channels[:1]
+    assert torch.equal(sink[:, :4], wanted[:, :4, :1])
+    # Their picture's latent is that of the decoded picture, ours is the reference itself.
+    torch.testing.assert_close(autoencoder.encode(picture), wanted[:, 4:, :1], rtol=1e-4, atol=1e-5)

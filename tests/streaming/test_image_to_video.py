@@ -1,0 +1,143 @@
+"""Networks made for image-to-video stream what they make of a whole clip, told of the reference as in training."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from avatar.data import seeing
+from avatar.diffusion.generation import WholeClip
+from avatar.diffusion.rollout import Plan
+from avatar.models.autoencoders.wan import WanAutoencoder
+from avatar.models.image_encoders.clip import CLIP
+from avatar.nn.embeddings import ImageEntrance
+from avatar.streaming.session import Session
+from avatar.types import Conditioning
+from tests.conftest import make_net
+from tests.models import speech_networks
+from tests.streaming.test_session import (
+    AUDIO,
+    LATENT,
+    SEED,
+    STRIDE,
+    TEXT,
+    close,
+    conditioning,
+    offline,
+    randomised,
+    sound,
+    streamed,
+    windows,
+)
+
+PLAN = Plan((1.0, 0.6), chunk=2, first_chunk=1, window=4, context="merged")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> CLIP:
+    torch.manual_seed(1)
+    return CLIP(speech_networks.clip(tmp_path_factory.mktemp("clip")))
+
+
+@pytest.fixture
+def net(image):
+    more = {"more_channels": STRIDE + 4, "image": ImageEntrance(image.dim, 24)}
+    return make_net(channels=4, audio_features=AUDIO.dim, audio_tokens=AUDIO.tokens(STRIDE), **more)
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    """Latents that repeat from the fourth on, so that a short stream gets there."""
+    monkeypatch.setattr(seeing, "GREY", 4)
+
+
+@pytest.fixture
+def autoencoder():
+    """One whose latents of grey frames differ for long."""
+    statistics = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    return randomised(WanAutoencoder({"base_dim": 2, "z_dim": 4, "num_res_blocks": 1} | statistics))
+
+
+@pytest.fixture
+def reference(autoencoder):
+    return autoencoder.encode(torch.rand(1, 3, 1, 16, 16) * 2 - 1).detach()
+
+
+@pytest.fixture
+def opened(net, autoencoder, image, reference):
+    def make() -> Session:
+        return Session(net, autoencoder, AUDIO, TEXT, PLAN, latent=reference, seed=SEED, prompt="calm", image=image)
+
+    return make
+
+
+@pytest.fixture
+def told(autoencoder, image, reference):
+    """The conditioning of a whole clip of some speech."""
+
+    def make(speech: torch.Tensor, latents: int) -> Conditioning:
+        return seeing.completed(conditioning(reference, windows(speech, latents)), autoencoder, image)
+
+    return make
+
+
+def test_streamed_equals_offline_also_where_latents_repeat(opened, told):
+    session, speech = opened(), sound(7)
+    close(streamed(session, speech, 3001), offline(session, told(speech, 7)))
+
+
+def test_what_is_told_reaches_the_network(opened, told):
+    session, cond = opened(), told(sound(3), 3)
+    plain = offline(session, cond)
+    for change in ({"image": -cond.image}, {"channels": cond.channels.roll(1, 2)}):
+        assert (offline(session, replace(cond, **change)) - plain).abs().max() > 1e-3
+
+
+def test_another_reference_is_told_from_the_next_chunk_on(opened, autoencoder, reference):
+    speech, session, other = sound(6), opened(), torch.randn_like(reference)
+    seen, chunk = [], session.rollout.chunk
+    session.rollout.chunk = lambda cond: (seen.append(cond), chunk(cond))[1]
+    session.push(speech[: 4 * LATENT])
+    session.set_reference(latent=other)
+    session.push(speech[4 * LATENT :])
+    for cond, latent, start in zip(seen, (reference, reference, other), (0, 1, 3), strict=True):
+        wanted = seeing.sight(latent, autoencoder, session.image, 4).told(cond, start)
+        assert torch.equal(cond.reference, latent)
+        assert torch.equal(cond.image, wanted.image) and torch.equal(cond.channels, wanted.channels)
+    assert not torch.equal(seen[1].image, seen[2].image)
+
+
+def test_an_interrupt_goes_back_to_what_was_told_then(opened, reference):
+    """The first reference is wished for again: the sink that comes back is its own, and nothing is read in anew."""
+    speech, session = sound(6), opened()
+    whole = streamed(opened(), speech, 1 << 20)
+    session.push(speech[: 2 * LATENT])
+    session.set_reference(latent=torch.randn_like(reference))
+    session.push(speech[2 * LATENT :])
+    session.set_reference(latent=reference)
+    assert session.interrupt(STRIDE) == STRIDE
+    assert torch.equal(streamed(session, speech[LATENT:], 700), whole[:, STRIDE:])
+
+
+def test_each_window_of_a_long_clip_follows_the_reference(net, told):
+    cond, seen = told(sound(5), 5), []
+
+    class Spy(torch.nn.Module):
+        def tokens(self, height, width):
+            return net.tokens(height, width)
+
+        def forward(self, x, t, cond, view, r=None, guidance=None):
+            seen.append(cond.channels[:, :, 1:])  # behind the sink's
+            return torch.zeros_like(x)
+
+    WholeClip(steps=1, window=2)(Spy(), cond, (0,))
+    assert [part.shape[2] for part in seen] == [2, 2, 1]
+    assert all(torch.equal(part, cond.channels[:, :, : part.shape[2]]) for part in seen)
+
+
+@pytest.mark.parametrize("changes", [{"image": None}, {"more_channels": STRIDE}, {"image": ImageEntrance(8, 24)}])
+def test_a_network_that_wants_anything_else_is_refused(autoencoder, image, reference, changes):
+    given = {"more_channels": STRIDE + 4, "image": ImageEntrance(image.dim, 24)} | changes
+    net = make_net(channels=4, audio_features=AUDIO.dim, audio_tokens=AUDIO.tokens(STRIDE), **given)
+    with pytest.raises(ValueError, match=r"image features of width 16 and 8 more channels.*image_encoder@image=clip"):
+        Session(net, autoencoder, AUDIO, TEXT, PLAN, latent=reference, image=image)

@@ -1,0 +1,116 @@
+"""A network made for image-to-video, from the config of a new teacher to its stream and its scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from avatar import film, run
+from avatar.data import seeing
+from avatar.diffusion.rollout import Noise, generate
+from avatar.evaluate import evaluate
+from avatar.models import checkpoint
+from avatar.types import SAMPLES_PER_FRAME, join
+from tests.models import speech_networks
+from tests.stages import ANY_DATA, FILTERS, SMALL_NET, composed, fitted, random_autoencoder
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
+NETWORK = (
+    *SMALL_NET,
+    "model.network.more_channels=8",
+    "+model.network.image={_target_: avatar.nn.embeddings.ImageEntrance, features: 16, dim: 24}",
+)
+PUPPETS = (
+    *(override for override in ANY_DATA if not override.startswith(("world=", "model="))),
+    *(f"data.{part}.{size}" for part in ("train", "dev") for size in ("count=2", "latents=3")),
+    "data.buckets.lengths=[3]",
+    "data.buckets.weights=[1.0]",
+    "data.buckets.budget=6",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def world(folder) -> tuple[str, str]:
+    path = random_autoencoder(folder / "autoencoder.safetensors")
+    return "world.channels=4", f"world.autoencoder.path='{path}'"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> tuple[str, str]:
+    torch.manual_seed(1)
+    return "image_encoder@image=clip", f"image.weights='{speech_networks.clip(tmp_path_factory.mktemp('clip'))}'"
+
+
+@pytest.fixture(scope="module")
+def stages(folder, world, encoder) -> dict[str, Path]:
+    """The bundles of a teacher, with its sample video, and of a causal teacher made of it."""
+    common = (*NETWORK, *world, *encoder, "steps=1", "trainer.gradient_clip_val=null")
+    video = ("callbacks=default", "+sampler.steps=1")
+    teacher = fitted("train", folder / "teacher", *common, *video, tiny=[o for o in PUPPETS if o != "callbacks=base"])
+    causal = ("objective=teacher_forcing", f"teacher='{teacher}'")
+    return {"teacher": teacher, "causal": fitted("distill", folder / "causal", *common, *causal, tiny=PUPPETS)}
+
+
+def test_it_trains_and_remembers_its_image_encoder(stages, encoder, folder):
+    origin = checkpoint.origin_of(checkpoint.load(str(stages["teacher"])))
+    assert f"image.weights='{origin.config['image']['weights']}'" == encoder[1]
+    assert origin.made("image").dim == 16 and list((folder / "teacher" / "samples").glob("*.mp4"))
+
+
+@torch.no_grad()
+def test_it_streams_what_its_rollout_makes(stages, world, folder):
+    cfg = composed("infer", *world, f"student='{stages['causal']}'", f"folder='{folder}'")
+    session = film.open_session(cfg, torch.rand(1, 3, 1, 64, 64))
+    seen, chunk = [], session.rollout.chunk
+    session.rollout.chunk = lambda cond: (seen.append(cond), chunk(cond))[1]
+    frames = torch.cat([session.push(torch.randn(10 * SAMPLES_PER_FRAME)), session.finish()], dim=1)
+    cond = seeing.completed(join(seen, "l"), session.autoencoder, session.image)
+    torch.testing.assert_close(cond.channels, torch.cat([part.channels for part in seen], dim=2))
+    latents = generate(session.net, cond, session.plan, Noise((cfg.seed,))).latents
+    expected = session.autoencoder.decode(torch.cat([cond.reference, latents], dim=2))[0, :, 1:]
+    torch.testing.assert_close(frames, expected[:, :10], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow  # as all evaluations down to their pictures
+def test_it_is_scored_beside_its_teacher(stages, world, folder):
+    small = ("clips=2", "others=0", "control=0", "latents=2", "stream_frames=12", "threads=1", "workers=0")
+    nets = (f"student='{stages['causal']}'", f"teacher='{stages['teacher']}'", "teacher_sampler.steps=1")
+    place = (f"folder='{folder / 'scores'}'", f"cache='{folder / 'cache'}'")
+    evaluate(composed("evaluate", *world, *small, *nets, *place))
+    report = json.loads((folder / "scores" / "report.json").read_text())
+    assert report["teacher"]["clips"] == report["student"]["clips"] == 2 and report["stream"]["frames"] == 12
+
+
+@pytest.mark.parametrize(
+    "network, encoded, message",
+    [
+        (NETWORK, False, "width 0 and 0 more channels for a network that takes 16 and 8; image-to-video networks want"),
+        (
+            SMALL_NET,
+            True,
+            "width 16 and 8 more channels for a network that takes 0 and 0; image-to-video networks want",
+        ),
+    ],
+)
+def test_an_encoder_too_few_or_too_many_is_refused_before_the_first_step(
+    network, encoded, message, world, encoder, folder, tmp_path
+):
+    given = encoder if encoded else ()
+    place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test", "steps=1")
+    with pytest.raises(ValueError, match=message):
+        run.fit(composed("train", *PUPPETS, *network, *world, *given, *place))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_another_image_encoder_than_the_teachers_is_refused(stages, world, encoder, folder, tmp_path):
+    place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test", "steps=1")
+    stage = ("objective=teacher_forcing", f"teacher='{stages['teacher']}'", "image_encoder@image=clip")
+    other = speech_networks.clip(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"trained with image by .* give those that it was trained with"):
+        run.fit(composed("distill", *PUPPETS, *NETWORK, *world, *stage, f"image.weights='{other}'", *place))
