@@ -70,6 +70,7 @@ def fit(cfg: DictConfig) -> None:
     folder."""
     import lightning  # takes longer than all else together, and only training needs it
 
+    settings = OmegaConf.to_yaml(cfg, resolve=True)  # which tells what is missing
     check_whole(1, steps=cfg.steps)
     check_whole(0, seed=cfg.seed)
     prepare_torch(cfg.threads)
@@ -100,7 +101,7 @@ def fit(cfg: DictConfig) -> None:
         logger=list(hydra.utils.instantiate(cfg.logger).values()),
     )
     _check_accumulation(trainer, objective, data)
-    _open_folder(cfg)
+    _open_folder(Path(cfg.folder), settings)
     if trainer.is_global_zero:
         print(data.told(trainer.world_size))
         if cfg.kind in ("causal_teacher", "student") and (note := unseen(cfg.plan.window, data.buckets.lengths)):
@@ -191,15 +192,14 @@ def _check_folder(cfg: DictConfig) -> None:
         )
 
 
-def _open_folder(cfg: DictConfig) -> None:
+def _open_folder(folder: Path, settings: str) -> None:
     """The run's folder with its config and, a line for each start, the revision of the code; by the first rank."""
     from lightning.pytorch.utilities import rank_zero_only
 
     if rank_zero_only.rank:
         return
-    folder = Path(cfg.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    (folder / "config.yaml").write_text(settings)
     with (folder / "revision.txt").open("a") as file:
         file.write(f"{git_revision() or 'unknown'}\n")
 
