@@ -8,6 +8,7 @@ Where the weights of an encoder lie is a machine's business: what they are is co
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
     if bundle.kind == "autoencoder":  # another's latents, decoded: it is that one for all who use them
         name = bundle.components.get("autoencoder", name)
     origin = Origin(bundle.config, bundle.kind, name, bundle.components, bundle.plan)
-    with torch.device("meta"):
+    # What wraps another library's network may need numbers while it is made; and autoencoders are small.
+    with nullcontext() if bundle.kind == "autoencoder" else torch.device("meta"):
         net = _built(origin)
     expected = net.state_dict()
     if wrong := misfits(expected, bundle.weights):

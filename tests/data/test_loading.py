@@ -209,6 +209,9 @@ class Padding:
         rows = [self.padded(torch.tensor([[len(word), 1 / 3] for word in prompt.split()])) for prompt in prompts]
         return torch.stack([features for features, _ in rows]), torch.stack([mask for _, mask in rows])
 
+    def check(self, prompt):
+        pass
+
     def padded(self, tokens):
         return torch.nn.functional.pad(tokens.float(), (0, 0, 0, 64 - len(tokens))), torch.ones(64, dtype=torch.bool)
 

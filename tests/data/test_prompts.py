@@ -20,6 +20,9 @@ class Features:
         rows = [self.padded(torch.tensor([[1 / 3, float(len(word))] for word in text.split()])) for text in texts]
         return torch.stack([row for row, _ in rows]), torch.stack([mask for _, mask in rows])
 
+    def check(self, prompt):
+        pass
+
     def padded(self, tokens):
         return torch.nn.functional.pad(tokens.float(), (0, 0, 0, 32 - len(tokens))), torch.ones(32, dtype=torch.bool)
 

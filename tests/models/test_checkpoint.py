@@ -37,11 +37,11 @@ def test_a_bundle_comes_back_as_it_went(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
-def test_loaded_weights_are_shared_with_the_file_until_they_are_written_to(tmp_path):
+def test_loaded_backbones_are_shared_with_the_file_until_they_are_written_to(tmp_path):
     """So that the ranks of a machine that shards a large network don't hold it whole, each for itself."""
     network = NETWORK | {"widths": [64, 256]}
     path = tmp_path / "a.safetensors"
-    checkpoint.write(Bundle("autoencoder", checkpoint.new(network).state_dict(), {"network": network}), path)
+    checkpoint.write(Bundle("teacher", checkpoint.new(network).state_dict(), {"network": network}), path)
     checkpoint.load(str(path))  # what is allocated once
     stored, draws = path.read_bytes(), torch.get_rng_state()
     before = own_memory()
