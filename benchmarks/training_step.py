@@ -2,7 +2,7 @@
 
     # 2 cores, reduced width
     python benchmarks/training_step.py model.network.layers=6 model.network.dim=384 model.network.ffn=2240 \
-        model.network.heads=3 --latents 4 --height 30 --width 52
+        model.network.heads=3 --frames 16 --height 240 --width 416
     # Wan 2.1 1.3B at 480×832×81 frames, one GPU
     python benchmarks/training_step.py prepare=large trainer.precision=bf16-mixed +objective.optimizer.fused=true \
         --device cuda
@@ -30,9 +30,11 @@ import hydra
 import lightning
 import torch
 from hydra import compose, initialize_config_dir
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from avatar import run
+from avatar.dry import clip_of
 from avatar.files import write_text
 from avatar.models import size
 from avatar.models.preparation import prepare
@@ -42,6 +44,14 @@ from avatar.provenance import recorded
 from avatar.types import REGIONS, ROLES, Batch, Conditioning
 
 WARM = 3  # steps that aren't counted: kernels are chosen and compiled, the optimiser makes its state
+
+
+# Which of torch's attention kernels is tried first; what one can't do is left to the next.
+LAST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+KERNELS = {
+    "flash": [SDPBackend.FLASH_ATTENTION, *LAST],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *LAST],
+}
 
 
 class RandomClips(lightning.LightningDataModule):
@@ -71,6 +81,8 @@ def random_batch(net: VideoDiT, clip: size.Clip, clips: int) -> Batch:
         emotion=unsaid,
         emotion_intensity=torch.zeros(b, l),
         gesture=unsaid,
+        image=None if net.image is None else torch.randn(b, clip.image_tokens, net.image.features),
+        channels=torch.randn(b, net.more_channels, l, *space) if net.more_channels else None,
     )
     latents = torch.randn(b, net.channels, l, *space)
     return Batch(latents, cond, torch.rand(b, len(REGIONS), l, *space), [f"random-{n}" for n in range(b)])
@@ -126,7 +138,8 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     run.prepare_torch(cfg.threads)
     lightning.seed_everything(cfg.seed, verbose=False)
     objective = hydra.utils.instantiate(cfg.objective)
-    clip = size.Clip(arguments.latents, arguments.height, arguments.width, arguments.text_tokens)
+    pixels = {name: getattr(arguments, name) for name in ("frames", "height", "width", "text_tokens", "image_tokens")}
+    clip = clip_of(**pixels, **{name: cfg.world[name] for name in ("temporal_stride", "spatial_stride")})
     data = RandomClips(objective.net, clip, arguments.clips, WARM + arguments.steps)
     flops = 3 * arguments.clips * size.forward_flops(objective.net, clip)
     parameters = size.parameters(objective.net)
@@ -141,7 +154,8 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.fit(objective, data)
+    with sdpa_kernel(KERNELS[arguments.attention], set_priority=True):
+        trainer.fit(objective, data)
     peak = peak_bytes(arguments.device)  # before the ceiling takes memory of its own
     dtype = torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
     best = ceiling(arguments.device, dtype)
@@ -150,6 +164,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         "parameters": parameters,
         "clip": vars(clip) | {"clips": arguments.clips},
         "precision": trainer.precision,
+        "attention": arguments.attention,
         "step_s": seconds,
         "steps_s": clock.seconds,
         "losses": clock.losses,
@@ -165,10 +180,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="time, utilisation and memory of a training step")
     parser.add_argument("overrides", nargs="*", help="of train.py's config, such as prepare=large")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    for name, value in (("latents", 20), ("height", 60), ("width", 104), ("text-tokens", 512)):
+    for name, value in (("frames", 80), ("height", 480), ("width", 832), ("text-tokens", 512), ("image-tokens", 257)):
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("clips", 1), ("steps", 10), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--attention", default="flash", choices=tuple(KERNELS))
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     arguments = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -133,10 +133,9 @@ def test_experiments_of_large_models_set_what_their_stages_take(script, line):
     "line",
     [
         "model=dit_20b trainer=dry",
-        "model=wan_1_3b model.weights=wan/transformer world=wan21 text_encoder@text=umt5 data=shards "
-        "data.urls=data/myset objective.emphasis.lips=0",
-        "model=wan_i2v_14b model.weights=wan/transformer world=wan21 text_encoder@text=umt5 data=shards "
-        "data.urls=data/myset image_encoder@image=clip",
+        "experiment=large/teacher model=wan_1_3b model.weights=wan/transformer data.urls=data/myset",
+        "experiment=large/teacher model=wan_i2v_14b model.weights=wan/transformer data.urls=data/myset "
+        "image_encoder@image=clip",
         "audio_encoder@audio=wav2vec2 model.network.audio_features=9984 model.network.audio_layers=13 "
         "model.network.audio_tokens=7",
         "trainer=ddp trainer.devices=8 data.buckets.multiple=8",

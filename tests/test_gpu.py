@@ -89,7 +89,7 @@ def test_a_stream_is_that_of_the_cpu():
 
 def test_a_training_step_is_measured(tmp_path):
     out = tmp_path / "step.json"
-    clip = ["--latents", "4", "--height", "16", "--width", "16", "--text-tokens", "96", "--steps", "2"]
+    clip = ["--frames", "16", "--height", "128", "--width", "128", "--text-tokens", "96", "--steps", "2"]
     own = ["model=nano", "prepare=large", "trainer.precision=bf16-mixed", "--device", DEVICE, "--out", str(out)]
     subprocess.run([sys.executable, "benchmarks/training_step.py", *own, *clip], cwd=ROOT, check=True)
     measured = json.loads(out.read_text())["measured"]

@@ -61,7 +61,8 @@ class LengthBuckets:
         counts = [sorted({self.count(length, area) for area in (max(areas), min(areas))}) for length in self.lengths]
         spans = (" to ".join(map(str, span)) for span in counts)
         clips = [f"{span} clips of {length} latents" for span, length in zip(spans, self.lengths, strict=True)]
-        return f"an update learns from {' or '.join(clips)}, shared out among {ranks} ranks × {self.accumulate} passes"
+        parts = f", shared out among {ranks} ranks × {self.accumulate} passes" if ranks * self.accumulate > 1 else ""
+        return f"an update learns from {' or '.join(clips)}{parts}"
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """The length of a batch's clips, and how many there are."""

@@ -101,7 +101,7 @@ def test_a_batch_is_told_in_clips_for_all_ranks_and_passes():
     clips = "64 clips of 3 latents or 24 clips of 8 latents"
     assert told == f"an update learns from {clips}, shared out among 2 ranks × 2 passes"
     of_sizes = LengthBuckets((3, 8), (0.2, 0.8), 512, multiple=2).told(1, {4, 9, 16})
-    assert "from 10 to 42 clips of 3 latents or 4 to 16 clips of 8 latents, " in of_sizes
+    assert of_sizes == "an update learns from 10 to 42 clips of 3 latents or 4 to 16 clips of 8 latents"
 
 
 def test_ranks_and_passes_take_every_clip_of_every_batch_once():
