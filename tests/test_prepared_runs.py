@@ -54,6 +54,7 @@ def folder(tmp_path_factory) -> Path:
     both += [
         job("flow_half_fsdp", "fit_half", "train", *RUN, *TWO["fsdp"], HALF),
         job("dmd_half_fsdp", "fit_half", "distill", *dmd, *TWO["fsdp"], HALF),
+        job("flow_traced_ddp", "fit_traced", "train", *RUN, *TRACED, *TWO["ddp"]),
         job("flow_traced_fsdp", "fit_traced", "train", *RUN, *TRACED, *TWO["fsdp"]),
         job("dmd_traced_fsdp", "fit_traced", "distill", *dmd, *TRACED, *TWO["fsdp"]),
     ]
@@ -120,7 +121,7 @@ def ending_with(check, script: str, folder: str, *overrides: str) -> None:
 
 @torch.no_grad()
 def output(net, trainer) -> torch.Tensor:
-    batch = trainer.datamodule.held_out(2)
+    batch = trainer.datamodule.held_out(2, torch.device("cpu"))
     x = batch.latents
     return Bidirectional().velocity(net.eval(), x, torch.full(x.shape[:3:2], 0.5), batch.conditioning, x)
 
@@ -138,6 +139,7 @@ def bundle(run: Path) -> dict[str, torch.Tensor]:
     "run, alone",
     [
         ("flow_traced", "flow"),
+        ("flow_traced_ddp", "flow"),
         ("flow_traced_fsdp", "flow"),
         ("dmd_traced_fsdp", "dmd"),
         ("lora_ddp", "lora"),

@@ -54,6 +54,7 @@ class Finite(lightning.Callback):
         keys = ", ".join(key for batch in batches for key in batch.keys)
         log.error("%s, on %s: see %s", found, keys, self._dump(batches, trainer.global_step, trainer.global_rank))
         if self.skipped == self.skips:
+            trainer.strategy.barrier()  # the first rank to raise ends all, of which some may still be writing
             raise ValueError(
                 f"{found}; lower the learning rate (objective.optimizer.lr), or look at the data: its batch is in "
                 f"{self.folder} (callbacks.finite.skips=N leaves out up to N such updates in a row)"

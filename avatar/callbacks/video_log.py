@@ -10,6 +10,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from avatar.diffusion.generation import Generator
+from avatar.models.pretrained import on
 from avatar.streaming.writer import Mp4Writer
 from avatar.types import SAMPLES_PER_FRAME
 
@@ -39,17 +40,18 @@ class VideoLog(lightning.Callback):
     @torch.no_grad()
     def _show(self, trainer: Any, module: Any) -> None:
         data = trainer.datamodule
-        batch = data.held_out(self.clips)
-        cond = batch.conditioning.map(lambda x: x.to(module.device))
+        batch = data.held_out(self.clips, module.device)
+        cond = batch.conditioning
         was_training = module.net.training
         latents = self.generator(module.net.eval(), cond, tuple(range(len(batch.keys))))
         module.net.train(was_training)
         if not trainer.is_global_zero:
             return  # had a hand in it where the network is sharded
-        # On the autoencoder's device, behind the reference, as a whole: not every decoder streams.
-        whole = torch.cat([batch.conditioning.reference, latents.to(batch.latents.device)], dim=2)
-        video = data.autoencoder.decode(whole)[:, :, 1:].cpu()
-        frames = data.to_pictures(torch.cat(list(video), dim=-1) if video.shape[-1] > 1 else video[0])
+        # Behind the reference, as a whole, for not every decoder streams; and clip by clip, for frames are large.
+        autoencoder = on(module.device, data.autoencoder)
+        whole = torch.cat([cond.reference, latents], dim=2)
+        video = [autoencoder.decode(clip)[0, :, 1:].cpu() for clip in whole.split(1)]
+        frames = data.to_pictures(torch.cat(video, dim=-1) if video[0].shape[-1] > 1 else video[0])
         path = self.folder / f"{self.batches:06d}.mp4"
         # A run that was resumed from before this batch makes the same video again.
         with Mp4Writer(path, frames.shape[1:3], overwrite=True) as writer:

@@ -150,12 +150,12 @@ class PuppetLatents(lightning.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return replace(batch, conditioning=seeing.completed(batch.conditioning, self.autoencoder, self.image))
 
-    def held_out(self, clips: int) -> Batch:
-        """The first whole clips of the dev set."""
+    def held_out(self, clips: int, device: torch.device) -> Batch:
+        """The first whole clips of the dev set, on this device."""
         dev = self.clips["dev"]
         which = torch.arange(min(clips, len(dev)))
         batch = dev.batch(which, torch.zeros_like(which), dev.latents.shape[2], self.audio, self.text)
-        return self.on_after_batch_transfer(batch, 0)
+        return self.on_after_batch_transfer(self.transfer_batch_to_device(batch, device, 0), 0)
 
     def to_pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """Decoded frames to look at."""

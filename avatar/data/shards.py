@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -144,15 +145,16 @@ class ShardClips(lightning.LightningDataModule):
             batch = replace(encoded(batch, self.autoencoder), part=batch.part)
         return replace(batch, conditioning=seeing.completed(batch.conditioning, self.autoencoder, self.image))
 
-    def held_out(self, clips: int) -> Batch:
-        """The beginnings of the first clips of the dev split, as long as crops get, all of one size."""
+    def held_out(self, clips: int, device: torch.device) -> Batch:
+        """The beginnings of the first clips of the dev split, as long as crops get, all of one size, on this device."""
         reader = self.readers[self.dev]
         sizes = self._sizes(reader.entries, reader.recipe)
         length = max(self.buckets.lengths)
         long_enough = np.flatnonzero(sizes[:, 0] >= length)
         alike = long_enough[(sizes[long_enough, 1:] == sizes[long_enough[0], 1:]).all(1)]
         draws = [Draw(int(sample), length, AT_START, (0, 0, int(sample), 1), alike) for sample in alike[:clips]]
-        return self.encoded(gathered([reader.crop(draw) for draw in draws]))
+        crops = gathered([reader.crop(draw) for draw in draws])
+        return self.encoded(self.transfer_batch_to_device(crops, device, 0))
 
     def to_pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
         """Decoded frames to look at."""

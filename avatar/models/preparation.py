@@ -24,6 +24,8 @@ Preparation = Callable[[nn.Module], None]
 # What `selective` checkpointing keeps: attention costs most to do again, and its result is as small as any other.
 KEPT = ("aten._scaled_dot_product",)
 
+GRAPHS = 64  # that may be compiled; beyond torch's own bound, 8, it would go on without a compiler, and hardly say so
+
 
 def prepare(networks: nn.Module, by: Mapping[str, Mapping[str, Preparation | None] | None]) -> None:
     """Prepare the named networks among a module's children, each by its preparations in their order; None is none.
@@ -107,6 +109,8 @@ class Compiled:
     backend: str = "inductor"
 
     def __call__(self, net: nn.Module) -> None:
+        # All blocks are one code to torch, and each length and size of clips, with gradients or without, is a graph.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         for block in _blocks(net):
             # Not block.compile(), which finds a recomputed forward beneath it and leaves that as it is.
             fast = torch.compile(block.forward, mode=self.mode, dynamic=self.dynamic, backend=self.backend)

@@ -26,6 +26,7 @@ from tests.data.prepare.films import talk
 from tests.data.shard_sets import AUDIO, STRIDE, TEXT, autoencoder, flac, mp4, png, sample, write_set
 from tests.stages import ANY_DATA, composed, fitted
 
+CPU = torch.device("cpu")
 BUCKETS = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12)
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore:This DataLoader will create"
@@ -530,7 +531,7 @@ def test_a_set_in_which_nothing_can_be_read_ends_the_run(fresh):
 
 
 def test_held_out_clips_are_the_beginnings_of_dev(whole):
-    batch = data(whole).held_out(2)
+    batch = data(whole).held_out(2, CPU)
     assert batch.keys == ["dev-a-000@0", "dev-a-002@0"] and batch.latents.shape[2] == 6
 
 
@@ -629,7 +630,9 @@ def test_latents_are_preferred_to_videos(footage):
 
 def test_held_out_videos_are_encoded(footage):
     folder, net = footage
-    batch = data(folder, autoencoder=net, pictures="video", buckets=LengthBuckets((7,), (1.0,), 28)).held_out(2)
+    batch = data(folder, autoencoder=net, pictures="video", buckets=LengthBuckets((7,), (1.0,), 28)).held_out(
+        2, torch.device("cpu")
+    )
     assert batch.latents.shape == (1, 4, 7, 4, 4)
 
 
@@ -647,7 +650,10 @@ def test_image_to_video_networks_are_told_of_the_reference_in_every_batch(footag
     folder, net = footage
     lengths = LengthBuckets((1,), (1.0,), 24)
     module = data(folder, autoencoder=net, pictures=pictures, buckets=lengths, image=Brightness())
-    batches = [module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0), module.held_out(1)]
+    batches = [
+        module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0),
+        module.held_out(1, CPU),
+    ]
     for batch in batches:
         cond = batch.conditioning
         assert cond.channels.shape == (len(batch.keys), 4 + 4, *batch.latents.shape[2:])

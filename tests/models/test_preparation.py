@@ -69,6 +69,20 @@ def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, re
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")
+def test_clips_of_many_lengths_are_compiled(compilable, monkeypatch):
+    preparation, packing = compilable("avatar.models.preparation"), compilable("avatar.diffusion.packing")
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    torch._dynamo.reset()
+    net = rebuilt(make_net(layers=1), compilable)
+    preparation.Compiled(dynamic=False, backend="eager")(net)
+    for latents in range(1, 5):
+        x, cond = torch.randn(2, 3, latents, 4, 4), make_cond(latents=latents)
+        packing.Bidirectional().velocity(net, x, torch.rand(2, latents), cond, x)
+
+
 def rebuilt(net, compilable):
     """The network without the checks of shapes."""
     text = compilable("avatar.nn.embeddings").ByteTextEntrance(24, width=8, layers=1, max_bytes=16)
