@@ -22,6 +22,7 @@ from avatar.diffusion.rollout import Noise, Plan, Rollout
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
 from avatar.streaming.audio_window import AudioWindow
+from avatar.streaming.inputs import Sink, Sound, check_sound, index, latent_of, shape
 from avatar.types import (
     EMOTIONS,
     FRAME_RATE,
@@ -38,9 +39,7 @@ from avatar.types import (
     VideoAutoencoder,
 )
 
-Sound = Float[Tensor, "_"]  # samples; the session itself tells its user about lengths that differ
 Film = Float[Tensor, "c f h w"]
-Sink = Float[Tensor, "1 c 1 h w"]  # a reference's latent
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,9 @@ class Session:
         self.net, self.autoencoder, self.text, self.image, self.plan = net, autoencoder, text, image, plan
         self.stride = autoencoder.temporal_stride
         self.weight = next(net.parameters())  # has the device and precision of all that the network takes
-        self.reference = self._encoded(reference, latent)
+        self.sight = self._sighted(reference, latent)
         self.set_prompt(prompt)
-        height, width = self.reference.shape[-2:]
+        height, width = self.sight.reference.shape[-2:]
         net.check_forms(audio.states, self.prompt[0], [(height, width)])
         self.state, self.emotion, self.intensity = 0, 0, 0.0
         self.gestures = (0, 0)  # the gesture, and the latent that it ends before
@@ -123,7 +122,8 @@ class Session:
         self._see()
         self.decoder = autoencoder.decoder_stream()
         with torch.no_grad():
-            self.empty = self.decoder.push(self.reference)[0, :, :0]  # the reference's own frame is not on the timeline
+            # The reference's own frame is not on the timeline.
+            self.empty = self.decoder.push(self.sight.reference)[0, :, :0]
         self.checkpoints = deque([self._checkpoint()], maxlen=max_rollback + 1)
 
     @property
@@ -140,13 +140,13 @@ class Session:
 
     def set_state(self, name: str | None) -> None:
         """Speaking, listening or idle (see STATES); None leaves it to the network."""
-        self.state = _index("state", name, STATES)
+        self.state = index("state", name, STATES)
 
     def set_emotion(self, name: str | None, intensity: float = 1.0) -> None:
         """One of EMOTIONS, at an intensity in [0, 1]."""
         if not 0 <= intensity <= 1:
             raise ValueError(f"an intensity of {intensity}; it lies between 0 and 1")
-        self.emotion = _index("emotion", name, EMOTIONS)
+        self.emotion = index("emotion", name, EMOTIONS)
         self.intensity = float(intensity) if self.emotion else 0.0
 
     def gesture(self, name: str | None, seconds: float = 1.0) -> None:
@@ -154,17 +154,20 @@ class Session:
         if not 0 < seconds < float("inf"):
             raise ValueError(f"a gesture of {seconds} seconds; give it a finite length above 0")
         latents = -int(-seconds * FRAME_RATE // self.stride)
-        self.gestures = (_index("gesture", name, GESTURES), self.rollout.position + latents)
+        self.gestures = (index("gesture", name, GESTURES), self.rollout.position + latents)
 
     def set_reference(self, pixels: Pixels | None = None, latent: Sink | None = None) -> None:
-        """Another picture of the avatar, of the same size; the frames before it stay in view and blend into it."""
-        reference = self._encoded(pixels, latent)
-        if reference.shape != self.reference.shape:
+        """Another picture of the avatar, of the same size; the frames before it stay in view and blend into it.
+
+        For an image-to-video network this call encodes some 100 frames.
+        """
+        sight, own = self._sighted(pixels, latent), self.sight.reference
+        if sight.reference.shape != own.shape:
             raise ValueError(
-                f"a reference with a latent of {_shape(reference)} in a session of {_shape(self.reference)}; "
+                f"a reference with a latent of {shape(sight.reference)} in a session of {shape(own)}; "
                 "crop it to the first one's size or open another session"
             )
-        self.reference = reference
+        self.sight = sight
 
     # Sound in, frames out
 
@@ -182,9 +185,9 @@ class Session:
         """Take in sound without making frames of it yet."""
         if self.end is not None:
             raise ValueError("sound after the stream's end; open another session, or interrupt this one first")
-        _check_sound("speech", speech)
+        check_sound("speech", speech)
         if heard is not None:
-            _check_sound("heard", heard)
+            check_sound("heard", heard)
             if len(heard) != len(speech):
                 raise ValueError(
                     f"{len(speech)} samples of speech with {len(heard)} of the heard voice; both are on one clock: "
@@ -218,14 +221,14 @@ class Session:
         missing = self.windows[0].needed(position + length) - self.windows[0].received
         if self.waiting.shape[1] < missing or (self.end is not None and position * self.stride >= self.end):
             return None
-        if self.reference is not self.seen.reference:
+        if self.sight.reference is not self.seen.reference:
             self._see()
         sound, self.waiting = self.waiting[:, :missing], self.waiting[:, missing:].clone()
         audio = torch.stack([window.push(track) for window, track in zip(self.windows, sound, strict=True)])
         latents = self.rollout.chunk(self._conditioning(audio, position))
         self.listening = {latent for latent in self.listening if latent >= position + length}
         before = position * self.stride
-        frames = self.decoder.push(latents.to(self.reference.dtype))[0]
+        frames = self.decoder.push(latents.to(self.sight.reference.dtype))[0]
         self.checkpoints.append(self._checkpoint())
         return frames if self.end is None else frames[:, : self.end - before]
 
@@ -297,57 +300,15 @@ class Session:
     @torch.no_grad()
     def _see(self) -> None:
         """Make the reference the sink."""
-        self.seen = seeing.sight(self.reference, self.autoencoder, self.image, seeing.GREY)
+        self.seen = self.sight
         tokens = self.windows[0].encoder.tokens(self.stride)
         silence = torch.zeros(len(ROLES), 1, tokens, self.windows[0].encoder.dim)
         self.rollout.prime(self._conditioning(silence, self.rollout.position))
 
-    @torch.no_grad()
-    def _encoded(self, pixels: Pixels | None, latent: Sink | None) -> Sink:
-        """The latent of a reference that was given as either."""
-        given = pixels if latent is None else latent
-        if given is None or (pixels is not None and latent is not None):
-            raise ValueError("a reference wants either its pixels or its latent; give one of them")
-        if given.ndim != 5 or given.shape[0] != 1 or given.shape[2] != 1:
-            raise ValueError(f"a reference of shape {_shape(given)}; wanted one frame, 1 c 1 h w: reshape it")
-        if not given.isfinite().all():
-            raise ValueError("a reference with values that are not finite; mend the picture")
-        if latent is None:
-            try:
-                latent = self.autoencoder.encode(given.to(self.weight.device))
-            except RuntimeError as error:
-                raise ValueError(
-                    f"a reference of shape {_shape(given)} that the autoencoder can't encode ({error}); "
-                    "give it the channels and size that the autoencoder was made for"
-                ) from error
-        if latent.shape[1] != self.autoencoder.channels:
-            raise ValueError(
-                f"a reference's latent of {latent.shape[1]} channels, but the autoencoder's have "
-                f"{self.autoencoder.channels}; encode the picture with this autoencoder"
-            )
-        return latent.to(self.weight.device)
+    def _sighted(self, pixels: Pixels | None, latent: Sink | None) -> Sight:
+        reference = latent_of(pixels, latent, self.autoencoder, self.weight.device)
+        return seeing.sight(reference, self.autoencoder, self.image, seeing.GREY)
 
     def _checkpoint(self) -> Checkpoint:
         rollout = self.rollout
         return Checkpoint(rollout.position, rollout.pending, self.cache.sink, self.seen, self.decoder.snapshot())
-
-
-def _index(kind: str, name: str | None, names: tuple[str, ...]) -> int:
-    if name is not None and name not in names:
-        raise ValueError(f"{kind} {name!r}; choose one of {', '.join(names)}")
-    return 0 if name is None else names.index(name)
-
-
-def _shape(x: Tensor) -> str:
-    return "×".join(map(str, x.shape))
-
-
-def _check_sound(role: str, samples: Sound) -> None:
-    if samples.ndim != 1 or not samples.is_floating_point():
-        raise ValueError(
-            f"{role} of shape {_shape(samples)} in {samples.dtype}; wanted one row of floats in [-1, 1] at 16 kHz: "
-            "mix to mono and convert it"
-        )
-    if not samples.isfinite().all():
-        bad = int((~samples.isfinite()).nonzero()[0])
-        raise ValueError(f"{role} that is not finite, first at sample {bad}; mend the recording or cut that part out")
