@@ -4,9 +4,12 @@ python -m avatar.convert model=wan_1_3b model.weights=Wan2.1-T2V-1.3B-Diffusers/
 python -m avatar.convert bundle=wan/teacher.safetensors out=wan/transformer
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hydra
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from avatar import run
@@ -35,11 +38,30 @@ def _to_bundle(cfg: DictConfig, out: Path) -> None:
         raise ValueError(f"a bundle named {out}; give out= a name that ends in .safetensors")
     if out.exists():
         raise FileExistsError(f"{out} exists, and is not overwritten; give another out=")
+    encoders = run.encoders(cfg)
+    _check_encoders(cfg.model.network, encoders)
     net = hydra.utils.instantiate(cfg.model)
     origin = checkpoint.origin_of(net)
     plan = OmegaConf.to_container(cfg.plan, resolve=True) if origin.kind == "student" else None
-    config = {**run.encoders(cfg), "network": origin.network}
+    config = {**encoders, "network": origin.network}
     checkpoint.write(Bundle(origin.kind, net.state_dict(), config, {}, plan), out)  # pyright: ignore[reportArgumentType]
+
+
+def _check_encoders(network: DictConfig, encoders: Mapping[str, Any]) -> None:
+    """Raise ValueError for what its encoders make and the network can't take, as far as they tell without weights."""
+    with torch.device("meta"):
+        net: VideoDiT = checkpoint.new(network)
+    if (net.image is None) != (encoders["image"] is None):
+        raise ValueError(
+            f"{'an' if encoders['image'] else 'no'} image encoder for a network that takes "
+            f"{'none' if net.image is None else 'its features'}; image-to-video networks want one "
+            "(image_encoder@image=clip), others none (image=null)"
+        )
+    made = {part: hydra.utils.instantiate(config) for part, config in encoders.items() if checkpoint.weightless(config)}
+    if "audio" in made and net.strides is not None:
+        net.check_audio(made["audio"], net.strides[0])
+    if "text" in made:
+        net.text.check(made["text"].encode([""])[0])
 
 
 if __name__ == "__main__":

@@ -17,26 +17,22 @@ def report(cfg: DictConfig) -> None:
     if not isinstance(net, VideoDiT):
         raise ValueError(f"trainer=dry weighs backbones, got a {type(net).__name__}; choose another model=")
     table = Table(box=None, show_header=False)
-    for name, value in lines(net, clip_of(**cfg.trainer)):
+    for name, value in lines(net, clip_of(net, **cfg.trainer)):
         table.add_row(name, value)
     Console().print(table)
 
 
-def clip_of(
-    frames: int,
-    height: int,
-    width: int,
-    text_tokens: int,
-    image_tokens: int,
-    temporal_stride: int,
-    spatial_stride: int,
-) -> size.Clip:
-    """The latents of so many frames of height × width pixels. Raises ValueError unless they are whole."""
-    s, p = temporal_stride, spatial_stride
-    if frames % s or height % p or width % p:
+def clip_of(net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int) -> size.Clip:
+    """The network's latents of so many frames of height × width pixels. Raises ValueError unless they are whole, as are
+    their patches."""
+    if net.strides is None:
+        raise ValueError("a network for latents of any size; give model.network.strides, such as [4, 8]")
+    s, p = net.strides
+    edge = p * net.patch
+    if frames % s or height % edge or width % edge:
         raise ValueError(
-            f"{frames} frames of {height}×{width} pixels for latents of {s} frames of {p}×{p}; choose multiples by "
-            "trainer.frames, trainer.height and trainer.width, or another world="
+            f"{frames} frames of {height}×{width} pixels for latents of {s} frames and patches of {edge}×{edge} "
+            "pixels; choose multiples by trainer.frames, trainer.height and trainer.width"
         )
     return size.Clip(frames // s, height // p, width // p, text_tokens, image_tokens)
 

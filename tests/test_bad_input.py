@@ -14,15 +14,16 @@ from avatar.data.bucketing import LengthBuckets
 from avatar.data.shard_reader import check_captions
 from avatar.data.worlds import PixelWorld
 from avatar.files import fault, load_tensors
-from avatar.models import published, training_checkpoint
+from avatar.models import checkpoint, published, training_checkpoint
+from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.preparation import Checkpointing, Compiled, LoRA
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.models.text_encoders.umt5 import UMT5
 from avatar.models.video_dit import VideoDiT
-from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance
-from tests.conftest import make_net
+from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance, ImageEntrance
+from tests.conftest import CHANNELS, make_net
 from tests.data.shard_sets import sample, write_set
 from tests.data.test_shard_clips import data as shard_clips
 from tests.models import speech_networks
@@ -116,6 +117,27 @@ def test_a_text_entrance_of_another_width_is_refused():
             VideoDiT(**sizes, audio_features=5, audio_tokens=2, text=text)
     with pytest.raises(ValueError, match="3 heads; choose heads that share it"):
         ByteTextEntrance(24, width=8, heads=3)
+
+
+def test_an_image_entrance_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="image of width 48 for a network of width 24"):
+        make_net(image=ImageEntrance(16, 48))
+
+
+def test_an_autoencoder_of_other_strides_is_refused():
+    target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
+    autoencoder = checkpoint.new({"_target_": target, "channels": CHANNELS, "widths": [4, 4]})
+    audio = LogMel(mels=4)
+    net = make_net(audio_features=audio.dim, audio_tokens=audio.tokens(4), strides=[4, 8])
+    net.check_inputs(autoencoder, audio, None)
+    net.strides = None
+    net.check_inputs(autoencoder, audio, None)
+    net.strides = (4, 16)
+    with pytest.raises(ValueError, match=r"4 frames of 16×16 pixels with an autoencoder of 4 of 8×8; .*world=wan22"):
+        net.check_inputs(autoencoder, audio, None)
+    for strides in ([4], [4, 0], [4, "8"]):
+        with pytest.raises(ValueError, match=r"strides=.*such as \[4, 8\]"):
+            make_net(strides=strides)
 
 
 IDS, FEATURES = torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, 5)

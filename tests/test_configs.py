@@ -133,6 +133,7 @@ def test_experiments_of_large_models_set_what_their_stages_take(script, line):
     "line",
     [
         "model=dit_20b trainer=dry",
+        "model=wan_5b trainer=dry",
         "experiment=large/teacher model=wan_1_3b model.weights=wan/transformer data.urls=data/myset",
         "experiment=large/teacher model=wan_i2v_14b model.weights=wan/transformer data.urls=data/myset "
         "image_encoder@image=clip",

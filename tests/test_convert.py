@@ -9,6 +9,9 @@ from avatar.convert import convert
 from avatar.models import checkpoint
 from tests.models.test_public import difference, network, saved, theirs
 
+BYTES = {"_target_": "avatar.models.text_encoders.bytes.ByteEncoder"}
+CLIP = {"_target_": "avatar.models.image_encoders.clip.CLIP", "weights": "elsewhere"}
+
 
 def config(**changes):
     base = {
@@ -20,7 +23,7 @@ def config(**changes):
             "network": network(),
         },
         "audio": {"_target_": "avatar.models.audio_encoders.log_mel.LogMel"},
-        "text": {"_target_": "avatar.models.text_encoders.bytes.ByteEncoder"},
+        "text": {"_target_": "avatar.models.text_encoders.umt5.UMT5", "weights": "elsewhere"},
         "image": None,
         "plan": {"times": [1.0, 0.5]},
         "bundle": None,
@@ -38,7 +41,7 @@ def test_there_and_back(kind, tmp_path):
     assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
     origin = checkpoint.origin_of(net)
     assert origin.plan == ({"times": [1.0, 0.5]} if kind == "student" else None)
-    assert origin.config["text"]["_target_"].endswith("ByteEncoder")
+    assert origin.config["text"]["weights"] == "elsewhere"
     convert(config(bundle=str(bundle), out=str(tmp_path / "out")))
     again = WanTransformer3DModel.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in theirs().state_dict().items())
@@ -55,3 +58,26 @@ def test_nothing_is_overwritten_and_mistakes_are_told(tmp_path):
         convert(config(out=str(tmp_path / "new.safetensors")))
     with pytest.raises(ValueError, match=r"ends in \.safetensors"):
         convert(config(model={"weights": weights}, out=str(tmp_path / "new")))
+
+
+@pytest.mark.parametrize(
+    "net, encoders, told",
+    [
+        (network("i2v"), {}, "no image encoder for a network that takes its features"),
+        (network(), {"image": CLIP}, "an image encoder for a network that takes none"),
+        (network(strides=[4, 8]), {}, "audio of 9 tokens × 160 features for a network that"),
+        (network(), {"text": BYTES}, "text as bytes for a model that takes features"),
+    ],
+)
+def test_encoders_that_no_command_could_use_with_it_are_refused(net, encoders, told, tmp_path):
+    """Before any weights are read: those named here don't exist."""
+    cfg = config(model={"weights": str(tmp_path / "none"), "network": net}, out=str(tmp_path / "a.safetensors"))
+    cfg.update(encoders)
+    with pytest.raises(ValueError, match=told):
+        convert(cfg)
+
+
+def test_image_to_video_weights_with_an_image_encoder_become_a_bundle(tmp_path):
+    model = {"weights": str(saved("i2v", tmp_path / "in")), "network": network("i2v")}
+    convert(config(model=model, image=CLIP, out=str(tmp_path / "a.safetensors")))
+    assert checkpoint.origin_of(checkpoint.load(str(tmp_path / "a.safetensors"))).config["image"] == CLIP

@@ -101,6 +101,11 @@ def test_a_student_streams_with_the_weights_of_this_machine(student, moved, tmp_
             ValueError,
             "ByteEncoder, which has none; leave it out",
         ),
+        (
+            ["weights.audio='{moved}'", "weights.image=/data/clip"],
+            ValueError,
+            "weights.image=/data/clip, for a student without image encoder; leave it out",
+        ),
     ],
 )
 def test_weights_that_are_gone_or_others_are_told(student, moved, others, tmp_path, arguments, error, told):

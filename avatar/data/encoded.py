@@ -80,8 +80,8 @@ class EncodedClips:
         context = audio.left_context + audio.right_context
         stride = (self.features.shape[2] - context) // self.latents.shape[2]
         parts = [self._crop(int(n), int(s), length, audio, text, stride) for n, s in zip(which, start, strict=True)]
-        latents, regions, fields = zip(*parts, strict=True)
-        cond = Conditioning(**{name: _stacked([f[name] for f in fields]) for name in fields[0]})
+        latents, regions, told = zip(*parts, strict=True)
+        cond = Conditioning(**{name: _stacked([crop[name] for crop in told]) for name in told[0]})
         keys = [f"{n}@{s}" for n, s in zip(which.tolist(), start.tolist(), strict=True)]
         return Batch(torch.stack(latents).float(), cond, torch.stack(regions).float(), keys)
 
@@ -140,12 +140,12 @@ def encoded_clips(
     """The encoded clips, from the cache or made now; `progress` wraps the loop over clips."""
     path = cache / f"encoded-{clips.split}-{encoding_key(clips, world, autoencoder, audio, text)}.safetensors"
     if path.exists():
-        return EncodedClips(**load_tensors(path, [field.name for field in fields(EncodedClips)]))
+        return EncodedClips(**load_tensors(path, [stored.name for stored in fields(EncodedClips)]))
     stride = autoencoder.temporal_stride
     frames = 1 + stride * clips.latents
     drawn = _Drawn(clips, world, frames, frames_beyond(audio, frames - 1), cache / "speech")
-    own = torch.Generator()  # else the loader draws from the training's numbers, only when clips are encoded now
-    loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None, generator=own)
+    draws = torch.Generator()  # else the loader draws from the training's numbers, only when clips are encoded now
+    loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None, generator=draws)
     rows, told = [], []
     for clip, video, regions in progress(loader):
         rows.append(_encode(clip, video, regions, autoencoder, audio))
@@ -219,5 +219,5 @@ def _stacked(rows: list[Tensor]) -> Tensor:
 def _features(track: Float[np.ndarray, " s"], audio: AudioEncoder, frames: int) -> Float[Tensor, "f d"]:
     """Features from `left_context` frames before a timeline, which starts at frame 1, to `right_context` after it."""
     before = hearing.silence(audio, -audio.left_context, audio.left_context - 1)
-    own = hearing.known(audio, torch.from_numpy(track), first=-1)
-    return torch.cat([before, own[: 1 + frames + audio.right_context]])
+    known = hearing.known(audio, torch.from_numpy(track), first=-1)
+    return torch.cat([before, known[: 1 + frames + audio.right_context]])

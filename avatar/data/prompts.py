@@ -19,7 +19,7 @@ def tokens_of(prompt: str, text: TextEncoder) -> Shaped[Tensor, "m ..."]:
 
 def own(tokens: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
     """Tokens without the zeros behind them, to be padded as their encoder pads."""
-    return tokens[tokens.reshape(len(tokens), -1).any(dim=1)]
+    return tokens[tokens[..., None].flatten(1).any(dim=1)]
 
 
 class Prompts:

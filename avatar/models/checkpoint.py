@@ -2,7 +2,8 @@
 
 A network knows where it comes from: `origin_of(net)` gives the config it was built from, the hash of the weights it was
 loaded with and the components that they belong to: the autoencoder of its latents, and encoders that have weights.
-Where the weights of an encoder lie is a machine's business: what they are is compared, not their path.
+Where the weights of an encoder lie is a machine's business: what they are is compared, not their path, unless nothing
+but the path is known, as of published weights.
 """
 
 import hashlib
@@ -53,11 +54,13 @@ class Origin:
             ValueError: they aren't those that the network was trained with, or there are none to give.
         """
         if (config := self.config.get(part)) is None:
+            if weights is not None:
+                raise ValueError(f"weights.{part}={weights}, for a {self.kind} without {part} encoder; leave it out")
             return None
         if weights is not None:
-            if (moved := _with_weights(config, weights)) == _with_weights(config, ""):
+            if weightless(config):
                 raise ValueError(f"weights.{part}={weights}, for {config['_target_']}, which has none; leave it out")
-            config = moved
+            config = _with_weights(config, weights)
         try:
             encoder = _instantiated(config)
         except InstantiationException as error:
@@ -165,22 +168,30 @@ def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
 
 
 def check_encoders(net: nn.Module, config: Mapping[str, Any], encoders: Mapping[str, Any]) -> None:
-    """Refuse a trained network whose encoders ("audio", "text", "image") aren't those here, built from `config`."""
+    """Refuse a network whose encoders ("audio", "text", "image") aren't those here, built from `config`.
+
+    Weights that are known, by training, are compared wherever they lie; of all others the config says all, their place
+    too.
+    """
     origin = origin_of(net)
     for part, encoder in encoders.items():
-        if part not in origin.config:
-            continue
-        if _with_weights(origin.config[part], "") != _with_weights(config.get(part), ""):
+        if part in origin.components:
+            _check_same(origin, part, encoder)
+        elif part in origin.config and origin.config[part] != config.get(part):
             raise ValueError(
-                f"the {origin.kind} was trained with {part} from {origin.config[part]}, but got {config.get(part)}; "
-                f"pass the {part} encoder it was trained with"
+                f"the {origin.kind} was made for {part} from {origin.config[part]}, but got {config.get(part)}; pass "
+                f"the {part} encoder it was made for, or convert published weights anew with this one"
             )
-        _check_same(origin, part, encoder)
 
 
 def known_encoders(encoders: Mapping[str, Any]) -> dict[str, str]:
     """Of encoders with weights, what tells them from others wherever these lie; of all others, the config says all."""
     return {part: repr(encoder) for part, encoder in encoders.items() if isinstance(encoder, nn.Module)}
+
+
+def weightless(config: Mapping[str, Any] | None) -> bool:
+    """Whether this is the config of an encoder, and of one that needs no weights."""
+    return config is not None and _with_weights(config, "") == _with_weights(config, "elsewhere")
 
 
 def _check_same(origin: Origin, part: str, encoder: Any) -> None:
@@ -191,10 +202,8 @@ def _check_same(origin: Origin, part: str, encoder: Any) -> None:
         )
 
 
-def _with_weights(config: Mapping[str, Any] | None, weights: str) -> dict[str, Any]:
-    """The config of an encoder, if there is one, with another place of its weights."""
-    if config is None:
-        return {}
+def _with_weights(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """The config of an encoder with another place of its weights."""
     moved = {
         key: _with_weights(value, weights) if isinstance(value, Mapping) else value for key, value in config.items()
     }

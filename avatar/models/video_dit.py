@@ -8,7 +8,7 @@ Times and labels are per latent, so clean and noisy latents may stand in one seq
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -95,6 +95,7 @@ class VideoDiT(nn.Module):
         more_channels: that the patches take beside the latents' own, from `Conditioning.channels`.
         image: the entrance of the reference as an image encoder sees it, from `Conditioning.image`.
         audio_layers: of a frozen network that the audio features are the states of, mixed as the network learns.
+        strides: frames and pixels of a latent, of the autoencoder that it is made for; None: of any.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class VideoDiT(nn.Module):
         more_channels: int = 0,
         image: ImageEntrance | None = None,
         audio_layers: int = 1,
+        strides: Sequence[int] | None = None,
     ):
         super().__init__()
         sizes = {"channels": channels, "dim": dim, "ffn": ffn, "heads": heads, "layers": layers, "patch": patch}
@@ -122,8 +124,13 @@ class VideoDiT(nn.Module):
                 raise ValueError(f"{name}={value}; wanted a whole number from 1 on")
         if dim % heads:
             raise ValueError(f"a width of {dim} can't be shared by {heads} heads; choose a multiple of {heads}")
-        if text.dim != dim:
-            raise ValueError(f"text of width {text.dim} for a network of width {dim}; set network.text.dim to this")
+        for name, entrance in (("text", text), ("image", image)):
+            if entrance is not None and entrance.dim != dim:
+                raise ValueError(
+                    f"{name} of width {entrance.dim} for a network of width {dim}; set network.{name}.dim to this"
+                )
+        if strides is not None and ([*map(type, strides)] != [int, int] or min(strides) < 1):
+            raise ValueError(f"strides={strides}; wanted the frames and the pixels of a latent, such as [4, 8]")
         if not (reference_channels or reference_sink):
             raise ValueError("the reference enters nowhere; give reference_channels or reference_sink or both")
         if audio_injection not in get_args(Injection):
@@ -131,6 +138,7 @@ class VideoDiT(nn.Module):
         self.reference_sink, self.more_channels = reference_sink, more_channels
         self.audio_injection, self.ffn = audio_injection, ffn
         self.channels, self.dim, self.heads, self.layers, self.patch = channels, dim, heads, layers, patch
+        self.strides = None if strides is None else tuple(strides)
         self.rope = Rope(dim // heads)
         self.patches = PatchEmbedding(channels, patch, dim, reference_channels, more_channels)
         self.time = ScalarEmbedding(dim)
@@ -170,13 +178,14 @@ class VideoDiT(nn.Module):
                 f"a network for latents of {self.channels} channels with an autoencoder of {autoencoder.channels}; "
                 "take the autoencoder that it was trained with, or a model= for these latents"
             )
-        stride = autoencoder.temporal_stride
-        wanted, given = (self.audio.tokens, self.audio.features), (audio.tokens(stride), audio.dim)
-        if wanted != given:
+        stride, edge = autoencoder.temporal_stride, autoencoder.spatial_stride
+        if self.strides is not None and self.strides != (stride, edge):
+            frames, pixels = self.strides
             raise ValueError(
-                f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
-                "take the audio encoder that it was trained with, or set model.network.audio_tokens and audio_features"
+                f"a network for latents of {frames} frames of {pixels}×{pixels} pixels with an autoencoder of {stride} "
+                f"of {edge}×{edge}; choose the world= of its latents, such as world=wan22 for Wan 2.2's"
             )
+        self.check_audio(audio, stride)
         wanted = (0 if self.image is None else self.image.features, self.more_channels)
         given = (0, 0) if image is None else (image.dim, stride + self.channels)
         if wanted != given:
@@ -184,6 +193,15 @@ class VideoDiT(nn.Module):
                 f"image features of width {given[0]} and {given[1]} more channels for a network that takes {wanted[0]} "
                 f"and {wanted[1]}; image-to-video networks want their image encoder (image_encoder@image=clip), others "
                 "none (image=null)"
+            )
+
+    def check_audio(self, audio: AudioEncoder, stride: int) -> None:
+        """Raise ValueError unless it takes what this makes of latents of so many frames."""
+        wanted, given = (self.audio.tokens, self.audio.features), (audio.tokens(stride), audio.dim)
+        if wanted != given:
+            raise ValueError(
+                f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
+                "take the audio encoder that it was trained with, or set model.network.audio_tokens and audio_features"
             )
 
     def check_forms(

@@ -195,7 +195,7 @@ class ImageEntrance(nn.Module):
 
     def __init__(self, features: int, dim: int):
         super().__init__()
-        self.features = features
+        self.features, self.dim = features, dim
         self.norm_in, self.norm_out = LayerNorm(features), LayerNorm(dim)
         self.linear_1, self.linear_2 = nn.Linear(features, features), nn.Linear(features, dim)
 

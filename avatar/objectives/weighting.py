@@ -74,13 +74,13 @@ class MinSNR:
     """min(SNR, gamma) of the clean latents: times with little noise don't count more than gamma.
 
     Raises:
-        ValueError: gamma isn't above 0.
+        ValueError: gamma isn't above 0, or no number.
     """
 
     gamma: float = 5.0
 
     def __post_init__(self):
-        if not self.gamma > 0:
+        if not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma={self.gamma}; wanted a bound of the signal-to-noise ratio above 0, such as 5.0")
 
     def of_clean(self, t: Times) -> Times:

@@ -5,7 +5,7 @@ import pickle
 import torch
 
 from avatar.data import prompts
-from avatar.data.prompts import Prompts, tokens_of
+from avatar.data.prompts import Prompts, own, tokens_of
 from avatar.models.text_encoders.bytes import ByteEncoder
 
 
@@ -35,6 +35,10 @@ def test_what_is_kept_of_a_prompt_is_its_own_tokens_and_pads_to_what_was_encoded
         (expected,), (mask,) = ByteEncoder(96).encode([prompt])
         padded, known = ByteEncoder(96).padded(tokens_of(prompt, ByteEncoder(96)))
         assert torch.equal(padded, expected) and torch.equal(known, mask)
+
+
+def test_no_tokens_are_no_tokens():
+    assert own(torch.zeros(0, 4)).shape == (0, 4) and own(torch.zeros(0, dtype=torch.long)).shape == (0,)
 
 
 def test_prompts_that_come_again_are_not_encoded_again_and_the_oldest_are_forgotten(monkeypatch):

@@ -171,6 +171,41 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path):
         checkpoint.check_latents(net, second)
 
 
+class Words(torch.nn.Module):
+    """A text encoder with weights, known by its `repr`."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def __repr__(self):
+        return self.name
+
+
+HERE, THERE = ({"_target_": "avatar.x.Words", "weights": place} for place in ("here", "there"))
+
+
+@pytest.mark.parametrize(
+    "known, config, encoder, told",
+    [
+        ({}, HERE, "Words(1)", None),
+        ({}, THERE, "Words(1)", "was made for text from .*'here'.* but got .*'there'.*convert published weights anew"),
+        ({"text": "Words(1)"}, THERE | {"subfolder": "."}, "Words(1)", None),
+        ({"text": "Words(1)"}, HERE, "Words(2)", r"trained with text by Words\(1\), but these weights make Words\(2\)"),
+        ({"text": "Words(1)"}, HERE | {"_target_": "avatar.x.Others"}, "Others(1)", r"these weights make Others\(1\)"),
+    ],
+)
+def test_encoders_are_known_by_their_weights_or_else_by_all_of_their_config(tmp_path, known, config, encoder, told):
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(make_bundle(config={"network": NETWORK, "text": HERE}, components=known), path)
+    net, given = checkpoint.load(str(path)), ({"text": config}, {"text": Words(encoder)})
+    if told is None:
+        checkpoint.check_encoders(net, *given)
+    else:
+        with pytest.raises(ValueError, match=told):
+            checkpoint.check_encoders(net, *given)
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_write_that_fails_leaves_the_old_bundle_and_no_other_file(tmp_path, monkeypatch, error, before):

@@ -59,6 +59,7 @@ def test_min_snr_weighs_the_velocity_as_it_does_the_clean_latents():
     torch.testing.assert_close(losses.consistency(clean, x0, of_clean), expected)
 
 
-def test_a_bound_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="gamma=0"):
-        MinSNR(0.0)
+@pytest.mark.parametrize("wrong", [0.0, float("nan"), float("inf")])
+def test_a_bound_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"gamma={wrong}"):
+        MinSNR(wrong)
