@@ -139,7 +139,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     lightning.seed_everything(cfg.seed, verbose=False)
     objective = hydra.utils.instantiate(cfg.objective)
     pixels = {name: getattr(arguments, name) for name in ("frames", "height", "width", "text_tokens", "image_tokens")}
-    clip = clip_of(**pixels, **{name: cfg.world[name] for name in ("temporal_stride", "spatial_stride")})
+    clip = clip_of(objective.net, **pixels)
     data = RandomClips(objective.net, clip, arguments.clips, WARM + arguments.steps)
     flops = 3 * arguments.clips * size.forward_flops(objective.net, clip)
     parameters = size.parameters(objective.net)
