@@ -111,9 +111,9 @@ def assert_learnt(got: dict, expected: dict) -> None:
         largest = max(float(value.abs().max()) for key, value in values.items() if key != "loss")
         assert got[name].keys() == values.keys()
         for key, value in values.items():
-            bound = {"rtol": 1e-5, "atol": 0.0 if key == "loss" else 1e-5 * largest}
+            atol, at = 0.0 if key == "loss" else 1e-5 * largest, f"{name}, {key}"
             torch.testing.assert_close(
-                got[name][key], value, **bound, msg=lambda text, at=f"{name}, {key}": f"{at}: {text}"
+                got[name][key], value, rtol=1e-5, atol=atol, msg=lambda text, at=at: f"{at}: {text}"
             )
 
 
