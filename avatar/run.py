@@ -29,7 +29,7 @@ from avatar.models import checkpoint, training_checkpoint
 from avatar.models.preparation import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.provenance import git_revision
-from avatar.types import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
+from avatar.types import AudioEncoder, ImageEncoder, LatentData, TextEncoder, TrainingData, VideoAutoencoder
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 
@@ -77,15 +77,16 @@ def fit(cfg: DictConfig) -> None:
     quieten()
     lightning.seed_everything(cfg.seed, verbose=False)
     _check_folder(cfg)
-    data = hydra.utils.instantiate(cfg.data)
+    data: TrainingData = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
-    for net in objective.children():
-        if hasattr(data, "autoencoder") and hasattr(net, "origin"):
-            checkpoint.check_latents(net, data.autoencoder)
-            made = {part: getattr(data, part) for part in checkpoint.ENCODERS}
-            checkpoint.check_encoders(net, encoders(cfg), made)
-        if isinstance(net, VideoDiT):
-            check_fit(net, data.autoencoder, data.audio, data.text, data.image, data.sizes())
+    if isinstance(data, LatentData):
+        made = {part: getattr(data, part) for part in checkpoint.ENCODERS}
+        for net in objective.children():
+            if hasattr(net, "origin"):
+                checkpoint.check_latents(net, data.autoencoder)  # pyright: ignore[reportArgumentType]
+                checkpoint.check_encoders(net, encoders(cfg), made)
+            if isinstance(net, VideoDiT):
+                check_fit(net, data.autoencoder, data.audio, data.text, data.image, data.sizes())
     _check_regions(objective, data)
     _check_optimizers(objective)
     # Dataclasses would otherwise come back as configs.
@@ -100,11 +101,13 @@ def fit(cfg: DictConfig) -> None:
         callbacks=list(hydra.utils.instantiate(cfg.callbacks).values()),
         logger=list(hydra.utils.instantiate(cfg.logger).values()),
     )
-    _check_accumulation(trainer, objective, data)
+    _check_passes(trainer, objective, data)
+    data.check(trainer.world_size)
     _open_folder(Path(cfg.folder), settings)
     if trainer.is_global_zero:
         print(data.told(trainer.world_size))
-        if cfg.kind in ("causal_teacher", "student") and (note := unseen(cfg.plan.window, data.buckets.lengths)):
+        streamed = data if isinstance(data, LatentData) and cfg.kind in ("causal_teacher", "student") else None
+        if streamed is not None and (note := unseen(cfg.plan.window, streamed.buckets.lengths)):
             print(note)
     try:
         trainer.fit(objective, data, ckpt_path=resume, weights_only=True)
@@ -215,8 +218,11 @@ def _check_shared_folder(cfg: DictConfig) -> None:
         raise ValueError(f"processes that share no folder, here {cfg.folder}; name one for all: folder=outputs/NAME")
 
 
-def _check_accumulation(trainer: Any, objective: Any, data: Any) -> None:
-    """Raise ValueError unless an update comes after as many passes as its batch is shared out among."""
+def _check_passes(trainer: Any, objective: Any, data: TrainingData) -> None:
+    """Raise ValueError unless a run is one pass over its batches, and an update comes after as many passes as its batch
+    is shared out among."""
+    if trainer.max_epochs != 1:
+        raise ValueError(f"trainer.max_epochs={trainer.max_epochs}; a run is of `steps` batches: raise steps")
     passes = trainer.accumulate_grad_batches if objective.automatic_optimization else objective.accumulate
     if passes != data.accumulate:
         raise ValueError(
@@ -225,7 +231,7 @@ def _check_accumulation(trainer: Any, objective: Any, data: Any) -> None:
         )
 
 
-def _check_regions(objective: Any, data: Any) -> None:
+def _check_regions(objective: Any, data: TrainingData) -> None:
     """Raise ValueError where a region is to count more, and no training sample has a mask of it."""
     for name in objective.emphasis.regions:
         if name not in data.regions:

@@ -183,6 +183,49 @@ class Bundle:
 
 
 @runtime_checkable
+class TrainingData(Protocol):
+    """What a run asks of its data module, beside Lightning's own."""
+
+    start: int  # the pass that a resumed run goes on with
+
+    @property
+    def accumulate(self) -> int:
+        """Passes per batch."""
+        ...
+
+    @property
+    def regions(self) -> frozenset[str]:
+        """Those of REGIONS that some of the training samples have masks of."""
+        ...
+
+    def check(self, ranks: int) -> None:
+        """Raise an error for what can't be trained on by so many ranks, as far as it shows before anything is encoded.
+
+        A run calls it, on every rank, before its folder is opened.
+        """
+        ...
+
+    def told(self, ranks: int) -> str:
+        """What an update learns from."""
+        ...
+
+
+@runtime_checkable
+class LatentData(TrainingData, Protocol):
+    """A data module of latents, of clips as long as `buckets.lengths` says."""
+
+    autoencoder: "VideoAutoencoder"
+    audio: "AudioEncoder"
+    text: "TextEncoder"
+    image: "ImageEncoder | None"
+    buckets: Any  # an `avatar.data.bucketing.LengthBuckets`
+
+    def sizes(self) -> set[tuple[int, int]]:
+        """Heights and widths of its latents."""
+        ...
+
+
+@runtime_checkable
 class View(Protocol):
     """What the latents of one forward pass may attend to; causality and caching live here, never in the network."""
 

@@ -120,6 +120,7 @@ def of_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         text=ByteEncoder(),
         pause=10,
         history=8,
+        emphasis={"face": 0.0, "lips": 0.0},
         buckets=LengthBuckets((arguments.latents,), (1.0,), arguments.latents * side * side * 4),
         placement=EVENLY,
         on_error="raise",

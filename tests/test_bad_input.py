@@ -1,17 +1,21 @@
 """What can't work is told in one line before anything is encoded, trained or written."""
 
+import json
 import os
 import pickle
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from avatar import evaluate, run
 from avatar.data.bucketing import LengthBuckets
+from avatar.data.shard_index import Filters, Index
 from avatar.data.shard_reader import check_captions
+from avatar.data.tar import Tars
 from avatar.data.worlds import PixelWorld
 from avatar.files import fault, load_tensors
 from avatar.models import checkpoint, published, training_checkpoint
@@ -27,9 +31,10 @@ from tests.conftest import CHANNELS, make_net
 from tests.data.shard_sets import sample, write_set
 from tests.data.test_shard_clips import data as shard_clips
 from tests.models import speech_networks
-from tests.stages import FILTERS, SMALL_NET, TINY, random_bundle
+from tests.stages import ANY_DATA, FILTERS, SMALL_NET, TINY, composed, random_bundle
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
+LIPS = "objective.emphasis.lips=0.0"
 ROOT = Path(__file__).parents[1]
 
 
@@ -65,6 +70,8 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
         ("text.max_bytes=128", "prompts of 128 bytes for a model that reads 96; set text.max_bytes"),
         ("data.train.latents=x", "data can't be made ('>' not supported"),
         ("objective.optimizer.lr=fast", "an optimiser refuses its settings"),
+        ("accumulate=2", "set buckets.multiple=2"),
+        ("trainer.max_epochs=2", "a run is of `steps` batches: raise steps"),
         ("accumulate=2 data.buckets.multiple=2 data.buckets.accumulate=1", "set both by one: accumulate=2"),
         ("stepz=1", "Could not override 'stepz': there is no such setting; --cfg job shows all there are"),
         ("resume=nothing.ckpt", "'nothing.ckpt'; give a .ckpt of this run's checkpoints folder"),
@@ -239,9 +246,48 @@ def test_a_caption_without_room_is_found_before_training(tmp_path):
     folder = write_set(tmp_path / "set", {"train": 4, "dev": 2}, make=make)
     told = r"train-set-002 of .*train-000000\.tar: a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
     with pytest.raises(ValueError, match=told):
-        shard_clips(folder).prepare_data()
-    shard_clips(folder, on_error="skip").prepare_data()
-    shard_clips(folder, text=ByteEncoder(101)).prepare_data()
+        shard_clips(folder)
+    shard_clips(folder, on_error="skip")
+    shard_clips(folder, text=ByteEncoder(101))
+
+
+def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypatch):
+    """On a network disk that would take hours."""
+    folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    monkeypatch.setattr(Tars, "read", lambda *_: pytest.fail("a shard was read"))
+
+    def check(text) -> None:
+        path.write_text(json.dumps(index))
+        check_captions(Index(str(folder)).entries("train", Filters(None, "keep")), text)
+
+    for part in index["shards"]:
+        for entry in part["samples"]:
+            entry["caption"] = "ü" * 50
+    check(ByteEncoder(101))
+    with pytest.raises(ValueError, match=r"train-set-000 of .*a prompt of 100 bytes"):
+        check(ByteEncoder(96))
+    for part in index["shards"]:
+        for entry in part["samples"]:
+            del entry["caption"]
+    index["config"] = {"encoders": {"text_features": repr(ByteEncoder(96))}}
+    check(ByteEncoder(96))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_prepared_set_that_can_not_be_trained_on_leaves_the_folder_free(monkeypatch, capsys, tmp_path):
+    folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
+    of = ("data=shards", f"data.urls='{folder}'", "data.buckets.lengths=[2]", "data.buckets.weights=[1]")
+    told = refused(monkeypatch, capsys, tmp_path, "train", run.fit, *ANY_DATA, *SMALL_NET, *of, LIPS)
+    assert "has latents of autoencoder" in told
+
+
+def test_an_autoencoders_frames_are_those_of_one_process():
+    data = hydra.utils.instantiate(composed("train", "data=frames", "objective=autoencoder").data)
+    data.check(1)
+    with pytest.raises(ValueError, match=r"2 processes.*trainer\.devices=1"):
+        data.check(2)
 
 
 def test_a_prompt_of_too_many_tokens_is_found_before_training(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LengthBuckets:
-    """Lengths in latents with their weights; a batch holds as many clips as its budget allows, and at least one.
+    """Lengths in latents with their weights; a batch holds as many clips as its budget allows, and never more.
 
     A batch is global: it is what one update learns from, that of all ranks together and of all passes whose gradients
     are accumulated. So it stays the same on another number of either.
@@ -41,10 +41,16 @@ class LengthBuckets:
                 f"batches in multiples of {self.multiple}, accumulated over {self.accumulate} passes; give whole "
                 "numbers ≥ 1"
             )
-        if self.budget < (needed := max(self.lengths) * self.multiple):
+        self.check_area(1)
+
+    def check_area(self, area: int) -> None:
+        """Raise ValueError where the budget has no room for `multiple` clips, of latents of `area` pixels each."""
+        longest = max(self.lengths)
+        if self.budget < (needed := longest * area * self.multiple):
+            size = f"{longest} latents" + (f" of {area} pixels" if area > 1 else "")
             raise ValueError(
-                f"a budget of {self.budget} latents can't hold {self.multiple} clip(s) of {max(self.lengths)}; "
-                f"raise it to {needed}"
+                f"a global batch of buckets.budget={self.budget} can't hold {self.multiple} clip(s) of {size}; raise "
+                f"it to buckets.budget={needed}, or make buckets.lengths shorter"
             )
 
     def shares(self) -> np.ndarray:
@@ -53,8 +59,8 @@ class LengthBuckets:
         return weights / weights.sum()
 
     def count(self, length: int, area: int = 1) -> int:
-        """Clips in a batch, of so many latents of `area` pixels each."""
-        return max(self.budget // (length * area) // self.multiple, 1) * self.multiple
+        """Clips in a batch, of so many latents of `area` pixels each; none where `check_area` would object."""
+        return self.budget // (length * area) // self.multiple * self.multiple
 
     def told(self, ranks: int, areas: Collection[int] = (1,)) -> str:
         """What an update learns from, in words; areas of the latents where the budget counts their pixels."""

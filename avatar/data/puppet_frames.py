@@ -83,10 +83,11 @@ class PuppetFrames(lightning.LightningDataModule):
         self.start = 0  # where a resumed run goes on
         self.accumulate = 1
 
-    def setup(self, stage: str) -> None:
-        if self.trainer is not None and self.trainer.world_size > 1:
+    def check(self, ranks: int) -> None:
+        """Raise ValueError for more than one rank."""
+        if ranks > 1:
             raise ValueError(
-                f"{self.trainer.world_size} processes, but an autoencoder's statistics are those of whole batches, and "
+                f"{ranks} processes, but an autoencoder's statistics are those of whole batches, and "
                 "its training takes one: trainer=default, trainer.devices=1"
             )
 

@@ -100,19 +100,17 @@ class PuppetLatents(lightning.LightningDataModule):
         self.placement = placement
         self.start = 0  # the pass that a resumed run goes on with
 
+    def check(self, ranks: int) -> None:
+        """Raise ValueError for what can't be trained on by so many ranks, before anything is encoded."""
+        check_ranks(self.buckets, ranks, min(clips.count for clips in self.sets.values()))
+
     def prepare_data(self) -> None:
-        """Encode what isn't yet, on one rank of each node; what can't be shared out is refused before."""
-        self._check()
+        """Encode what isn't yet, on one rank of each node."""
         for clips in self.sets.values():
             self._encoded(clips)
 
     def setup(self, stage: str) -> None:
-        self._check()
         self.clips = {name: self._encoded(clips) for name, clips in self.sets.items()}
-
-    def _check(self) -> None:
-        ranks = self.trainer.world_size if self.trainer else 1
-        check_ranks(self.buckets, ranks, min(clips.count for clips in self.sets.values()))
 
     def sizes(self) -> set[tuple[int, int]]:
         """Height and width of its latents."""

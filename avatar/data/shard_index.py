@@ -26,6 +26,7 @@ class Shard:
     url: str  # of its set
     path: Path
     bytes: int
+    text_features: str | None = None  # the text encoder that its samples have features of, if any
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Entry:
     height: int
     width: int
     regions: tuple[str, ...] = ()  # those of REGIONS that are known of some of its frames
+    caption: str | None = None  # "" for none; None in sets prepared before the index told it
 
 
 class Filters:
@@ -99,12 +101,21 @@ class Index:
         seen, scores = 0, set()
         for url, content in self.sets.items():
             regions = _regions(content)
+            text_features = content.get("config", {}).get("encoders", {}).get("text_features")
             for part in content["shards"]:
                 if part["split"] == split:
-                    shard = Shard(url, Path(url, part["file"]), part["bytes"])
+                    shard = Shard(url, Path(url, part["file"]), part["bytes"], text_features)
                     passed = [entry for entry in part["samples"] if filters.passed(entry["scores"])]
                     found += [
-                        Entry(e["key"], shard, e["frames"], e["height"], e["width"], tuple(e.get("regions", regions)))
+                        Entry(
+                            e["key"],
+                            shard,
+                            e["frames"],
+                            e["height"],
+                            e["width"],
+                            tuple(e.get("regions", regions)),
+                            e.get("caption"),
+                        )
                         for e in passed
                     ]
                     seen += len(part["samples"])

@@ -86,14 +86,21 @@ def check_shards(shards: Iterable[Shard], on_error: str) -> None:
 
 
 def check_captions(entries: Sequence[Entry], text: TextEncoder) -> None:
-    """Raise ValueError for the first sample that can't be read or whose caption the text encoder refuses."""
-    tars = Tars()
-    for entry in track(entries, f"looking through {len(entries)} captions"):
+    """Raise ValueError for the first sample that can't be read or whose caption the text encoder refuses.
+
+    No file is opened of sets whose index tells the captions, or that have this encoder's features of them.
+    """
+    tars, encoder = Tars(), repr(text)
+    entries = [entry for entry in entries if entry.shard.text_features != encoder]
+    for entry in track(entries, f"looking through {len(entries)} captions", disable=not entries):
         try:
-            caption = tars.read(entry.shard.path, entry.key, frozenset(("txt",))).get("txt", b"")
-            text.check(caption.decode("utf-8"))
+            text.check(_caption(tars, entry) if entry.caption is None else entry.caption)
         except READING as error:
             raise ValueError(f"{told(entry, error)}; {MEND}") from error
+
+
+def _caption(tars: Tars, entry: Entry) -> str:
+    return tars.read(entry.shard.path, entry.key, frozenset(("txt",))).get("txt", b"").decode("utf-8")
 
 
 def latent_of(entries: Sequence[Entry]) -> Mapping[str, Any] | None:

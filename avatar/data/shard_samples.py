@@ -6,7 +6,7 @@ A sample of 1 + s·k frames has k latents on its timeline: that of its first fra
 import io
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -65,7 +65,7 @@ class Crop:
     key: str
     pictures: Float[Tensor, "c l h w"] | UInt8[Tensor, "f h w 3"]
     reference: Float[Tensor, "c 1 h w"] | UInt8[Tensor, "h w 3"]
-    regions: Float[Tensor, "m l _ _"]  # shares of latent pixels; zeros where nobody looked, or nothing was found
+    regions: Float[Tensor, "m l _ _"]  # shares of latent pixels; zeros where none are known or wanted
     fields: dict[str, Tensor]
 
 
@@ -79,6 +79,7 @@ class Recipe:
         fingerprint: of the autoencoder that latents must be of.
         pause: frames without speech that don't end the state "speaking"; None: speech in the sound is no state.
         history: latents before a crop that the autoencoder sees when a video is encoded.
+        regions: those of REGIONS that masks are made of.
     """
 
     pictures: str
@@ -89,6 +90,7 @@ class Recipe:
     text: TextEncoder
     pause: int | None
     history: int
+    regions: Collection[str]
 
     def latents(self, entry: Entry) -> int:
         """On the timeline of a sample."""
@@ -192,15 +194,15 @@ class Recipe:
 
     def _regions(self, files: Mapping[str, bytes], entry: Entry, part: slice) -> Float[Tensor, "m l h w"]:
         """Shares of each latent's pixels, of the mean over its frames; without boxes of mouths they are estimated."""
-        face = self._boxes(files, "face", entry.frames)
-        lips = self._boxes(files, "lips", entry.frames)
-        boxes = {"face": face, "lips": mouth_in(face) if lips is None and face is not None else lips}
         of_crop = slice(1 + self.stride * part.start, 1 + self.stride * part.stop)
         masks = torch.zeros(len(REGIONS), part.stop - part.start, *self.grid(entry))
-        for mask, name in zip(masks, REGIONS, strict=True):
-            if (found := boxes[name]) is not None:
-                covered = torch.from_numpy(shares(found[of_crop], *self.grid(entry)))
-                mask.copy_(covered.unflatten(0, (-1, self.stride)).mean(dim=1))
+        for name in self.regions:
+            boxes = self._boxes(files, name, entry.frames)
+            if boxes is None and name == "lips" and (face := self._boxes(files, "face", entry.frames)) is not None:
+                boxes = mouth_in(face)
+            if boxes is not None:
+                covered = torch.from_numpy(shares(boxes[of_crop], *self.grid(entry)))
+                masks[REGIONS.index(name)] = covered.unflatten(0, (-1, self.stride)).mean(dim=1)
         return masks
 
     def _boxes(self, files: Mapping[str, bytes], name: str, frames: int) -> Float[np.ndarray, "f 4"] | None:

@@ -6,7 +6,7 @@ shards may be of any number; a batch is that of all ranks, of which each one rea
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -53,6 +54,7 @@ class ShardClips(lightning.LightningDataModule):
         pictures: "latents", "video" (encoded while training), or None: latents if all sets have them.
         pause: frames without speech that don't end the state "speaking"; None: speech in the sound is no state.
         history: latents before a crop that the autoencoder sees when a video is encoded.
+        emphasis: what the objective adds to the weight of each of REGIONS; of those of 0, no boxes are read.
         on_error: "raise" or "skip" what can't be read.
         steps: batches of one run, each made in `buckets.accumulate` passes.
         image: the image encoder of image-to-video networks, for others None.
@@ -73,6 +75,7 @@ class ShardClips(lightning.LightningDataModule):
         text: TextEncoder,
         pause: int | None,
         history: int,
+        emphasis: Mapping[str, float],
         buckets: LengthBuckets,
         placement: Placement,
         on_error: str,
@@ -88,7 +91,7 @@ class ShardClips(lightning.LightningDataModule):
             raise ValueError(f"history={history}, pause={pause}; wanted numbers of latents and frames, 0 or more")
         self.urls, self.train, self.dev, self.filters, self.pictures = urls, train, dev, filters, pictures
         self.autoencoder, self.audio, self.text, self.image = autoencoder.eval(), audio, text, image
-        self.pause, self.history = pause, history
+        self.pause, self.history, self.emphasis = pause, history, emphasis
         self.buckets, self.placement, self.on_error = buckets, placement, on_error
         self.steps, self.seed, self.workers = steps, seed, workers
         self.start = 0  # the pass that a resumed run goes on with
@@ -100,6 +103,10 @@ class ShardClips(lightning.LightningDataModule):
         index = Index(self.urls)
         return {name: index.entries(name, self.filters) for name in dict.fromkeys((self.train, self.dev))}
 
+    @cached_property
+    def _everything(self) -> list[Entry]:
+        return [entry for part in self.entries.values() for entry in part]
+
     @property
     def regions(self) -> frozenset[str]:
         """Those of REGIONS that some of the training samples have masks of."""
@@ -108,24 +115,22 @@ class ShardClips(lightning.LightningDataModule):
     def sizes(self) -> set[tuple[int, int]]:
         """Heights and widths of its latents."""
         stride = self.autoencoder.spatial_stride
-        return {(entry.height // stride, entry.width // stride) for part in self.entries.values() for entry in part}
+        return {(entry.height // stride, entry.width // stride) for entry in self._everything}
 
-    def prepare_data(self) -> None:
-        """Look through all captions, on one rank of each node: none shall prove too long after hours."""
-        if self.on_error == "raise":
-            check_captions([entry for part in self.entries.values() for entry in part], self.text)
+    def check(self, ranks: int) -> None:
+        """Raise ValueError for what can't be trained on by so many ranks; captions are the first rank's to look at."""
+        check_ranks(self.buckets, ranks, len(self.entries[self.train]))
+        check_shards({entry.shard for entry in self._everything}, self.on_error)
+        for name, part in self.entries.items():
+            self._check_sizes(name, part, self._recipe)
+        self.buckets.check_area(max(height * width for height, width in self.sizes()))
+        if self.on_error == "raise" and not rank_zero_only.rank:
+            check_captions(self._everything, self.text)  # none shall prove too long after hours
 
     def setup(self, stage: str) -> None:
-        if self.trainer is not None and self.trainer.max_epochs != 1:
-            raise ValueError(f"trainer.max_epochs={self.trainer.max_epochs}; a run is of `steps` batches: raise steps")
-        entries = self.entries
-        everything = [entry for part in entries.values() for entry in part]
-        check_shards({entry.shard for entry in everything}, self.on_error)
-        recipe = self._recipe(everything)
-        for name, part in entries.items():
-            self._check_sizes(name, part, recipe)
-        check_ranks(self.buckets, self._ranks, len(entries[self.train]))
-        self.readers = {name: Reader(part, recipe, self.on_error, self.workers) for name, part in entries.items()}
+        self.readers = {
+            name: Reader(part, self._recipe, self.on_error, self.workers) for name, part in self.entries.items()
+        }
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(
@@ -190,10 +195,11 @@ class ShardClips(lightning.LightningDataModule):
         """Of each sample its latents, and their height and width."""
         return np.array([(recipe.latents(entry), *recipe.grid(entry)) for entry in entries])
 
-    def _recipe(self, entries: Sequence[Entry]) -> Recipe:
+    @cached_property
+    def _recipe(self) -> Recipe:
         """How samples are read, by what each set says of its latents."""
         sets: dict[str, list[Entry]] = {}
-        for entry in entries:
+        for entry in self._everything:
             sets.setdefault(entry.shard.url, []).append(entry)
         latent = {url: latent_of(part) for url, part in sets.items()}
         recipe = Recipe(
@@ -205,6 +211,7 @@ class ShardClips(lightning.LightningDataModule):
             self.text,
             self.pause,
             self.history,
+            [name for name, added in self.emphasis.items() if added > 0],
         )
         if recipe.pictures == "latents":
             for url, made in latent.items():

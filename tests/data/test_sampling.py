@@ -13,6 +13,7 @@ from avatar.data.sampling import ANYWHERE, AT_START, EVENLY, ON_CHANGE, Placemen
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.types import REGIONS, Batch
+from tests.stages import composed
 
 BUCKETS = LengthBuckets((1, 3, 6), (1.0, 1.0, 2.0), 24)
 SIZES = np.array([(6, 1, 1), (8, 1, 1), (2, 1, 1), (7, 2, 1), (9, 2, 1), (6, 1, 1), (12, 1, 1), *4 * [(6, 1, 1)]])
@@ -88,7 +89,7 @@ def test_batches_that_ranks_cannot_share_evenly_are_refused():
         check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=4, accumulate=3), 2)
     with pytest.raises(ValueError, match="4 ranks for 3 samples"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=4), 4, samples=3)
-    with pytest.raises(ValueError, match=r"24 latents can't hold 4 clip.* of 8.* to 32"):
+    with pytest.raises(ValueError, match=r"budget=24 can't hold 4 clip.* of 8 latents; .*budget=32"):
         LengthBuckets((8,), (1.0,), 24, multiple=4)
     with pytest.raises(ValueError, match="none below 0"):
         LengthBuckets((1, 2), (1.0, -1.0), 24)
@@ -115,9 +116,24 @@ def test_ranks_and_passes_take_every_clip_of_every_batch_once():
         assert sorted(taken) == list(range(12))
 
 
-def test_a_batch_has_one_clip_at_least():
-    assert LengthBuckets((2,), (1.0,), 10).count(2, area=100) == 1
-    assert LengthBuckets((2,), (1.0,), 10, multiple=4).count(2, area=100) == 4
+def test_a_batch_is_never_larger_than_its_budget():
+    buckets = LengthBuckets((1, 24), (0.5, 0.5), 12288, multiple=8)
+    buckets.check_area(64)  # 64 x 64 pixels
+    with pytest.raises(ValueError, match=rf"can't hold 8 clip.* of 24 latents of 65 pixels; .*budget={8 * 24 * 65},"):
+        buckets.check_area(65)
+    for area in (1, 50, 64):
+        counts = [buckets.count(length, area) for length in buckets.lengths]
+        assert all(
+            count * length * area <= 12288 and count % 8 == 0 < count
+            for count, length in zip(counts, buckets.lengths, strict=True)
+        )
+
+
+def test_the_batch_of_large_models_has_room_for_64_ranks():
+    cfg = composed("train", "experiment=large/teacher", "data.urls=x", "data.buckets.multiple=64", "accumulate=1")
+    buckets = LengthBuckets(**{k: v for k, v in cfg.data.buckets.items() if k != "_target_"})
+    buckets.check_area(60 * 104)
+    assert buckets.count(20, 60 * 104) == 64
 
 
 def test_a_length_that_no_sample_reaches_is_refused():

@@ -45,6 +45,7 @@ def data(*urls, ranks: int = 1, rank: int = 0, **changes) -> ShardClips:
         "text": TEXT,
         "pause": 4,
         "history": 2,
+        "emphasis": {"face": 1.0, "lips": 1.0},
         "buckets": BUCKETS,
         "placement": EVENLY,
         "on_error": "raise",
@@ -54,7 +55,8 @@ def data(*urls, ranks: int = 1, rank: int = 0, **changes) -> ShardClips:
     }
     module = ShardClips([str(url) for url in urls], **arguments | changes)
     if ranks > 1:
-        module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, max_epochs=1)  # pyright: ignore
+        module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank)  # pyright: ignore
+    module.check(ranks)
     module.setup("fit")
     return module
 
@@ -430,14 +432,13 @@ def test_other_mistakes_are_told_before_the_first_step(whole):
         data(whole, ranks=2)
     with pytest.raises(ValueError, match=r"crops of 11 latents.*'train' has 10"):
         data(whole, buckets=LengthBuckets((11,), (1.0,), 24))
+    large = write_set(whole.parent / "large", {"train": 1, "dev": 1}, sizes=((4, 5),))
+    with pytest.raises(ValueError, match=r"can't hold 1 clip.* of 6 latents of 20 pixels; raise it to .*budget=120,"):
+        data(whole, large)
     with pytest.raises(ValueError, match="wanted raise or skip"):
         data(whole, on_error="ignore")
     with pytest.raises(ValueError, match="each once"):
         data(whole, whole)
-    module = data(whole)
-    module.trainer = SimpleNamespace(world_size=1, global_rank=0, max_epochs=2)  # pyright: ignore
-    with pytest.raises(ValueError, match="raise steps"):
-        module.setup("fit")
 
 
 # What goes wrong on the way.
@@ -450,6 +451,13 @@ def test_boxes_that_are_none_are_named(tmp_path, boxes):
     folder = write_set(tmp_path / "d", {"train": 1, "dev": 1}, make=lambda *of: sample(*of) | {"face.npy": boxes})
     with pytest.raises(ValueError, match=r"train-d-000 of .*wanted"):
         list(data(folder).train_dataloader())
+
+
+def test_boxes_of_regions_that_do_not_count_are_not_looked_at(tmp_path):
+    boxes = {"face.npy": np.full((33, 4), np.inf, np.float32)}
+    folder = write_set(tmp_path / "d", {"train": 1, "dev": 1}, make=lambda *of: sample(*of) | boxes)
+    for batch in data(folder, emphasis={"face": 0.0, "lips": 0.0}).train_dataloader():
+        assert not batch.regions.any()
 
 
 def damage(path, how: str) -> None:
@@ -630,9 +638,7 @@ def test_latents_are_preferred_to_videos(footage):
 
 def test_held_out_videos_are_encoded(footage):
     folder, net = footage
-    batch = data(folder, autoencoder=net, pictures="video", buckets=LengthBuckets((7,), (1.0,), 28)).held_out(
-        2, torch.device("cpu")
-    )
+    batch = data(folder, autoencoder=net, pictures="video", buckets=LengthBuckets((7,), (1.0,), 112)).held_out(2, CPU)
     assert batch.latents.shape == (1, 4, 7, 4, 4)
 
 

@@ -96,6 +96,13 @@ class Watcher:
                 f"a face detector gave boxes of shape {boxes.shape}; wanted a row of 4 for each face, or of 8 with its "
                 "mouth's"
             )
+        # Of faces that aren't there no row is wanted; a mouth may be NaN, but neither endless nor turned around.
+        ends = boxes.reshape(len(boxes), boxes.shape[1] // 4, 2, 2)
+        if not np.isfinite(boxes[:, :4]).all() or np.isinf(boxes).any() or (ends[:, :, 0] > ends[:, :, 1]).any():
+            raise ValueError(
+                f"a face detector gave boxes of {boxes.tolist()}; wanted left, top, right, bottom of each face, in "
+                "this order and finite, and of its mouth, NaN where it isn't seen"
+            )
         found = np.full(8, np.nan, np.float32)
         found[: boxes.shape[1]] = largest(boxes)
         self._finds_mouths |= boxes.shape[1] == 8

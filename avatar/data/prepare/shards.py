@@ -199,7 +199,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _entry(sample: Sample) -> dict[str, Any]:
     kept = {name: sample.clip[name] for name in ("frames", "height", "width", "person_id", "regions", "scores")}
-    return {"key": sample.key, "group": sample.group, **kept}
+    caption = sample.folder / f"{sample.clip['stem']}.txt"
+    told = caption.read_bytes().decode() if caption.exists() else ""
+    return {"key": sample.key, "group": sample.group, **kept, "caption": told}
 
 
 def _hash(text: str) -> str:

@@ -248,10 +248,20 @@ def test_motion_at_the_mouth_is_looked_for_where_the_mouth_was_found():
         assert motion is not None and np.isnan(motion[0]) and (motion[1] > 10) == moved
 
 
+@pytest.mark.parametrize(
+    "box, told",
+    [
+        ([0, 0, 0, 0, 0], r"boxes of shape \(1, 5\); wanted a row of 4"),
+        ([0.2, 0.2, np.inf, 0.4], r"boxes of \[\[.*inf.*wanted left, top, right, bottom"),
+        ([0.4, 0.2, 0.2, 0.4], "wanted left, top, right, bottom"),
+        ([0.2, np.nan, 0.4, 0.4], "wanted left, top, right, bottom"),
+        ([0.2, 0.2, 0.4, 0.4, 0.2, 0.4, 0.4, 0.2], "wanted left, top, right, bottom"),
+    ],
+)
 @pytest.mark.usefixtures("unchecked")
-def test_a_detector_of_other_boxes_is_told_so():
-    watcher = Watcher(Detectors(lambda picture: np.zeros((1, 5), np.float32)))
-    with pytest.raises(ValueError, match=r"boxes of shape \(1, 5\); wanted a row of 4"):
+def test_a_detector_of_other_boxes_is_told_so(box, told):
+    watcher = Watcher(Detectors(lambda picture: np.array([box], np.float32)))
+    with pytest.raises(ValueError, match=told):
         watcher.take(
             av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24").reformat(format="yuv420p")
         )

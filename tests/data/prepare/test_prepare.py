@@ -113,8 +113,9 @@ def test_webdataset_reads_what_the_index_says(data):
             assert (meta["split"], meta["frames"], meta["fps"]) == (shard["split"], entry["frames"], 25)
             assert meta["frames"] % 4 == 1 and entry["regions"] == meta["regions"] == []
             groups.setdefault(meta["person_id"] or meta["source"], set()).add(shard["split"])
+            assert sample.get("txt", b"").decode() == entry["caption"]
             if "txt" in wanted:
-                assert sample["txt"].decode() == "eine Frau, die grüßt"
+                assert entry["caption"] == "eine Frau, die grüßt"
     assert groups.keys() == {"ann", "Bob.mov"} and all(len(splits) == 1 for splits in groups.values())
 
 

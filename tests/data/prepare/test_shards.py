@@ -102,6 +102,7 @@ def test_tars_hold_whole_samples_up_to_the_size_in_an_order_of_their_own(tmp_pat
         names += [member.name for member in members]
     assert len(written) > 3 and len(names) == len(set(names)) == 24
     assert {name.split(".", 1)[1] for name in names} == {"meta.json", "video.mp4"}
+    assert {entry["caption"] for shard in written for entry in shard["samples"]} == {""}
     index = shards.index(lines, written, {})
     assert index["splits"]["train"] == {"samples": 12, "seconds": 12.0, "groups": 12}
     again = shards.write(tmp_path / "again" / "shards", found, most_bytes=2_000)
