@@ -31,20 +31,10 @@ from avatar.metrics.reading import PixelReader, ReadClip, Reader, StateReader
 from avatar.metrics.scores import score
 from avatar.models import checkpoint, pretrained
 from avatar.models.video_dit import VideoDiT
+from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.streaming.runtime import Emitted, StreamStats, stream
 from avatar.streaming.session import Session
-from avatar.types import (
-    EMOTIONS,
-    FRAME_RATE,
-    GESTURES,
-    AudioEncoder,
-    Batch,
-    Conditioning,
-    ImageEncoder,
-    Latents,
-    TextEncoder,
-    VideoAutoencoder,
-)
+from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents
 
 SHOWN = 3  # clips on the contact sheet
 GESTURE_S = 1.6  # how long a gesture is asked for

@@ -28,8 +28,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from avatar.models import checkpoint, training_checkpoint
 from avatar.models.preparation import prepare
 from avatar.models.video_dit import VideoDiT
+from avatar.protocols import AudioEncoder, ImageEncoder, LatentData, TextEncoder, TrainingData, VideoAutoencoder
 from avatar.provenance import git_revision
-from avatar.types import AudioEncoder, ImageEncoder, LatentData, TextEncoder, TrainingData, VideoAutoencoder
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports lower ranks and its own package, nothing else of the project.
 RANKS = {
-    0: {"types", "provenance", "files"},
+    0: {"types", "protocols", "provenance", "files"},
     1: {"nn", "data"},
     2: {"diffusion", "models", "metrics"},
     3: {"objectives", "streaming"},

@@ -25,7 +25,8 @@ from avatar.data.puppet.clip import Clip, make_clip
 from avatar.data.puppet.scene import Scene
 from avatar.data.worlds import World
 from avatar.files import load_tensors, save_tensors
-from avatar.types import SAMPLES_PER_FRAME, AudioEncoder, Batch, Conditioning, TextEncoder, VideoAutoencoder
+from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
+from avatar.types import SAMPLES_PER_FRAME, Batch, Conditioning
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
 VERSION = 4  # of what this module stores and of the puppets' looks and motion; part of the cache's key

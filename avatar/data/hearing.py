@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avatar.types import SAMPLES_PER_FRAME, AudioEncoder
+from avatar.protocols import AudioEncoder
+from avatar.types import SAMPLES_PER_FRAME
 
 
 def needed(audio: AudioEncoder, frames: int) -> int:

@@ -6,7 +6,7 @@ UMT5's features of twenty tokens take 160 kB so, and padded to 512 tokens of ful
 from jaxtyping import Shaped
 from torch import Tensor
 
-from avatar.types import TextEncoder
+from avatar.protocols import TextEncoder
 
 KNOWN = 256  # prompts that are remembered
 

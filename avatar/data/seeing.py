@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avatar.types import Conditioning, ImageEncoder, VideoAutoencoder
+from avatar.protocols import ImageEncoder, VideoAutoencoder
+from avatar.types import Conditioning
 
 GREY = 29  # latents of grey frames that are ever made; the last one stands for all that follow
 

@@ -13,7 +13,7 @@ from avatar.data.sampling import Draw
 from avatar.data.shard_index import Entry, Shard
 from avatar.data.shard_samples import READING, Crop, Recipe
 from avatar.data.tar import Tars
-from avatar.types import TextEncoder
+from avatar.protocols import TextEncoder
 
 ON_ERROR = ("raise", "skip")
 MEND = "restore it, or go on without by data.on_error=skip"

@@ -26,17 +26,8 @@ from avatar.data.sampling import Draw, changes, place
 from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
 from avatar.data.video_reader import open_video
-from avatar.types import (
-    REGIONS,
-    SAMPLES_PER_FRAME,
-    STATES,
-    WHOLE,
-    AudioEncoder,
-    Batch,
-    Conditioning,
-    TextEncoder,
-    VideoAutoencoder,
-)
+from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
+from avatar.types import REGIONS, SAMPLES_PER_FRAME, STATES, WHOLE, Batch, Conditioning
 
 COMMON = frozenset(
     ("meta.json", "afeat.npy", "audio.flac", "face.npy", "lips.npy", "text.npy", "txt", "state.npy", "vad.npy")

@@ -26,7 +26,8 @@ from avatar.data.shard_index import Entry, Filters, Index
 from avatar.data.shard_reader import ON_ERROR, Reader, check_captions, check_shards, latent_of
 from avatar.data.shard_samples import PICTURES, Footage, Recipe, encoded, gathered
 from avatar.data.worlds import to_uint8
-from avatar.types import AudioEncoder, Batch, ImageEncoder, TextEncoder, VideoAutoencoder
+from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
+from avatar.types import Batch
 
 log = logging.getLogger(__name__)
 

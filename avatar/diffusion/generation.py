@@ -10,7 +10,8 @@ from avatar.diffusion.packing import Bidirectional
 from avatar.diffusion.rollout import Noise, Plan, generate
 from avatar.diffusion.samplers import euler, heun
 from avatar.diffusion.timesteps import schedule
-from avatar.types import Conditioning, Denoiser, Latents, Times
+from avatar.protocols import Denoiser
+from avatar.types import Conditioning, Latents, Times
 
 SOLVERS = {"euler": euler, "heun": heun}
 

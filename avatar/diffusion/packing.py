@@ -7,7 +7,8 @@ import torch
 
 from avatar.diffusion.rollout import Plan
 from avatar.nn.masks import MaskSpec, mask_view
-from avatar.types import Conditioning, Denoiser, Latents, Times, join
+from avatar.protocols import Denoiser
+from avatar.types import Conditioning, Latents, Times, join
 
 TimestepSampler = Callable[..., Times]  # (*shape, device) -> times
 

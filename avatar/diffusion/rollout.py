@@ -22,7 +22,8 @@ from torch import Tensor
 from avatar.diffusion import path
 from avatar.nn.kv_cache import Cache, PrefixCache
 from avatar.nn.masks import MaskSpec
-from avatar.types import Conditioning, Denoiser, Latents, View, join
+from avatar.protocols import Denoiser, View
+from avatar.types import Conditioning, Latents, join
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from avatar.nn.masks import MaskView, OpenView
 from avatar.nn.rope import Rotation
-from avatar.types import View
+from avatar.protocols import View
 
 Preparation = Callable[[nn.Module], None]
 

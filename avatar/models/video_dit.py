@@ -31,16 +31,8 @@ from avatar.nn.embeddings import (
 from avatar.nn.masks import SINK
 from avatar.nn.norm import LayerNorm, gated, modulate
 from avatar.nn.rope import Rope, Rotation
-from avatar.types import (
-    ROLES,
-    AudioEncoder,
-    Conditioning,
-    ImageEncoder,
-    Latents,
-    Times,
-    VideoAutoencoder,
-    View,
-)
+from avatar.protocols import AudioEncoder, ImageEncoder, VideoAutoencoder, View
+from avatar.types import ROLES, Conditioning, Latents, Times
 
 Injection = Literal["attention", "addition"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from avatar.nn.norm import RMSNorm
 from avatar.nn.rope import Rotation
-from avatar.types import View
+from avatar.protocols import View
 
 
 class SelfAttention(nn.Module):

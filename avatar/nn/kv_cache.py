@@ -24,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 
 from avatar.nn.masks import SINK, sink_position
 from avatar.nn.rope import Rotation, rotate
-from avatar.types import View
+from avatar.protocols import View
 
 KeysValues = tuple[Tensor, Tensor]
 

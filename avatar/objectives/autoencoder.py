@@ -17,7 +17,8 @@ from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.flow_matching import scheduled
 from avatar.objectives.weighting import Emphasis
-from avatar.types import REGIONS, Frames, Latents, Pixels, VideoAutoencoder
+from avatar.protocols import VideoAutoencoder
+from avatar.types import REGIONS, Frames, Latents, Pixels
 
 START_BATCHES = 5  # whose principal components training starts from
 

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avatar.data import hearing
-from avatar.types import SAMPLES_PER_FRAME, AudioEncoder
+from avatar.protocols import AudioEncoder
+from avatar.types import SAMPLES_PER_FRAME
 
 
 class AudioWindow:

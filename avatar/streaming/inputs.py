@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avatar.types import Pixels, VideoAutoencoder
+from avatar.protocols import VideoAutoencoder
+from avatar.types import Pixels
 
 Sound = Float[Tensor, "_"]  # samples; the session itself tells its user about lengths that differ
 Sink = Float[Tensor, "1 c 1 h w"]  # a reference's latent

@@ -21,23 +21,10 @@ from avatar.data.seeing import Sight
 from avatar.diffusion.rollout import Noise, Plan, Rollout
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
+from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.streaming.audio_window import AudioWindow
 from avatar.streaming.inputs import Sink, Sound, check_sound, index, latent_of, shape
-from avatar.types import (
-    EMOTIONS,
-    FRAME_RATE,
-    GESTURES,
-    ROLES,
-    SAMPLES_PER_FRAME,
-    STATES,
-    AudioEncoder,
-    Conditioning,
-    ImageEncoder,
-    Latents,
-    Pixels,
-    TextEncoder,
-    VideoAutoencoder,
-)
+from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, ROLES, SAMPLES_PER_FRAME, STATES, Conditioning, Latents, Pixels
 
 Film = Float[Tensor, "c f h w"]
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from avatar.models import checkpoint
 from avatar.models.autoencoders.ltx import LTXAutoencoder
 from avatar.models.autoencoders.wan import WanAutoencoder
-from avatar.types import Bundle, VideoAutoencoder
+from avatar.protocols import VideoAutoencoder
+from avatar.types import Bundle
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 MEAN, STD = [0.1, 0.2, -0.3, 0.4], [2.0, 1.0, 0.5, 3.0]

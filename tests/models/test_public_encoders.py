@@ -21,8 +21,8 @@ from avatar.models.audio_encoders.windowed import WindowedEncoder
 from avatar.models.image_encoders.clip import CLIP
 from avatar.models.text_encoders.umt5 import UMT5
 from avatar.nn.embeddings import AudioEntrance, LayerMix
+from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder
 from avatar.streaming.audio_window import AudioWindow
-from avatar.types import AudioEncoder, ImageEncoder, TextEncoder
 from tests.models import speech_networks
 from tests.stages import composed
 

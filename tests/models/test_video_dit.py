@@ -7,7 +7,8 @@ from avatar.models.video_dit import VideoDiT
 from avatar.nn.attention import silence
 from avatar.nn.embeddings import ByteTextEntrance, Carry
 from avatar.nn.masks import MaskSpec, mask_view
-from avatar.types import Conditioning, View, join
+from avatar.protocols import View
+from avatar.types import Conditioning, join
 from tests.conftest import AUDIO_TOKENS, CHANNELS, FEATURES, make_cond, make_net
 
 LATENTS = 3

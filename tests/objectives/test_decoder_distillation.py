@@ -9,7 +9,8 @@ from avatar.models.autoencoders.distilled import DistilledAutoencoder, distilled
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.objectives.decoder_distillation import DecoderDistillation
 from avatar.objectives.weighting import Emphasis
-from avatar.types import REGIONS, Bundle, Frames, VideoAutoencoder
+from avatar.protocols import VideoAutoencoder
+from avatar.types import REGIONS, Bundle, Frames
 from tests.stages import FILTERS, composed, random_autoencoder
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]

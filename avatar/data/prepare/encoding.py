@@ -13,7 +13,7 @@ from torch import Tensor
 from avatar.data import hearing
 from avatar.data.prepare.reasons import Rejected
 from avatar.data.prompts import tokens_of
-from avatar.types import AudioEncoder, TextEncoder, VideoAutoencoder
+from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 
 
 @dataclass(frozen=True)
