@@ -106,6 +106,7 @@ def batch_of(folder: Path, audio, text) -> Batch:
         text,
         None,
         2,
+        {"face": 0.0, "lips": 0.0},
         LengthBuckets((8,), (1.0,), 8),
         EVENLY,
         "raise",
