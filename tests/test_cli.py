@@ -192,7 +192,7 @@ def test_a_bundle_of_other_encoders_is_a_mistake(command, tmp_path, role, part, 
     bundles = [f"init='{made['init']}'", f"teacher='{made['teacher']}'"]
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1"]
     code, stderr = command("distill", *TINY, "objective=consistency", *bundles, *place)
-    check_mistake(code, stderr, f"trained with {part}")
+    check_mistake(code, stderr, f"made for {part}")
     assert not (tmp_path / "cache").exists()
 
 

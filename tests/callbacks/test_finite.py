@@ -65,7 +65,7 @@ def update(finite: Finite, gradient: float, elsewhere: bool = False) -> bool:
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.full((2,), gradient)
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    strategy = SimpleNamespace(reduce_boolean_decision=lambda found, all: found or elsewhere)
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda found, all: found or elsewhere, barrier=lambda: None)
     trainer = SimpleNamespace(strategy=strategy, global_step=7, global_rank=0)
     finite.on_train_batch_start(trainer, None, Keyed(["a"]), 0)
     finite.on_before_optimizer_step(trainer, None, optimizer)

@@ -71,16 +71,15 @@ def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, re
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")
-def test_clips_of_many_lengths_are_compiled(compilable, monkeypatch):
+def test_clips_of_many_lengths_are_compiled(compilable):
     preparation, packing = compilable("avatar.models.preparation"), compilable("avatar.diffusion.packing")
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     torch._dynamo.reset()
     net = rebuilt(make_net(layers=1), compilable)
-    preparation.Compiled(dynamic=False, backend="eager")(net)
-    for latents in range(1, 5):
-        x, cond = torch.randn(2, 3, latents, 4, 4), make_cond(latents=latents)
-        packing.Bidirectional().velocity(net, x, torch.rand(2, latents), cond, x)
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        preparation.Compiled(dynamic=False, backend="eager")(net)
+        for latents in range(1, 5):
+            x, cond = torch.randn(2, 3, latents, 4, 4), make_cond(latents=latents)
+            packing.Bidirectional().velocity(net, x, torch.rand(2, latents), cond, x)
 
 
 def rebuilt(net, compilable):
