@@ -60,10 +60,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, time: Float[Tensor, "b l 6 d"], text, audio, view: View, rotation: Rotation) -> Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (time + self.modulation).unbind(2)
-        x = x + gated(self.attention(modulate(self.norm1(x), shift, scale), view, rotation), gate)
+        x = gated(x, self.attention(modulate(self.norm1(x), shift, scale), view, rotation), gate)
         x = x + self.text(self.norm_text(x), *text)
         x = x + self._hear(self.norm_audio(x), *audio)
-        return x + gated(self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale)), ffn_gate)
+        return gated(x, self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale)), ffn_gate)
 
     def _hear(self, x: Tensor, tokens: Float[Tensor, "b l m d"], mask: Tensor) -> Tensor:
         """Every latent listens to its own tokens alone."""

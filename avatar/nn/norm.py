@@ -28,12 +28,12 @@ def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b l d"], scale: Float[Tensor, "b l d"]
 ) -> Float[Tensor, "b n d"]:
     """x (1 + scale) + shift, with one shift and scale for all the tokens of a latent."""
-    return (_by_latent(x, scale) * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+    return torch.addcmul(shift[:, :, None], _by_latent(x, scale), 1 + scale[:, :, None]).flatten(1, 2)
 
 
-def gated(x: Float[Tensor, "b n d"], gate: Float[Tensor, "b l d"]) -> Float[Tensor, "b n d"]:
-    """x times its latent's gate."""
-    return (_by_latent(x, gate) * gate[:, :, None]).flatten(1, 2)
+def gated(x: Float[Tensor, "b n d"], y: Float[Tensor, "b n d"], gate: Float[Tensor, "b l d"]) -> Float[Tensor, "b n d"]:
+    """x + y gate, with one gate for all the tokens of a latent."""
+    return torch.addcmul(_by_latent(x, gate), _by_latent(y, gate), gate[:, :, None]).flatten(1, 2)
 
 
 def _by_latent(x: Tensor, by: Tensor) -> Float[Tensor, "b l n d"]:
