@@ -62,14 +62,15 @@ class Block(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (time + self.modulation).unbind(2)
         x = gated(x, self.attention(modulate(self.norm1(x), shift, scale), view, rotation), gate)
         x = x + self.text(self.norm_text(x), *text)
-        x = x + self._hear(self.norm_audio(x), *audio)
+        x = self._hear(x, *audio)
         return gated(x, self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale)), ffn_gate)
 
     def _hear(self, x: Tensor, tokens: Float[Tensor, "b l m d"], mask: Tensor) -> Tensor:
-        """Every latent listens to its own tokens alone."""
+        """With what every latent hears, which listens to its own tokens alone."""
         b, l = tokens.shape[:2]
-        y = self.audio(x.reshape(b * l, -1, x.shape[-1]), tokens.flatten(0, 1), mask.flatten(0, 1)[:, None])
-        return y.reshape(x.shape)
+        queries = self.norm_audio(x).reshape(b * l, -1, x.shape[-1])
+        y = self.audio(queries, tokens.flatten(0, 1), mask.flatten(0, 1)[:, None])
+        return (x.reshape(queries.shape) + y).reshape(x.shape)
 
 
 class VideoDiT(nn.Module):

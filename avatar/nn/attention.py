@@ -88,9 +88,10 @@ class Addition(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b n d"], memory: Float[Tensor, "b m d"], mask: Bool[Tensor, "b 1 m"]
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b 1 d"]:
+        """One row for all queries."""
         heard = (memory * self.shares * mask.transpose(1, 2)).sum(1, keepdim=True)
-        return self.out(heard).expand_as(x)
+        return self.out(heard)
 
 
 def silence(layer: nn.Module) -> None:
