@@ -153,3 +153,9 @@ def test_the_readmes_arguments_compose(line):
         + (Path(CONFIGS).parent / "data" / "nano" / "README.md").read_text()
     )
     assert OmegaConf.to_container(composed("train", *line.split()), resolve=True)
+
+
+def test_a_sweeps_folder_has_a_name_before_its_runs_have_begun():
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("train", overrides=["objective=flow_matching"], return_hydra_config=True)
+    assert cfg.hydra.sweep.dir.endswith("-flow_matching")

@@ -29,9 +29,8 @@ class Sight:
 
     reference: Float[Tensor, "b c 1 h w"]
     image: Float[Tensor, "b i g"] | None = None
-    channels: Float[Tensor, "b j n h w"] | None = (
-        None  # of the timeline's first latents; all later ones have the last's
-    )
+    # Of the timeline's first latents; all later ones have the last's.
+    channels: Float[Tensor, "b j n h w"] | None = None
 
     def told(self, cond: Conditioning, start: int = 0) -> Conditioning:
         """A conditioning of latents from `start` on, with the fields of image-to-video networks filled, if there are

@@ -61,7 +61,7 @@ class LoRA:
     def __call__(self, net: nn.Module) -> None:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
-        _blocks(net)
+        _blocks(net)  # which refuses what is no backbone
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
         inject_adapter_in_model(config, net)
         for name, parameter in net.named_parameters():

@@ -66,7 +66,7 @@ class Block(nn.Module):
         return gated(x, self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale)), ffn_gate)
 
     def _hear(self, x: Tensor, tokens: Float[Tensor, "b l m d"], mask: Tensor) -> Tensor:
-        """With what every latent hears, which listens to its own tokens alone."""
+        """The tokens x with what their latent hears; every latent listens to its own sound alone."""
         b, l = tokens.shape[:2]
         queries = self.norm_audio(x).reshape(b * l, -1, x.shape[-1])
         y = self.audio(queries, tokens.flatten(0, 1), mask.flatten(0, 1)[:, None])

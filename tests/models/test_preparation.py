@@ -74,12 +74,14 @@ def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, re
 def test_clips_of_many_lengths_are_compiled(compilable):
     preparation, packing = compilable("avatar.models.preparation"), compilable("avatar.diffusion.packing")
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     net = rebuilt(make_net(layers=1), compilable)
     with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
         preparation.Compiled(dynamic=False, backend="eager")(net)
         for latents in range(1, 5):
             x, cond = torch.randn(2, 3, latents, 4, 4), make_cond(latents=latents)
             packing.Bidirectional().velocity(net, x, torch.rand(2, latents), cond, x)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
 
 
 def rebuilt(net, compilable):
