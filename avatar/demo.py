@@ -11,7 +11,7 @@ from scipy.io import wavfile
 
 from avatar import run
 from avatar.data.puppet.clip import make_clip
-from avatar.streaming.writer import write_png
+from avatar.media.mp4_writer import write_png
 from avatar.types import SAMPLE_RATE
 
 

@@ -22,9 +22,10 @@ from torch import Tensor
 from avatar import report, run
 from avatar.data import seeing
 from avatar.data.encoded import ClipSet, encoded_clips, frames_beyond
-from avatar.data.worlds import PixelWorld, World, to_uint8
+from avatar.data.worlds import PixelWorld, World
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
+from avatar.media.frames import to_uint8
 from avatar.metrics import control, drift
 from avatar.metrics.distribution import Trajectory
 from avatar.metrics.reading import PixelReader, ReadClip, Reader, StateReader

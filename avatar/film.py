@@ -8,13 +8,14 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 
 from avatar import run
-from avatar.data.decode import read_audio, read_image
-from avatar.data.worlds import PixelWorld, from_uint8, to_uint8
+from avatar.data.worlds import PixelWorld
 from avatar.diffusion.rollout import plan_of
+from avatar.media.decode import read_audio, read_image
+from avatar.media.frames import from_uint8, to_uint8
+from avatar.media.mp4_writer import Mp4Writer
 from avatar.models import checkpoint, pretrained
 from avatar.streaming.runtime import StreamStats, stream
 from avatar.streaming.session import Session
-from avatar.streaming.writer import Mp4Writer
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 

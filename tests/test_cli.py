@@ -14,10 +14,10 @@ from PIL import Image
 from scipy.io import wavfile
 
 from avatar import evaluate, film, run
-from avatar.data.decode import read_audio, read_video
+from avatar.media import mp4_writer
+from avatar.media.decode import read_audio, read_video
 from avatar.models import checkpoint
 from avatar.objectives import losses
-from avatar.streaming import writer
 from avatar.streaming.runtime import Emitted
 from avatar.types import SAMPLES_PER_FRAME
 from tests.stages import FILTERS, SMALL_NET, TINY, composed, fitted, plain, random_autoencoder, random_bundle
@@ -323,7 +323,7 @@ def test_ctrl_c_during_a_film_keeps_what_there_is(command, tmp_path, monkeypatch
 
 def test_a_disk_that_fills_up_during_a_film_keeps_what_there_is(command, tmp_path, monkeypatch):
     faces, written = Faces(5), []
-    mux = writer.Mp4Writer._mux
+    mux = mp4_writer.Mp4Writer._mux
 
     def full(self, stream, frame):
         written.append(1)
@@ -333,7 +333,7 @@ def test_a_disk_that_fills_up_during_a_film_keeps_what_there_is(command, tmp_pat
 
     monkeypatch.setattr(film, "open_session", lambda *_: faces)
     monkeypatch.setattr(film, "stream", faces.stream)
-    monkeypatch.setattr(writer.Mp4Writer, "_mux", full)
+    monkeypatch.setattr(mp4_writer.Mp4Writer, "_mux", full)
     code, stderr = command("infer", f"out='{tmp_path}/me.mp4'")
     (told,) = [line for line in stderr.splitlines() if line.startswith("error: ")]  # beside the log's
     assert code == 2 and "No space left" in told and "after 24 frames" in told

@@ -11,7 +11,7 @@ from scipy.io import wavfile
 
 from avatar import film
 from avatar.convert import convert
-from avatar.data.decode import read_video
+from avatar.media.decode import read_video
 from avatar.models import checkpoint
 from tests.models import speech_networks
 from tests.stages import FILTERS, composed, fitted

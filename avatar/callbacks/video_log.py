@@ -10,8 +10,8 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from avatar.diffusion.generation import Generator
+from avatar.media.mp4_writer import Mp4Writer
 from avatar.models.pretrained import on
-from avatar.streaming.writer import Mp4Writer
 from avatar.types import SAMPLES_PER_FRAME
 
 

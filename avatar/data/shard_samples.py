@@ -21,11 +21,12 @@ from torch import Tensor
 
 from avatar.data import hearing
 from avatar.data.prompts import Prompts
-from avatar.data.regions import mouth_in, shares
 from avatar.data.sampling import Draw, changes, place
 from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
-from avatar.data.video_reader import open_video
+from avatar.media.frames import from_uint8
+from avatar.media.regions import mouth_in, shares
+from avatar.media.video_reader import open_video
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 from avatar.types import REGIONS, SAMPLES_PER_FRAME, STATES, WHOLE, Batch, Conditioning
 
@@ -253,7 +254,7 @@ def encoded(footage: Footage, autoencoder: VideoAutoencoder) -> Batch:
     """Its batch of latents; one clip after the other, for what comes before their crops isn't of one length."""
 
     def encode(pictures: Tensor) -> Tensor:
-        return autoencoder.encode(pictures.permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
+        return autoencoder.encode(from_uint8(pictures)[None])[0]
 
     length = footage.conditioning.latents
     latents = torch.stack([encode(video)[:, -length:] for video in footage.video])

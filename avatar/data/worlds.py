@@ -17,6 +17,7 @@ from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.motion import HIGH, LOW
 from avatar.data.puppet.render import render
 from avatar.data.puppet.setting import Setting
+from avatar.media.frames import from_uint8, to_uint8
 from avatar.types import REGIONS
 
 BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be drawn
@@ -84,13 +85,3 @@ class StateWorld:
     def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """The states worn by one and the same puppet, arms and all."""
         return render(Identity.from_seed(0), video[:, :, 0, 0].T.clamp(*BOUNDS).cpu().numpy(), 64, Setting("half"))
-
-
-def from_uint8(frames: UInt8[np.ndarray, "f h w c"]) -> Float[Tensor, "c f h w"]:
-    """Frames of 0 … 255 as a tensor in [-1, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
-
-
-def to_uint8(video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w c"]:
-    """The inverse of `from_uint8`; what lies outside [-1, 1] is clipped."""
-    return ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()

@@ -21,7 +21,7 @@ from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
 from avatar.data.puppet.readout import READABLE, Readout, palette_error, readable
 from avatar.data.puppet.setting import Setting
 from avatar.data.puppet.visemes import CLOSED, LEAD_S
-from avatar.data.worlds import to_uint8
+from avatar.media.frames import to_uint8
 from avatar.types import FRAME_RATE
 
 HUSH_S = 0.1  # a frame is silent if no phoneme is this close to it: by then the mouth has come to rest

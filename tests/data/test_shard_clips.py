@@ -17,7 +17,7 @@ from avatar.data.shard_index import Filters
 from avatar.data.shard_samples import Footage
 from avatar.data.shards import ShardClips
 from avatar.data.tar import Tars
-from avatar.data.video_reader import Decord, PyAV, open_video
+from avatar.media.video_reader import Decord, PyAV, open_video
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder

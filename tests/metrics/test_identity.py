@@ -5,7 +5,7 @@ import pytest
 
 from avatar.data.puppet.identity import Identity
 from avatar.data.puppet.render import render
-from avatar.data.worlds import from_uint8
+from avatar.media.frames import from_uint8
 from avatar.metrics import identity
 from avatar.metrics.reading import PixelReader
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from avatar.data.prepare import scores
-from avatar.data.regions import mouth_in
+from avatar.media.regions import mouth_in
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from torch import Tensor
 from avatar.data import hearing
 from avatar.data.prepare.reasons import Rejected
 from avatar.data.prompts import tokens_of
+from avatar.media.frames import from_uint8
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 
 
@@ -83,8 +84,8 @@ class Encoders:
         """`c l h w` in fp16."""
         assert self.autoencoder is not None
         device = next(self.autoencoder.parameters(), torch.zeros(())).device
-        video = torch.from_numpy(frames.copy()).to(device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        return self.autoencoder.encode(video)[0].half().cpu()
+        video = from_uint8(torch.from_numpy(frames.copy()).to(device))
+        return self.autoencoder.encode(video[None])[0].half().cpu()
 
 
 def _save(stem: Path, name: str, tensor: Tensor) -> None:

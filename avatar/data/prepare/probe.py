@@ -11,8 +11,8 @@ import av
 import av.container
 import av.error
 
-from avatar.data.decode import TEXT_CODECS
 from avatar.data.prepare.reasons import Rejected
+from avatar.media.decode import TEXT_CODECS
 
 FIRST_FRAMES = 5  # that are looked at for interlacing
 MOST_STEP_SPREAD_S = 0.001  # between the longest and the shortest step of a constant frame rate

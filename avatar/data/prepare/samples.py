@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from avatar.data.decode import read_video
 from avatar.data.hearing import frames_around
 from avatar.data.prepare import scores
 from avatar.data.prepare.clips import Clip, write_sound
@@ -18,6 +17,7 @@ from avatar.data.prepare.detectors import Seen
 from avatar.data.prepare.picture import Form
 from avatar.data.prepare.rules import Tools
 from avatar.data.prepare.sound import Sound, level_db
+from avatar.media.decode import read_video
 from avatar.provenance import versions
 from avatar.types import FRAME_RATE, REGIONS, SAMPLES_PER_FRAME
 

@@ -12,9 +12,9 @@ import av
 import numpy as np
 from jaxtyping import Float32
 
-from avatar.data.decode import LEAST_DOWNMIX_ENERGY
 from avatar.data.prepare.probe import opened
 from avatar.data.prepare.reasons import Rejected, repair
+from avatar.media.decode import LEAST_DOWNMIX_ENERGY
 from avatar.types import SAMPLE_RATE
 
 FULL_SCALE = 0.999

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
-from avatar.data.worlds import to_uint8
+from avatar.media.frames import to_uint8
 from avatar.models import pretrained
 from avatar.models.checkpoint import fingerprint
 

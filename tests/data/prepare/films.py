@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from avatar.data.decode import read_audio, read_video
 from avatar.data.prepare.rules import Rules
+from avatar.media.decode import read_audio, read_video
 
 HEIGHT, WIDTH = 64, 96
 LIT_S = 0.2

@@ -7,11 +7,11 @@ import av
 import numpy as np
 import pytest
 
-from avatar.data.decode import read_audio, read_video
 from avatar.data.prepare.pipeline import stage
 from avatar.data.prepare.reasons import REJECTS
 from avatar.data.prepare.rules import Rules, Tools
 from avatar.data.prepare.sources import find
+from avatar.media.decode import read_audio, read_video
 from tests.data.prepare.films import EVENTS, HEIGHT, RULES, WIDTH, beeps, lamp, scene, speech, talk, write
 
 GRID = np.arange(60) / 25

@@ -8,7 +8,6 @@ import decord
 import numpy as np
 import pytest
 
-from avatar.data.decode import read_video
 from avatar.data.prepare.clips import Clip
 from avatar.data.prepare.copying import Copied, copy, cuts
 from avatar.data.prepare.detectors import Seen
@@ -16,6 +15,7 @@ from avatar.data.prepare.pipeline import stage
 from avatar.data.prepare.probe import probe
 from avatar.data.prepare.rules import Tools
 from avatar.data.prepare.sources import find
+from avatar.media.decode import read_video
 from tests.data.prepare.films import RULES, scene, speech, write
 
 FRAMES = 120

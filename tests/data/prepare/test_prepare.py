@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from avatar import prepare, run
-from avatar.data.decode import read_audio, read_video
+from avatar.media.decode import read_audio, read_video
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
 from tests.data.prepare.films import scene, speech, talk, write

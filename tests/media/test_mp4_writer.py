@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatar.data.decode import read_audio, read_video
-from avatar.streaming.writer import Mp4Writer, write_png
+from avatar.media.decode import read_audio, read_video
+from avatar.media.mp4_writer import Mp4Writer, write_png
 
 
 def frames(count: int, first: int = 0, size: tuple[int, int] = (64, 64)) -> np.ndarray:
@@ -41,7 +41,7 @@ def playable_frames(path) -> int:
 SCRIPT = """
 import os, resource, signal, sys
 import numpy as np
-from avatar.streaming.writer import Mp4Writer
+from avatar.media.mp4_writer import Mp4Writer
 
 def stream(folder, stop, count=100):
     with Mp4Writer(folder + "/out.mp4", 64) as writer:
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up_while_the_index_is_moved_leaves_the_partial_file(t
         paths[1].write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("avatar.streaming.writer._index_first", full)
+    monkeypatch.setattr("avatar.media.mp4_writer._index_first", full)
     with (
         pytest.raises(OSError, match=r"No space left on device\) after 30 frames"),
         Mp4Writer(tmp_path / "a.mp4", 64) as w,

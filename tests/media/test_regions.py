@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from avatar.data.regions import mouth_in, shares
+from avatar.media.regions import mouth_in, shares
 
 
 def test_a_box_covers_pixels_by_their_area():

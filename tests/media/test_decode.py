@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatar.data.decode import read_audio, read_image, read_video
-from avatar.streaming.writer import Mp4Writer
+from avatar.media.decode import read_audio, read_image, read_video
+from avatar.media.mp4_writer import Mp4Writer
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
