@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from scipy.io import wavfile
 
 from avatar import run
-from avatar.data.puppet.clip import make_clip
 from avatar.media.mp4_writer import write_png
+from avatar.puppet.clip import make_clip
 from avatar.types import SAMPLE_RATE
 
 

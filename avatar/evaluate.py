@@ -22,7 +22,6 @@ from torch import Tensor
 from avatar import report, run
 from avatar.data import seeing
 from avatar.data.encoded import ClipSet, encoded_clips, frames_beyond
-from avatar.data.worlds import PixelWorld, World
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
 from avatar.media.frames import to_uint8
@@ -33,6 +32,7 @@ from avatar.metrics.scores import score
 from avatar.models import checkpoint, pretrained
 from avatar.models.video_dit import VideoDiT
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
+from avatar.puppet.worlds import PixelWorld, World
 from avatar.streaming.runtime import Emitted, StreamStats, stream
 from avatar.streaming.session import Session
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents

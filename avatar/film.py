@@ -8,12 +8,12 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 
 from avatar import run
-from avatar.data.worlds import PixelWorld
 from avatar.diffusion.rollout import plan_of
 from avatar.media.decode import read_audio, read_image
 from avatar.media.frames import from_uint8, to_uint8
 from avatar.media.mp4_writer import Mp4Writer
 from avatar.models import checkpoint, pretrained
+from avatar.puppet.worlds import PixelWorld
 from avatar.streaming.runtime import StreamStats, stream
 from avatar.streaming.session import Session
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
 from avatar import run
-from avatar.data.puppet.gestures import EASE_S, HELD, REST, SECONDS, WITHOUT_ARMS, Event
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import CHANNELS, Direction, animate, channel
-from avatar.data.puppet.render import render
-from avatar.data.puppet.setting import BACKDROPS, CAMERAS, PORTRAIT, Setting, Thing
 from avatar.files import replacing
+from avatar.puppet.gestures import EASE_S, HELD, REST, SECONDS, WITHOUT_ARMS, Event
+from avatar.puppet.identity import Identity
+from avatar.puppet.motion import CHANNELS, Direction, animate, channel
+from avatar.puppet.render import render
+from avatar.puppet.setting import BACKDROPS, CAMERAS, PORTRAIT, Setting, Thing
 from avatar.types import EMOTIONS, FRAME_RATE, STATES
 
 LABEL, GAP = 16, 6  # pixels

@@ -26,18 +26,18 @@ import numpy as np
 import torch
 
 from avatar.data.bucketing import LengthBuckets
-from avatar.data.puppet.scene import Scene
 from avatar.data.puppet_frames import FrameBatches
 from avatar.data.sampling import EVENLY
 from avatar.data.shard_index import Filters
 from avatar.data.shards import ShardClips
-from avatar.data.worlds import PixelWorld
 from avatar.files import write_text
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.provenance import machine, recorded
+from avatar.puppet.scene import Scene
+from avatar.puppet.worlds import PixelWorld
 from avatar.types import SAMPLES_PER_FRAME
 
 

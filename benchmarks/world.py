@@ -9,12 +9,12 @@ import argparse
 from pathlib import Path
 from time import perf_counter
 
-from avatar.data.puppet.clip import make_clip
-from avatar.data.puppet.readout import Readout
-from avatar.data.puppet.scene import Scene
-from avatar.data.puppet.setting import CAMERAS
 from avatar.files import write_text
 from avatar.provenance import recorded
+from avatar.puppet.clip import make_clip
+from avatar.puppet.readout import Readout
+from avatar.puppet.scene import Scene
+from avatar.puppet.setting import CAMERAS
 
 
 def measure(framing: str, size: int, clips: int, frames: int) -> dict[str, float]:

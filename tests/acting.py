@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from avatar.data.puppet.gestures import Event
-from avatar.data.puppet.motion import Direction, animate
+from avatar.puppet.gestures import Event
+from avatar.puppet.motion import Direction, animate
 from avatar.types import EMOTIONS, STATES
 
 

@@ -16,7 +16,6 @@ from avatar.data.bucketing import LengthBuckets
 from avatar.data.shard_index import Filters, Index
 from avatar.data.shard_reader import check_captions
 from avatar.data.tar import Tars
-from avatar.data.worlds import PixelWorld
 from avatar.files import fault, load_tensors
 from avatar.models import checkpoint, published, training_checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
@@ -27,6 +26,7 @@ from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.models.text_encoders.umt5 import UMT5
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance, ImageEntrance
+from avatar.puppet.worlds import PixelWorld
 from tests.conftest import CHANNELS, make_net
 from tests.data.shard_sets import sample, write_set
 from tests.data.test_shard_clips import data as shard_clips

@@ -92,8 +92,8 @@ def test_a_planted_import_upwards_is_caught(module, source):
     ("module", "source"),
     [
         ("avatar.nn.rope", "import torch\nfrom avatar.types import Latents\nfrom avatar.nn.masks import dense"),
-        ("avatar.data.puppet.render", "from . import motion\nfrom ..decode import read_image"),
-        ("avatar.metrics.lip_sync", "from avatar.data.puppet import readout"),
+        ("avatar.puppet.render", "from . import motion\nfrom ..decode import read_image"),
+        ("avatar.metrics.lip_sync", "from avatar.puppet import readout"),
         ("train", "from avatar import run"),
         ("avatar.models.__init__", "from .video_dit import VideoDiT"),
     ],

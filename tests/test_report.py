@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from avatar import files, report
-from avatar.data.puppet.motion import CHANNELS
 from avatar.metrics.reading import ReadClip
 from avatar.metrics.scores import score
+from avatar.puppet.motion import CHANNELS
 
 STREAM = {
     "first_frame_s": 0.21,

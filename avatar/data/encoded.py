@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from avatar.data import hearing
 from avatar.data.prompts import own, tokens_of
-from avatar.data.puppet import speech
-from avatar.data.puppet.clip import Clip, make_clip
-from avatar.data.puppet.scene import Scene
-from avatar.data.worlds import World
 from avatar.files import load_tensors, save_tensors
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
+from avatar.puppet import speech
+from avatar.puppet.clip import Clip, make_clip
+from avatar.puppet.scene import Scene
+from avatar.puppet.worlds import World
 from avatar.types import SAMPLES_PER_FRAME, Batch, Conditioning
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from avatar.data.puppet.clip import identity_seed, make_clip
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.scene import Scene
-from avatar.data.worlds import World
+from avatar.puppet.clip import identity_seed, make_clip
+from avatar.puppet.identity import Identity
+from avatar.puppet.scene import Scene
+from avatar.puppet.worlds import World
 from avatar.types import REGIONS, Frames
 
 CROPS_PER_CLIP = 4  # speech costs more than rendering: one clip's motion serves several crops, each another puppet

@@ -15,8 +15,8 @@ from avatar.data import seeing
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.encoded import ClipSet, EncodedClips, encoded_clips
 from avatar.data.sampling import EVENLY, ON_CHANGE, Placement, changes, place
-from avatar.data.worlds import World
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
+from avatar.puppet.worlds import World
 from avatar.types import REGIONS, Batch
 
 WHOLE_BATCHES = Share()

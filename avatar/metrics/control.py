@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
-from avatar.data.puppet.motion import CHANNELS, FACES
 from avatar.metrics import statistics
 from avatar.metrics.reading import ReadClip
+from avatar.puppet.motion import CHANNELS, FACES
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
 
 LEAST = 20  # frames: 0.8 s

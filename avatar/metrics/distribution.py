@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.spatial.distance import cdist
 
-from avatar.data.puppet.motion import HIGH, LOW
 from avatar.metrics import statistics
 from avatar.metrics.reading import ReadClip
+from avatar.puppet.motion import HIGH, LOW
 
 WINDOW, HOP = 24, 12  # frames: about a second, half overlapping
 LAG = 2  # frames

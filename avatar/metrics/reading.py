@@ -1,6 +1,6 @@
 """What is read of a clip's frames, beside what is true of it: all that the metrics look at.
 
-A reader turns frames into a `ReadClip`; there is one per world (`avatar.data.worlds`), and both take what that world's
+A reader turns frames into a `ReadClip`; there is one per world (`avatar.puppet.worlds`), and both take what that world's
 `video` returns. A frame that doesn't show the clip's puppet is *not valid*: no metric believes what was read of it, and
 each says how it counts.
 """
@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from avatar.data.puppet.clip import Clip
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
-from avatar.data.puppet.readout import READABLE, Readout, palette_error, readable
-from avatar.data.puppet.setting import Setting
-from avatar.data.puppet.visemes import CLOSED, LEAD_S
 from avatar.media.frames import to_uint8
+from avatar.puppet.clip import Clip
+from avatar.puppet.identity import Identity
+from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.puppet.readout import READABLE, Readout, palette_error, readable
+from avatar.puppet.setting import Setting
+from avatar.puppet.visemes import CLOSED, LEAD_S
 from avatar.types import FRAME_RATE
 
 HUSH_S = 0.1  # a frame is silent if no phoneme is this close to it: by then the mouth has come to rest

@@ -12,15 +12,15 @@ from avatar import files
 from avatar.data import encoded
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.encoded import ClipSet, encoded_clips
-from avatar.data.puppet import speech
-from avatar.data.puppet.motion import CHANNELS
-from avatar.data.puppet.scene import Scene
 from avatar.data.puppet_frames import FrameBatches, PuppetFrames
 from avatar.data.puppet_latents import LatentBatches, PuppetLatents
-from avatar.data.worlds import PixelWorld, StateWorld
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.puppet import speech
+from avatar.puppet.motion import CHANNELS
+from avatar.puppet.scene import Scene
+from avatar.puppet.worlds import PixelWorld, StateWorld
 from avatar.types import REGIONS, SAMPLES_PER_FRAME
 
 AUDIO, TEXT, LATENTS, STRIDE = LogMel(mels=8), ByteEncoder(96), 6, 4

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from avatar.data.puppet.clip import make_clip
-from avatar.data.puppet.motion import CHANNELS
-from avatar.data.worlds import PixelWorld
 from avatar.metrics import statistics
 from avatar.metrics.reading import PixelReader, ReadClip
+from avatar.puppet.clip import make_clip
+from avatar.puppet.motion import CHANNELS
+from avatar.puppet.worlds import PixelWorld
 
 FRAMES = 120
 

@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from avatar.data.puppet.gestures import SECONDS
-from avatar.data.puppet.motion import CHANNELS, channel
 from avatar.metrics import control
+from avatar.puppet.gestures import SECONDS
+from avatar.puppet.motion import CHANNELS, channel
 from avatar.types import EMOTIONS, GESTURES, STATES
 from tests.acting import acted
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter1d
 
-from avatar.data.puppet.motion import CHANNELS, HIGH, LOW
 from avatar.metrics import distribution as d
+from avatar.puppet.motion import CHANNELS, HIGH, LOW
 from avatar.types import EMOTIONS
 from tests.acting import acted
 

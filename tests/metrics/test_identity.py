@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.render import render
 from avatar.media.frames import from_uint8
 from avatar.metrics import identity
 from avatar.metrics.reading import PixelReader
+from avatar.puppet.identity import Identity
+from avatar.puppet.render import render
 
 
 def test_the_right_puppet_has_a_small_colour_error_and_another_a_large_one(clips, videos, true_readings):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.data.puppet.clip import make_clip
-from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
-from avatar.data.puppet.readout import readable
-from avatar.data.puppet.scene import Scene
-from avatar.data.worlds import PixelWorld, StateWorld
 from avatar.metrics.reading import PixelReader, Reader, StateReader, closures, silence
+from avatar.puppet.clip import make_clip
+from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.puppet.readout import readable
+from avatar.puppet.scene import Scene
+from avatar.puppet.worlds import PixelWorld, StateWorld
 from avatar.types import FRAME_RATE
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from avatar.data.puppet.motion import HIGH, LOW
 from avatar.metrics.reading import PixelReader
 from avatar.metrics.scores import measured, score
+from avatar.puppet.motion import HIGH, LOW
 from avatar.types import EMOTIONS, GESTURES, STATES
 from tests.acting import acted
 

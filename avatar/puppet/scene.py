@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar.data.puppet import cues
-from avatar.data.puppet.gestures import SECONDS, WITHOUT_ARMS, Event
-from avatar.data.puppet.setting import BACKDROPS, CAMERAS, THING_COLOURS, THINGS, Setting, Thing
-from avatar.data.puppet.speech import Phoneme, Voice, synthesize
+from avatar.puppet import cues
+from avatar.puppet.gestures import SECONDS, WITHOUT_ARMS, Event
+from avatar.puppet.setting import BACKDROPS, CAMERAS, THING_COLOURS, THINGS, Setting, Thing
+from avatar.puppet.speech import Phoneme, Voice, synthesize
 from avatar.types import FRAME_RATE, GESTURES, SAMPLE_RATE, SAMPLES_PER_FRAME, STATES
 
 SCHEDULES = ("mixed", "speaking")

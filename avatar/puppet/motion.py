@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.ndimage import gaussian_filter1d
 
-from avatar.data.puppet import gestures
+from avatar.puppet import gestures
 from avatar.types import EMOTIONS, FRAME_RATE, STATES
 
 RANGES = {

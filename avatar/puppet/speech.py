@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 from scipy.signal import resample_poly
 
-from avatar.data.puppet import formant
+from avatar.puppet import formant
 from avatar.types import SAMPLE_RATE
 
 BACKENDS = ("espeak", "formant")
@@ -189,7 +189,7 @@ def _with_closures(phonemes: list[Phoneme], samples: Float[np.ndarray, " n"], ra
 def _worker(pid: int) -> subprocess.Popen:
     """The eSpeak server of this process; a forked process (another `pid`) starts one of its own."""
     root = Path(__file__).parents[3]
-    command = [sys.executable, "-m", "avatar.data.puppet.espeak_worker"]
+    command = [sys.executable, "-m", "avatar.puppet.espeak_worker"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
     atexit.register(_end, worker)
     return worker

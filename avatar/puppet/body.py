@@ -7,7 +7,7 @@ elbow, outwards and up (1) or inwards across the body (-1); `hand` is relaxed (0
 import numpy as np
 from jaxtyping import Float
 
-from avatar.data.puppet.identity import Identity
+from avatar.puppet.identity import Identity
 
 UPPER, FORE = 0.37, 0.33  # lengths of the arm's parts
 REST_DEG, UPPER_DEG, FORE_DEG = 8.0, 142.0, 150.0

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from avatar.data.puppet.clip import Clip
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import HIGH, LOW
-from avatar.data.puppet.render import render
-from avatar.data.puppet.setting import Setting
 from avatar.media.frames import from_uint8, to_uint8
+from avatar.puppet.clip import Clip
+from avatar.puppet.identity import Identity
+from avatar.puppet.motion import HIGH, LOW
+from avatar.puppet.render import render
+from avatar.puppet.setting import Setting
 from avatar.types import REGIONS
 
 BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be drawn

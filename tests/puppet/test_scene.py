@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from avatar.data.puppet import cues, sentences
-from avatar.data.puppet.clip import HELD_OUT, Clip, make_clip
-from avatar.data.puppet.gestures import SECONDS, WITHOUT_ARMS
-from avatar.data.puppet.motion import channel
-from avatar.data.puppet.scene import Scene, Timeline, free_gestures
-from avatar.data.puppet.setting import PORTRAIT, Setting
+from avatar.puppet import cues, sentences
+from avatar.puppet.clip import HELD_OUT, Clip, make_clip
+from avatar.puppet.gestures import SECONDS, WITHOUT_ARMS
+from avatar.puppet.motion import channel
+from avatar.puppet.scene import Scene, Timeline, free_gestures
+from avatar.puppet.setting import PORTRAIT, Setting
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
 
 HALF = Scene(framings={"half": 1.0}, cues=0.7, beats=1.0, commands_hz=0.5)

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from avatar.data.puppet import sentences
-from avatar.data.puppet.clip import identity_seed, make_clip
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
-from avatar.data.puppet.visemes import mouth_targets
+from avatar.puppet import sentences
+from avatar.puppet.clip import identity_seed, make_clip
+from avatar.puppet.identity import Identity
+from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.puppet.visemes import mouth_targets
 from avatar.types import EMOTIONS, GESTURES, SAMPLES_PER_FRAME, STATES
 
 FRAMES = 150
@@ -35,7 +35,7 @@ def digest(backend: str | None = "formant") -> str:
 
 
 def test_a_clip_is_the_same_in_every_process():
-    program = "from tests.data.puppet.test_clip import digest; print(digest(), digest(None))"
+    program = "from tests.puppet.test_clip import digest; print(digest(), digest(None))"
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert other.stdout.split() == [digest(), digest(None)]
 

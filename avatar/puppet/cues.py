@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from avatar.data.puppet import sentences
+from avatar.puppet import sentences
 
 CUES = {
     "wave": ("hello", "hi there", "good morning", "goodbye", "hey"),

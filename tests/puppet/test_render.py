@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatar.data.puppet.identity import KINDS, Identity
-from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
-from avatar.data.puppet.render import face_region, layers, mouth_region, regions, render
-from avatar.data.puppet.setting import Setting
+from avatar.puppet.identity import KINDS, Identity
+from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.puppet.render import face_region, layers, mouth_region, regions, render
+from avatar.puppet.setting import Setting
 from avatar.types import REGIONS
 
 

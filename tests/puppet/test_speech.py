@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from avatar.data.puppet import speech
-from avatar.data.puppet.speech import Phoneme, Voice, synthesize
-from avatar.data.puppet.visemes import mouth_targets
+from avatar.puppet import speech
+from avatar.puppet.speech import Phoneme, Voice, synthesize
+from avatar.puppet.visemes import mouth_targets
 from avatar.types import SAMPLE_RATE
 
 TEXT = "Peter hid the map, but the big puppy happily barked. Maybe Bob will come by."

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from avatar.data.puppet.clip import make_clip
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import HIGH, LOW, channel
-from avatar.data.puppet.readout import WITH_ARMS, Readout, lab, palette_error, readable
-from avatar.data.puppet.scene import Scene
+from avatar.puppet.clip import make_clip
+from avatar.puppet.identity import Identity
+from avatar.puppet.motion import HIGH, LOW, channel
+from avatar.puppet.readout import WITH_ARMS, Readout, lab, palette_error, readable
+from avatar.puppet.scene import Scene
 from avatar.types import REGIONS
 
 SEEDS = (4, 9)  # a person and a cat

@@ -3,7 +3,7 @@
 The identity and its setting are known. Frame and render are compared on coarse, slightly blurred grids of features x:
 one over the frame, and where the camera stands farther off, another over the head, as a portrait would show it. The
 parts are read in turn. Arms, whose pictures are no linear function of their angles, are those of the renders in a bank
-that together explain that side of the frame best (`avatar.data.puppet.arms`). For all else a linear map gives a first
+that together explain that side of the frame best (`avatar.puppet.arms`). For all else a linear map gives a first
 guess, then each step renders the current guess q and corrects it by what the render doesn't explain:
 
     q0 = mean + A (x - mean x),    q <- q + B (x - x(render(q)))
@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy.ndimage import minimum_filter
 
-from avatar.data.puppet.arms import ARMS, ArmBank, resting
-from avatar.data.puppet.identity import PARTS, Identity
-from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
-from avatar.data.puppet.render import SIZES, mouth_region, render
-from avatar.data.puppet.setting import PORTRAIT, Setting
+from avatar.puppet.arms import ARMS, ArmBank, resting
+from avatar.puppet.identity import PARTS, Identity
+from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.puppet.render import SIZES, mouth_region, render
+from avatar.puppet.setting import PORTRAIT, Setting
 
 READABLE = (
     "mouth_open",

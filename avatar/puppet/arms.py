@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from avatar.data.puppet.gestures import REST
-from avatar.data.puppet.motion import CHANNELS, HIGH, LOW, channel
+from avatar.puppet.gestures import REST
+from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
 
 PARTS = ("upper", "fore", "hand")
 ARMS = tuple(f"{part}_{side}" for side in "lr" for part in PARTS)

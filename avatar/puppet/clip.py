@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from avatar.data.puppet import render, scene
-from avatar.data.puppet.gestures import Event
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import Direction, animate
-from avatar.data.puppet.scene import SCHEDULES, Scene, Timeline
-from avatar.data.puppet.sentences import SPLITS
-from avatar.data.puppet.setting import PORTRAIT, Setting
-from avatar.data.puppet.speech import Phoneme, Voice
-from avatar.data.puppet.visemes import mouth_targets
+from avatar.puppet import render, scene
+from avatar.puppet.gestures import Event
+from avatar.puppet.identity import Identity
+from avatar.puppet.motion import Direction, animate
+from avatar.puppet.scene import SCHEDULES, Scene, Timeline
+from avatar.puppet.sentences import SPLITS
+from avatar.puppet.setting import PORTRAIT, Setting
+from avatar.puppet.speech import Phoneme, Voice
+from avatar.puppet.visemes import mouth_targets
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, SAMPLES_PER_FRAME, STATES
 
 MARGIN = 12  # frames of the scene before and after the clip, so that motion is under way at its ends

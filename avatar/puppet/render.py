@@ -10,10 +10,10 @@ import aggdraw
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from avatar.data.puppet import body
-from avatar.data.puppet.identity import Identity
-from avatar.data.puppet.motion import CHANNELS
-from avatar.data.puppet.setting import PORTRAIT, Setting
+from avatar.puppet import body
+from avatar.puppet.identity import Identity
+from avatar.puppet.motion import CHANNELS
+from avatar.puppet.setting import PORTRAIT, Setting
 from avatar.types import REGIONS
 
 SIZES = (64, 256)  # the smallest and the largest frame, in pixels

@@ -1,6 +1,6 @@
 """A server that turns text into speech with eSpeak NG, in a process of its own.
 
-    python -m avatar.data.puppet.espeak_worker
+    python -m avatar.puppet.espeak_worker
 
 Each line of standard input is a request in JSON: `text`, `voice`, `rate` (words a minute), `pitch` and `range` (0
 to 99). Each line of standard output is its answer: `rate` (samples a second), `pcm` (16-bit, base64) and

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
 
-from avatar.data.puppet.speech import Phoneme
+from avatar.puppet.speech import Phoneme
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
 LEAD_S = 0.02  # the lips are ahead of the sound by this much
