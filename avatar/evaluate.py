@@ -20,7 +20,7 @@ from rich.progress import track
 from torch import Tensor
 
 from avatar import report, run
-from avatar.data import seeing
+from avatar.conditioning import image_to_video
 from avatar.data.encoded import ClipSet, encoded_clips, frames_beyond
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
@@ -101,7 +101,9 @@ class Evaluation:
         device = next(net.parameters()).device
         made = []
         for part in track(torch.arange(len(cond.state)).split(8), title):
-            picked = seeing.completed(cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image)
+            picked = image_to_video.completed(
+                cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image
+            )
             made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
         latents = torch.cat(made)
         return [self._decoded(i, latents[i : i + 1]) for i in range(len(latents))]

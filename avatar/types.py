@@ -58,7 +58,7 @@ class Conditioning:
     emotion: Int[Tensor, "b l"]  # index into EMOTIONS
     emotion_intensity: Float[Tensor, "b l"]  # in [0, 1]
     gesture: Int[Tensor, "b l"]  # index into GESTURES
-    # What Wan's image-to-video networks take, and no others (see `avatar.data.seeing`):
+    # What Wan's image-to-video networks take, and no others (see `avatar.conditioning.image_to_video`):
     image: Float[Tensor, "b i g"] | None = None  # the reference as a frozen image encoder's features
     channels: Float[Tensor, "b j l h w"] | None = None  # beside the latents' own: a mask of what is known, and that
 

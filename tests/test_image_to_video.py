@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avatar import film, run
-from avatar.data import seeing
+from avatar.conditioning import image_to_video
 from avatar.diffusion.rollout import Noise, generate
 from avatar.evaluate import evaluate
 from avatar.models import checkpoint
@@ -70,7 +70,7 @@ def test_it_streams_what_its_rollout_makes(stages, world, folder):
     seen, chunk = [], session.rollout.chunk
     session.rollout.chunk = lambda cond: (seen.append(cond), chunk(cond))[1]
     frames = torch.cat([session.push(torch.randn(10 * SAMPLES_PER_FRAME)), session.finish()], dim=1)
-    cond = seeing.completed(join(seen, "l"), session.autoencoder, session.image)
+    cond = image_to_video.completed(join(seen, "l"), session.autoencoder, session.image)
     torch.testing.assert_close(cond.channels, torch.cat([part.channels for part in seen], dim=2))
     latents = generate(session.net, cond, session.plan, Noise((cfg.seed,))).latents
     expected = session.autoencoder.decode(torch.cat([cond.reference, latents], dim=2))[0, :, 1:]

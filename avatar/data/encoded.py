@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avatar.data import hearing
-from avatar.data.prompts import own, tokens_of
+from avatar.conditioning import audio_timeline
+from avatar.conditioning.prompts import own, tokens_of
 from avatar.files import load_tensors, save_tensors
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet import speech
@@ -161,7 +161,7 @@ def encoded_clips(
 
 def frames_beyond(audio: AudioEncoder, frames: int) -> int:
     """Frames of sound after a timeline of so many that its features, right context included, depend on."""
-    return -(-hearing.needed(audio, frames + audio.right_context) // SAMPLES_PER_FRAME) - frames
+    return -(-audio_timeline.needed(audio, frames + audio.right_context) // SAMPLES_PER_FRAME) - frames
 
 
 def encoding_key(
@@ -219,6 +219,6 @@ def _stacked(rows: list[Tensor]) -> Tensor:
 
 def _features(track: Float[np.ndarray, " s"], audio: AudioEncoder, frames: int) -> Float[Tensor, "f d"]:
     """Features from `left_context` frames before a timeline, which starts at frame 1, to `right_context` after it."""
-    before = hearing.silence(audio, -audio.left_context, audio.left_context - 1)
-    known = hearing.known(audio, torch.from_numpy(track), first=-1)
+    before = audio_timeline.silence(audio, -audio.left_context, audio.left_context - 1)
+    known = audio_timeline.known(audio, torch.from_numpy(track), first=-1)
     return torch.cat([before, known[: 1 + frames + audio.right_context]])

@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avatar.data import seeing
+from avatar.conditioning import image_to_video
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.encoded import ClipSet, EncodedClips, encoded_clips
 from avatar.data.sampling import EVENLY, ON_CHANGE, Placement, changes, place
@@ -147,7 +147,7 @@ class PuppetLatents(lightning.LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return replace(batch, conditioning=seeing.completed(batch.conditioning, self.autoencoder, self.image))
+        return replace(batch, conditioning=image_to_video.completed(batch.conditioning, self.autoencoder, self.image))
 
     def held_out(self, clips: int, device: torch.device) -> Batch:
         """The first whole clips of the dev set, on this device."""

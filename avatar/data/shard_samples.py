@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
-from avatar.data import hearing
-from avatar.data.prompts import Prompts
+from avatar.conditioning import audio_timeline
+from avatar.conditioning.prompts import Prompts
 from avatar.data.sampling import Draw, changes, place
 from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
@@ -111,7 +111,7 @@ class Recipe:
         labels = torch.from_numpy(state[part].astype(np.int64))
         unsaid = torch.zeros_like(labels)
         silent = self.stride * (draw.length - 1) + self.audio.tokens(self.stride)
-        silence = hearing.silence(self.audio, self.stride * start - self.audio.left_context, silent)
+        silence = audio_timeline.silence(self.audio, self.stride * start - self.audio.left_context, silent)
         fields = {
             "audio": torch.stack([own, self.audio.window(silence, self.stride)]),
             "audio_mask": torch.stack([mask, torch.zeros_like(mask)]),
@@ -173,12 +173,12 @@ class Recipe:
             if features.shape != (frames, audio.dim):
                 raise ValueError(f"audio features of {tuple(features.shape)}, wanted {(frames, audio.dim)}")
         else:
-            features = hearing.known(audio, torch.from_numpy(_samples(files["audio.flac"], frames)), first=-1)
+            features = audio_timeline.known(audio, torch.from_numpy(_samples(files["audio.flac"], frames)), first=-1)
         if not features.isfinite().all():
             raise ValueError("audio features that are NaN or infinite")
         missing = 1 + self.stride * latents + audio.right_context - len(features)
-        before = hearing.silence(audio, -audio.left_context, audio.left_context - 1)
-        after = hearing.silence(audio, len(features) - 1, max(missing, 0))
+        before = audio_timeline.silence(audio, -audio.left_context, audio.left_context - 1)
+        after = audio_timeline.silence(audio, len(features) - 1, max(missing, 0))
         padded = torch.cat([before, features, after])
         ends = self.stride * (1 + torch.arange(latents)) + audio.right_context  # the last frame that each hears
         known = (ends < len(features)) & ("no_audio" not in meta["repairs"])

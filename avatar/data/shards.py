@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avatar.data import seeing
+from avatar.conditioning import image_to_video
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
 from avatar.data.sampling import AT_START, Draw, Placement, Plan
 from avatar.data.shard_index import Entry, Filters, Index
@@ -149,7 +149,7 @@ class ShardClips(lightning.LightningDataModule):
         if isinstance(batch, Footage):
             self.autoencoder.to(batch.reference.device)
             batch = replace(encoded(batch, self.autoencoder), part=batch.part)
-        return replace(batch, conditioning=seeing.completed(batch.conditioning, self.autoencoder, self.image))
+        return replace(batch, conditioning=image_to_video.completed(batch.conditioning, self.autoencoder, self.image))
 
     def held_out(self, clips: int, device: torch.device) -> Batch:
         """The beginnings of the first clips of the dev split, as long as crops get, all of one size, on this device."""

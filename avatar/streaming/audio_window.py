@@ -1,7 +1,7 @@
 """Samples in, the sound around each latent out, as it becomes known.
 
 Latent l of a timeline with stride s hears the features of frames [s·l - left, s·(l+1) + right). Features come a hop of
-frames at a time and depend on `reach` samples after their hop, so latent l is known once (see `avatar.data.hearing`)
+frames at a time and depend on `reach` samples after their hop, so latent l is known once (see `avatar.conditioning.audio_timeline`)
 
     640 hop ⌈(s (l + 1) + right) / hop⌉ + reach    samples
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avatar.data import hearing
+from avatar.conditioning import audio_timeline
 from avatar.protocols import AudioEncoder
 from avatar.types import SAMPLES_PER_FRAME
 
@@ -34,18 +34,20 @@ class AudioWindow:
         self.latent, self.frame, self.received = 0, 0, 0  # the next to leave, the next to encode, samples so far
         self.start = -encoder.memory  # where on the timeline `samples` begins
         self.samples = torch.zeros(encoder.memory)
-        self.features = hearing.silence(encoder, -encoder.left_context, encoder.left_context)  # of those before `frame`
+        self.features = audio_timeline.silence(
+            encoder, -encoder.left_context, encoder.left_context
+        )  # of those before `frame`
 
     def needed(self, latents: int) -> int:
         """Samples after which so many latents are known."""
-        return hearing.needed(self.encoder, latents * self.stride + self.encoder.right_context)
+        return audio_timeline.needed(self.encoder, latents * self.stride + self.encoder.right_context)
 
     def push(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "l k d"]:
         """The windows of the latents that these samples complete."""
         self.samples = torch.cat([self.samples, samples])
         self.received += len(samples)
         rows = [self.features]
-        while self.received >= hearing.needed(self.encoder, self.frame + self.encoder.hop):
+        while self.received >= audio_timeline.needed(self.encoder, self.frame + self.encoder.hop):
             rows.append(self._hop())
             self.frame += self.encoder.hop
         self.features = torch.cat(rows)
@@ -76,7 +78,7 @@ class AudioWindow:
         self.received = latent * self.stride * SAMPLES_PER_FRAME
         self.samples = self.samples[: self.received - self.start]
         silent = max(0, -self._first(latent))
-        self.features = hearing.silence(self.encoder, -silent, silent)
+        self.features = audio_timeline.silence(self.encoder, -silent, silent)
 
     def _first(self, latent: int) -> int:
         """The first frame that a latent hears."""

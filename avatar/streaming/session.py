@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avatar.data import seeing
-from avatar.data.seeing import Sight
+from avatar.conditioning import image_to_video
+from avatar.conditioning.image_to_video import Sight
 from avatar.diffusion.rollout import Noise, Plan, Rollout
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
@@ -294,7 +294,7 @@ class Session:
 
     def _sighted(self, pixels: Pixels | None, latent: Sink | None) -> Sight:
         reference = latent_of(pixels, latent, self.autoencoder, self.weight.device)
-        return seeing.sight(reference, self.autoencoder, self.image, seeing.GREY)
+        return image_to_video.sight(reference, self.autoencoder, self.image, image_to_video.GREY)
 
     def _checkpoint(self) -> Checkpoint:
         rollout = self.rollout

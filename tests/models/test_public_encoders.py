@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionModel, PreTrainedTokenizerFast, Wav2Vec2Model
 
-from avatar.data import hearing
+from avatar.conditioning import audio_timeline
 from avatar.models import checkpoint
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
@@ -73,7 +73,7 @@ def test_a_stream_has_the_features_of_the_whole_clip_for_every_cut(encoder, pack
     assert torch.equal(got, torch.cat([once.push(samples), once.finish()]))
     frames = latents * STRIDE + encoder.right_context
     whole = encoder.encode(torch.nn.functional.pad(samples, (0, 20 * FRAME)))[:frames]
-    before = hearing.silence(encoder, -encoder.left_context, encoder.left_context)
+    before = audio_timeline.silence(encoder, -encoder.left_context, encoder.left_context)
     wanted = encoder.window(torch.cat([before, whole]), STRIDE)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_latency_is_the_right_context_up_to_a_hop_and_the_future(encoder):
 
 def test_silence_is_what_a_silent_stretch_sounds_like(encoder):
     features = encoder.encode(torch.zeros(20 * FRAME))
-    torch.testing.assert_close(features, hearing.silence(encoder, 0, 20), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features, audio_timeline.silence(encoder, 0, 20), rtol=0, atol=1e-5)
     assert (encoder.encode(sound(20)) - features).abs().mean() > 0.1
 
 
@@ -110,9 +110,11 @@ def test_a_piece_of_a_timeline_is_on_the_timelines_grid(encoder, first):
     samples[: max(0, -first) * FRAME] = 0
     whole = AudioWindow(encoder, STRIDE)
     whole.push(timeline)
-    got = hearing.known(encoder, samples, first)
+    got = audio_timeline.known(encoder, samples, first)
     known = (first + 9) * FRAME  # samples of the timeline
-    assert hearing.needed(encoder, first + len(got)) <= known < hearing.needed(encoder, first + len(got) + 1)
+    assert (
+        audio_timeline.needed(encoder, first + len(got)) <= known < audio_timeline.needed(encoder, first + len(got) + 1)
+    )
     wanted = encoder.encode(timeline)[max(first, 0) : first + len(got)]
     torch.testing.assert_close(got[max(0, -first) :], wanted, rtol=0, atol=1e-5)
 
@@ -415,5 +417,5 @@ def test_the_default_encoder_is_on_the_same_footing():
     """Its hops are single frames; what it says of its grid is what its features show."""
     encoder = LogMel(8)
     samples = sound(9)
-    assert torch.equal(hearing.known(encoder, samples, -1), encoder.encode(samples)[:-1])
-    assert hearing.needed(encoder, 3) == 3 * FRAME + 120 and hearing.frames_around(encoder) == (1, 1)
+    assert torch.equal(audio_timeline.known(encoder, samples, -1), encoder.encode(samples)[:-1])
+    assert audio_timeline.needed(encoder, 3) == 3 * FRAME + 120 and audio_timeline.frames_around(encoder) == (1, 1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from avatar.data import seeing
+from avatar.conditioning import image_to_video
 from avatar.diffusion.generation import WholeClip
 from avatar.diffusion.rollout import Plan
 from avatar.models.autoencoders.wan import WanAutoencoder
@@ -76,7 +76,7 @@ def told(autoencoder, image, reference):
     """The conditioning of a whole clip of some speech."""
 
     def make(speech: torch.Tensor, latents: int) -> Conditioning:
-        return seeing.completed(conditioning(reference, windows(speech, latents)), autoencoder, image)
+        return image_to_video.completed(conditioning(reference, windows(speech, latents)), autoencoder, image)
 
     return make
 
@@ -101,7 +101,7 @@ def test_another_reference_is_told_from_the_next_chunk_on(opened, autoencoder, r
     session.set_reference(latent=other)
     session.push(speech[4 * LATENT :])
     for cond, latent, start in zip(seen, (reference, reference, other), (0, 1, 3), strict=True):
-        wanted = seeing.sight(latent, autoencoder, session.image, 4).told(cond, start)
+        wanted = image_to_video.sight(latent, autoencoder, session.image, 4).told(cond, start)
         assert torch.equal(cond.reference, latent)
         assert torch.equal(cond.image, wanted.image) and torch.equal(cond.channels, wanted.channels)
     assert not torch.equal(seen[1].image, seen[2].image)

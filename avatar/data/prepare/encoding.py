@@ -10,9 +10,9 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from avatar.data import hearing
+from avatar.conditioning import audio_timeline
+from avatar.conditioning.prompts import tokens_of
 from avatar.data.prepare.reasons import Rejected
-from avatar.data.prompts import tokens_of
 from avatar.media.frames import from_uint8
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 
@@ -71,7 +71,7 @@ class Encoders:
             with Image.open(reference) as picture:
                 _save(stem, "ref_latent", self._latent(np.asarray(picture)[None]))
         if self.audio is not None:
-            features = hearing.known(self.audio, torch.from_numpy(around), first=-1 - clip.start)
+            features = audio_timeline.known(self.audio, torch.from_numpy(around), first=-1 - clip.start)
             _save(stem, "afeat", features[clip, None].half())
         if self.text is not None and caption is not None:
             try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from avatar.data.hearing import frames_around
+from avatar.conditioning.audio_timeline import frames_around
 from avatar.data.prepare import scores
 from avatar.data.prepare.clips import Clip, write_sound
 from avatar.data.prepare.detectors import Seen

@@ -4,8 +4,8 @@ import pickle
 
 import torch
 
-from avatar.data import prompts
-from avatar.data.prompts import Prompts, own, tokens_of
+from avatar.conditioning import prompts
+from avatar.conditioning.prompts import Prompts, own, tokens_of
 from avatar.models.text_encoders.bytes import ByteEncoder
 
 

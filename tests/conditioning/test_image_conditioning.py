@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import CLIPImageProcessorPil
 
-from avatar.data import seeing
+from avatar.conditioning import image_to_video
 from avatar.models.autoencoders.wan import WanAutoencoder
 from avatar.models.image_encoders.clip import CLIP
 from avatar.types import join
@@ -62,16 +62,16 @@ def expected(theirs, autoencoder, reference) -> torch.Tensor:
 
 @pytest.mark.parametrize("latents", [1, 5])
 def test_the_timeline_is_grey_and_unknown(autoencoder, image, reference, expected, latents):
-    cond = seeing.completed(conditioning(reference, latents), autoencoder, image)
+    cond = image_to_video.completed(conditioning(reference, latents), autoencoder, image)
     assert cond.channels.shape == (2, 4 + CHANNELS, latents, 2, 3) and not cond.channels[:, :4].any()
     torch.testing.assert_close(cond.channels[:, 4:], expected[:, :, 1 : 1 + latents], rtol=1e-4, atol=1e-5)
     assert torch.equal(cond.image, image.encode(autoencoder.decode(reference)))
 
 
 def test_a_stream_is_told_at_any_place_what_a_whole_clip_is_told(autoencoder, image, reference, expected):
-    told = seeing.sight(reference, autoencoder, image, WHOLE)
-    assert told.channels.shape[2] == seeing.GREY < WHOLE
-    for start in (0, 3, seeing.GREY - 1, WHOLE - 2, 10_000):
+    told = image_to_video.sight(reference, autoencoder, image, WHOLE)
+    assert told.channels.shape[2] == image_to_video.GREY < WHOLE
+    for start in (0, 3, image_to_video.GREY - 1, WHOLE - 2, 10_000):
         channels = told.told(conditioning(reference, 2), start).channels
         place = 1 + min(start, WHOLE - 2)
         torch.testing.assert_close(channels[:, 4:], expected[:, :, place : place + 2], rtol=1e-4, atol=1e-5)
@@ -80,11 +80,11 @@ def test_a_stream_is_told_at_any_place_what_a_whole_clip_is_told(autoencoder, im
 def test_the_bound_is_the_memory_of_wans_encoder(expected):
     """Before it latents differ, the last of them by little; from it on they are the same."""
     change = (expected[:, :, 1:] - expected[:, :, -1:]).abs().amax((0, 1, 3, 4))
-    assert change[seeing.GREY - 1 :].max() < 1e-6 and change[seeing.GREY - 7] > 1e-4
+    assert change[image_to_video.GREY - 1 :].max() < 1e-6 and change[image_to_video.GREY - 7] > 1e-4
 
 
 def test_the_sink_knows_the_reference(autoencoder, image, reference):
-    cond = seeing.completed(conditioning(reference, 3), autoencoder, image)
+    cond = image_to_video.completed(conditioning(reference, 3), autoencoder, image)
     channels = join([cond.blank(1), cond], "l").channels
     assert torch.equal(channels[:, :4, 0], torch.ones(2, 4, 2, 3)) and torch.equal(
         channels[:, 4:, 0], reference[:, :, 0]
@@ -96,8 +96,8 @@ def test_other_networks_are_told_nothing_and_pay_nothing(autoencoder, reference,
     cond = conditioning(reference, 3)
     for work in ("decode", "encoder_stream", "to"):
         monkeypatch.setattr(autoencoder, work, lambda *_: pytest.fail("was asked to work"))
-    assert seeing.completed(cond, autoencoder, None) is cond
-    assert seeing.sight(reference, autoencoder, None, 3).told(cond) is cond and cond.blank(1).channels is None
+    assert image_to_video.completed(cond, autoencoder, None) is cond
+    assert image_to_video.sight(reference, autoencoder, None, 3).told(cond) is cond and cond.blank(1).channels is None
 
 
 @pytest.mark.slow  # to import diffusers' pipelines takes longer than all else here
@@ -115,7 +115,7 @@ def test_wans_own_pipeline_tells_the_same(theirs, autoencoder, image, reference)
         _execution_device="cpu",
     )
     with torch.no_grad():
-        cond = seeing.completed(conditioning(reference, 20), autoencoder, image)
+        cond = image_to_video.completed(conditioning(reference, 20), autoencoder, image)
         picture = autoencoder.decode(reference)[:1]
         _, wanted = WanImageToVideoPipeline.prepare_latents(
             pipeline, picture[:, :, 0], 1, CHANNELS, 16, 24, 81, torch.float32, "cpu"
