@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from avatar import run
-from avatar.models import checkpoint, public
+from avatar.models import bundle, wan_weights
 from avatar.models.video_dit import VideoDiT
 from avatar.types import Bundle
 
@@ -24,10 +24,10 @@ def convert(cfg: DictConfig) -> None:
     if cfg.bundle is None:
         _to_bundle(cfg, out)
     else:
-        net = checkpoint.load(cfg.bundle)
+        net = bundle.load(cfg.bundle)
         if not isinstance(net, VideoDiT):
             raise ValueError(f"{cfg.bundle} holds a {type(net).__name__}; diffusers' layout is for backbones")
-        public.export(net, out, cfg.allow)
+        wan_weights.export(net, out, cfg.allow)
     print(out)
 
 
@@ -41,23 +41,23 @@ def _to_bundle(cfg: DictConfig, out: Path) -> None:
     encoders = run.encoders(cfg)
     _check_encoders(cfg.model.network, encoders)
     net = hydra.utils.instantiate(cfg.model)
-    origin = checkpoint.origin_of(net)
+    origin = bundle.origin_of(net)
     plan = OmegaConf.to_container(cfg.plan, resolve=True) if origin.kind == "student" else None
     config = {**encoders, "network": origin.network}
-    checkpoint.write(Bundle(origin.kind, net.state_dict(), config, {}, plan), out)  # pyright: ignore[reportArgumentType]
+    bundle.write(Bundle(origin.kind, net.state_dict(), config, {}, plan), out)  # pyright: ignore[reportArgumentType]
 
 
 def _check_encoders(network: DictConfig, encoders: Mapping[str, Any]) -> None:
     """Raise ValueError for what its encoders make and the network can't take, as far as they tell without weights."""
     with torch.device("meta"):
-        net: VideoDiT = checkpoint.new(network)
+        net: VideoDiT = bundle.new(network)
     if (net.image is None) != (encoders["image"] is None):
         raise ValueError(
             f"{'an' if encoders['image'] else 'no'} image encoder for a network that takes "
             f"{'none' if net.image is None else 'its features'}; image-to-video networks want one "
             "(image_encoder@image=clip), others none (image=null)"
         )
-    made = {part: hydra.utils.instantiate(config) for part, config in encoders.items() if checkpoint.weightless(config)}
+    made = {part: hydra.utils.instantiate(config) for part, config in encoders.items() if bundle.weightless(config)}
     if "audio" in made and net.strides is not None:
         net.check_audio(made["audio"], net.strides[0])
     if "text" in made:

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from avatar.models import public, size
+from avatar.models import flops, wan_weights
 from avatar.models.video_dit import VideoDiT
 
 
@@ -22,7 +22,7 @@ def report(cfg: DictConfig) -> None:
     Console().print(table)
 
 
-def clip_of(net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int) -> size.Clip:
+def clip_of(net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int) -> flops.Clip:
     """The network's latents of so many frames of height × width pixels. Raises ValueError unless they are whole, as are
     their patches."""
     if net.strides is None:
@@ -34,14 +34,14 @@ def clip_of(net: VideoDiT, frames: int, height: int, width: int, text_tokens: in
             f"{frames} frames of {height}×{width} pixels for latents of {s} frames and patches of {edge}×{edge} "
             "pixels; choose multiples by trainer.frames, trainer.height and trainer.width"
         )
-    return size.Clip(frames // s, height // p, width // p, text_tokens, image_tokens)
+    return flops.Clip(frames // s, height // p, width // p, text_tokens, image_tokens)
 
 
-def lines(net: VideoDiT, clip: size.Clip) -> list[tuple[str, str]]:
+def lines(net: VideoDiT, clip: flops.Clip) -> list[tuple[str, str]]:
     """(what, how much) of a backbone at work on such clips."""
-    shared = public.names_of(net)
+    shared = wan_weights.names_of(net)
     wan = sum(parameter.numel() for name, parameter in net.named_parameters() if name in shared)
-    flops = size.forward_flops(net, clip)
+    flops = flops.forward_flops(net, clip)
     tokens = net.tokens(clip.height, clip.width)
     cached = 2 * net.layers * net.dim * tokens * torch.bfloat16.itemsize
     return [
@@ -50,7 +50,7 @@ def lines(net: VideoDiT, clip: size.Clip) -> list[tuple[str, str]]:
         ("clip", f"1 + {clip.latents} latents of {clip.height}×{clip.width}, {tokens} tokens each"),
         ("forward, a latent", f"{_short(flops / clip.latents)}FLOP, of a bidirectional pass"),
         ("training, a clip", f"{_short(3 * flops)}FLOP, forward and backward, nothing recomputed"),
-        ("weights in bf16", _bytes(2 * size.parameters(net))),
+        ("weights in bf16", _bytes(2 * flops.parameters(net))),
         ("training state", f"{_bytes(size.training_bytes(net))}: fp32 weights, gradients, two moments"),
         ("cached latent", f"{_bytes(cached)}: keys and values in bf16"),
     ]

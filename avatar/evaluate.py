@@ -29,7 +29,7 @@ from avatar.metrics import control, drift
 from avatar.metrics.distribution import Trajectory
 from avatar.metrics.reading import PixelReader, ReadClip, Reader, StateReader
 from avatar.metrics.scores import score
-from avatar.models import checkpoint, pretrained
+from avatar.models import bundle, hub
 from avatar.models.video_dit import VideoDiT
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import PixelWorld, World
@@ -138,15 +138,15 @@ def evaluate(cfg: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)
-    student = checkpoint.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)
-    teacher = None if cfg.teacher is None else checkpoint.load(cfg.teacher, ("teacher",)).to(device)
-    origin = checkpoint.origin_of(student)
-    encoders = {part: pretrained.on(device, origin.made(part, cfg.weights[part])) for part in checkpoint.ENCODERS}
+    student = bundle.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)
+    teacher = None if cfg.teacher is None else bundle.load(cfg.teacher, ("teacher",)).to(device)
+    origin = bundle.origin_of(student)
+    encoders = {part: hub.on(device, origin.made(part, cfg.weights[part])) for part in bundle.ENCODERS}
     world = hydra.utils.instantiate(cfg.world.view)
     height, width = (side // autoencoder.spatial_stride for side in world.shape)
     for net in filter(None, (student, teacher)):
-        checkpoint.check_latents(net, autoencoder)
-        checkpoint.check_encoders(net, origin.config, encoders)
+        bundle.check_latents(net, autoencoder)
+        bundle.check_encoders(net, origin.config, encoders)
         run.check_fit(net, autoencoder, **encoders, sizes=[(height, width)])
     whole = hydra.utils.instantiate(cfg.teacher_sampler)
     streams = origin.kind != "teacher"  # which sees all of a clip at once

@@ -12,7 +12,7 @@ from avatar.diffusion.rollout import plan_of
 from avatar.media.decode import read_audio, read_image
 from avatar.media.frames import from_uint8, to_uint8
 from avatar.media.mp4_writer import Mp4Writer
-from avatar.models import checkpoint, pretrained
+from avatar.models import bundle, hub
 from avatar.puppet.worlds import PixelWorld
 from avatar.streaming.runtime import StreamStats, stream
 from avatar.streaming.session import Session
@@ -55,19 +55,19 @@ def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
     """A session of the config's student over a reference of pixels `1 c 1 h w`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)
-    student = checkpoint.load(cfg.student, ("student", "causal_teacher")).to(device)
-    checkpoint.check_latents(student, autoencoder)
-    origin = checkpoint.origin_of(student)
+    student = bundle.load(cfg.student, ("student", "causal_teacher")).to(device)
+    bundle.check_latents(student, autoencoder)
+    origin = bundle.origin_of(student)
     session = Session(
         student,
         autoencoder,
-        pretrained.on(device, origin.made("audio", cfg.weights.audio)),
-        pretrained.on(device, origin.made("text", cfg.weights.text)),
+        hub.on(device, origin.made("audio", cfg.weights.audio)),
+        hub.on(device, origin.made("text", cfg.weights.text)),
         plan_of(origin.plan, dict(cfg.plan or {})),
         reference,
         seed=cfg.seed,
         prompt=cfg.prompt,
-        image=pretrained.on(device, origin.made("image", cfg.weights.image)),
+        image=hub.on(device, origin.made("image", cfg.weights.image)),
     )
     session.set_state(cfg.state)
     session.set_emotion(cfg.emotion)

@@ -25,8 +25,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from avatar.models import checkpoint, training_checkpoint
-from avatar.models.preparation import prepare
+from avatar.models import bundle, training_checkpoint
+from avatar.models.transforms import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.protocols import AudioEncoder, ImageEncoder, LatentData, TextEncoder, TrainingData, VideoAutoencoder
 from avatar.provenance import git_revision
@@ -80,11 +80,11 @@ def fit(cfg: DictConfig) -> None:
     data: TrainingData = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
     if isinstance(data, LatentData):
-        made = {part: getattr(data, part) for part in checkpoint.ENCODERS}
+        made = {part: getattr(data, part) for part in bundle.ENCODERS}
         for net in objective.children():
             if hasattr(net, "origin"):
-                checkpoint.check_latents(net, data.autoencoder)  # pyright: ignore[reportArgumentType]
-                checkpoint.check_encoders(net, encoders(cfg), made)
+                bundle.check_latents(net, data.autoencoder)  # pyright: ignore[reportArgumentType]
+                bundle.check_encoders(net, encoders(cfg), made)
             if isinstance(net, VideoDiT):
                 check_fit(net, data.autoencoder, data.audio, data.text, data.image, data.sizes())
     _check_regions(objective, data)
@@ -148,7 +148,7 @@ def unseen(window: int, lengths: Collection[int]) -> str | None:
 
 def encoders(cfg: DictConfig) -> dict[str, Any]:
     """The parts of a config that a trained network needs beside itself, as its bundle keeps them."""
-    parts = OmegaConf.create({part: cfg[part] for part in checkpoint.ENCODERS})
+    parts = OmegaConf.create({part: cfg[part] for part in bundle.ENCODERS})
     return OmegaConf.to_container(parts, resolve=True)  # pyright: ignore[reportReturnType]
 
 

@@ -19,7 +19,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from avatar.files import write_text
-from avatar.models import public
+from avatar.models import wan_weights
 from avatar.nn.masks import OpenView
 from avatar.provenance import recorded
 from avatar.types import Conditioning
@@ -51,7 +51,7 @@ def pair(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.nn.Modul
     }
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = public.load(config, folder)
+        ours = wan_weights.load(config, folder)
     dtype = getattr(torch, arguments.dtype)
     return ours.to(arguments.device, dtype).eval(), theirs.to(arguments.device, dtype).eval()
 

@@ -31,7 +31,7 @@ from avatar.data.sampling import EVENLY
 from avatar.data.shard_index import Filters
 from avatar.data.shards import ShardClips
 from avatar.files import write_text
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.text_encoders.bytes import ByteEncoder
@@ -44,7 +44,7 @@ from avatar.types import SAMPLES_PER_FRAME
 def autoencoder(channels: int) -> Any:
     """One of random weights, whose latents are there already: loading asks for its strides and its fingerprint."""
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
-    return checkpoint.new({"_target_": target, "channels": channels, "widths": [4, 4]})
+    return bundle.new({"_target_": target, "channels": channels, "widths": [4, 4]})
 
 
 def write_set(folder: Path, samples: int, latents: int, net: Any, size: int, audio: LogMel) -> int:

@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 from avatar import run
 from avatar.dry import clip_of
 from avatar.files import write_text
-from avatar.models import size
-from avatar.models.preparation import prepare
+from avatar.models import flops
+from avatar.models.transforms import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import FeatureTextEntrance
 from avatar.provenance import recorded
@@ -57,7 +57,7 @@ KERNELS = {
 class RandomClips(lightning.LightningDataModule):
     """Clips of one size, with sound and a caption of full length."""
 
-    def __init__(self, net: VideoDiT, clip: size.Clip, clips: int, steps: int):
+    def __init__(self, net: VideoDiT, clip: flops.Clip, clips: int, steps: int):
         super().__init__()
         self.batch, self.steps = random_batch(net, clip, clips), steps
 
@@ -65,7 +65,7 @@ class RandomClips(lightning.LightningDataModule):
         return DataLoader([self.batch] * self.steps, batch_size=None)  # pyright: ignore[reportArgumentType]
 
 
-def random_batch(net: VideoDiT, clip: size.Clip, clips: int) -> Batch:
+def random_batch(net: VideoDiT, clip: flops.Clip, clips: int) -> Batch:
     b, l, space = clips, clip.latents, (clip.height, clip.width)
     features = (net.text.features,) if isinstance(net.text, FeatureTextEntrance) else ()
     words = torch.randn(b, 1, clip.text_tokens, *features) if features else torch.ones(b, 1, clip.text_tokens).long()
@@ -141,8 +141,8 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     pixels = {name: getattr(arguments, name) for name in ("frames", "height", "width", "text_tokens", "image_tokens")}
     clip = clip_of(objective.net, **pixels)
     data = RandomClips(objective.net, clip, arguments.clips, WARM + arguments.steps)
-    flops = 3 * arguments.clips * size.forward_flops(objective.net, clip)
-    parameters = size.parameters(objective.net)
+    flops = 3 * arguments.clips * flops.forward_flops(objective.net, clip)
+    parameters = flops.parameters(objective.net)
     prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
     clock = Clock()
     trainer = hydra.utils.instantiate(

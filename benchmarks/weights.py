@@ -19,12 +19,13 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from avatar.files import write_text
-from avatar.models import public, size
+from avatar.models import flops, wan_weights
 from avatar.provenance import recorded
 
 CHILD = """
 import json, re, sys, torch
-from avatar.models import public, size
+from avatar.models import wan_weights
+from avatar.models import flops
 def peak():
     with open("/proc/self/status") as file:
         return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1])
@@ -74,9 +75,9 @@ def at_full_size(name: str, dtype: torch.dtype) -> float:
     text = (Path("configs/model") / f"{name}.yaml").read_text()
     dim, ffn, layers = (int(re.search(rf"\n  {key}: (\d+)", text)[1]) for key in ("dim", "ffn", "layers"))  # pyright: ignore
     with torch.device("meta"):
-        net = public.load(network(dim, ffn, layers))
+        net = wan_weights.load(network(dim, ffn, layers))
     largest = max(parameter.numel() for parameter in net.parameters())
-    return 1 + largest * (4 + dtype.itemsize) / (size.parameters(net) * dtype.itemsize)
+    return 1 + largest * (4 + dtype.itemsize) / (flops.parameters(net) * dtype.itemsize)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from avatar import run
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.types import Bundle
 
 ANY_DATA = (
@@ -72,9 +72,9 @@ def random_autoencoder(path: Path, channels: int = 4) -> Path:
 def write_random(path: Path, kind: str, config: Mapping[str, Any], **fields: Any) -> Path:
     """A bundle of the network that a config builds, a little off its initial weights."""
     torch.manual_seed(0)
-    state = checkpoint.new(config["network"]).state_dict()
+    state = bundle.new(config["network"]).state_dict()
     weights = {name: w + 0.1 * torch.randn_like(w).abs() for name, w in state.items()}
-    checkpoint.write(Bundle(kind, weights, config, **fields), path)
+    bundle.write(Bundle(kind, weights, config, **fields), path)
     return path
 
 

@@ -17,13 +17,13 @@ from avatar.data.shard_index import Filters, Index
 from avatar.data.shard_reader import check_captions
 from avatar.data.tar import Tars
 from avatar.files import fault, load_tensors
-from avatar.models import checkpoint, published, training_checkpoint
+from avatar.models import bundle, training_checkpoint, weight_files
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
-from avatar.models.preparation import Checkpointing, Compiled, LoRA
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.models.text_encoders.umt5 import UMT5
+from avatar.models.transforms import Checkpointing, Compiled, LoRA
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance, ImageEntrance
 from avatar.puppet.worlds import PixelWorld
@@ -133,7 +133,7 @@ def test_an_image_entrance_of_another_width_is_refused():
 
 def test_an_autoencoder_of_other_strides_is_refused():
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
-    autoencoder = checkpoint.new({"_target_": target, "channels": CHANNELS, "widths": [4, 4]})
+    autoencoder = bundle.new({"_target_": target, "channels": CHANNELS, "widths": [4, 4]})
     audio = LogMel(mels=4)
     net = make_net(audio_features=audio.dim, audio_tokens=audio.tokens(4), strides=[4, 8])
     net.check_inputs(autoencoder, audio, None)
@@ -207,7 +207,11 @@ def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
         torch.save({"weight": code}, path / "pytorch_model.bin")
     else:
         torch.save({"generator": code, "state_dict": {"weight": code}}, path)
-    look = {"a.pt": published.opened, "a.ckpt": training_checkpoint.shapes, "folder": lambda path: Wav2Vec2(str(path))}
+    look = {
+        "a.pt": weight_files.opened,
+        "a.ckpt": training_checkpoint.shapes,
+        "folder": lambda path: Wav2Vec2(str(path)),
+    }
     with pytest.raises(ValueError, match=r"it carries code: posix\.system"):
         look[name](path)
     assert not ran.exists()

@@ -16,7 +16,7 @@ from scipy.io import wavfile
 from avatar import evaluate, film, run
 from avatar.media import mp4_writer
 from avatar.media.decode import read_audio, read_video
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.objectives import losses
 from avatar.streaming.runtime import Emitted
 from avatar.types import SAMPLES_PER_FRAME
@@ -207,7 +207,7 @@ def test_a_run_does_not_go_into_another_runs_folder(command, tmp_path):
 
 def state_of(config: str, *overrides: str) -> dict[str, torch.Tensor]:
     """The weights of a run's objective, as its checkpoints name them."""
-    net = checkpoint.new(composed(config, *TINY, *SMALL_NET, *overrides).model.network)
+    net = bundle.new(composed(config, *TINY, *SMALL_NET, *overrides).model.network)
     return {f"net.{name}": weight for name, weight in net.state_dict().items()}
 
 
@@ -367,8 +367,8 @@ def test_a_sweep_leaves_a_folder_that_says_all_of_every_run(command, tmp_path):
         assert f"seed: {int(number) + 1}\n" in (folder / "config.yaml").read_text()
         assert (folder / "revision.txt").read_text().strip()
         assert list(folder.glob("metrics/*/metrics.csv")) and list(folder.glob("checkpoints/*.ckpt"))
-    first, second = (checkpoint.read(tmp_path / "sweep" / n / "teacher.safetensors").weights for n in "01")
-    assert checkpoint.fingerprint(first) != checkpoint.fingerprint(second)
+    first, second = (bundle.read(tmp_path / "sweep" / n / "teacher.safetensors").weights for n in "01")
+    assert bundle.fingerprint(first) != bundle.fingerprint(second)
 
 
 @pytest.mark.filterwarnings("ignore")  # of wandb, whose own they are

@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.run import CONFIGS
 from avatar.types import Bundle
 
@@ -25,9 +25,9 @@ def composed(config: str, *overrides: str):
 
 def bundle(cfg, kind: str, path: Path) -> str:
     network = OmegaConf.to_container(cfg.model.network, resolve=True)
-    weights = checkpoint.new(network).state_dict()
+    weights = bundle.new(network).state_dict()
     config = {"network": network, "audio": OmegaConf.to_container(cfg.audio), "text": OmegaConf.to_container(cfg.text)}
-    checkpoint.write(Bundle(kind, weights, config), path)
+    bundle.write(Bundle(kind, weights, config), path)
     return str(path)
 
 

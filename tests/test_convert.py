@@ -6,8 +6,8 @@ from diffusers import WanTransformer3DModel
 from omegaconf import OmegaConf
 
 from avatar.convert import convert
-from avatar.models import checkpoint
-from tests.models.test_public import difference, network, saved, theirs
+from avatar.models import bundle
+from tests.models.test_wan_weights import difference, network, saved, theirs
 
 BYTES = {"_target_": "avatar.models.text_encoders.bytes.ByteEncoder"}
 CLIP = {"_target_": "avatar.models.image_encoders.clip.CLIP", "weights": "elsewhere"}
@@ -16,7 +16,7 @@ CLIP = {"_target_": "avatar.models.image_encoders.clip.CLIP", "weights": "elsewh
 def config(**changes):
     base = {
         "model": {
-            "_target_": "avatar.models.public.load",
+            "_target_": "avatar.models.wan_weights.load",
             "_recursive_": False,
             "weights": None,
             "kind": "teacher",
@@ -37,9 +37,9 @@ def config(**changes):
 def test_there_and_back(kind, tmp_path):
     weights, bundle = saved("t2v", tmp_path / "in"), tmp_path / "wan.safetensors"
     convert(config(model={"weights": str(weights), "kind": kind}, out=str(bundle)))
-    net = checkpoint.load(str(bundle), kinds=[kind])
+    net = bundle.load(str(bundle), kinds=[kind])
     assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
-    origin = checkpoint.origin_of(net)
+    origin = bundle.origin_of(net)
     assert origin.plan == ({"times": [1.0, 0.5]} if kind == "student" else None)
     assert origin.config["text"]["weights"] == "elsewhere"
     convert(config(bundle=str(bundle), out=str(tmp_path / "out")))
@@ -80,4 +80,4 @@ def test_encoders_that_no_command_could_use_with_it_are_refused(net, encoders, t
 def test_image_to_video_weights_with_an_image_encoder_become_a_bundle(tmp_path):
     model = {"weights": str(saved("i2v", tmp_path / "in")), "network": network("i2v")}
     convert(config(model=model, image=CLIP, out=str(tmp_path / "a.safetensors")))
-    assert checkpoint.origin_of(checkpoint.load(str(tmp_path / "a.safetensors"))).config["image"] == CLIP
+    assert bundle.origin_of(bundle.load(str(tmp_path / "a.safetensors"))).config["image"] == CLIP

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from avatar.diffusion.packing import Bidirectional, TeacherForced
 from avatar.diffusion.rollout import Plan, plan_of
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.streaming.session import Session
 from tests.conftest import make_cond, make_net
 from tests.stages import FILTERS, SMALL_NET, TINY, fitted
@@ -76,9 +76,9 @@ def test_a_stream_is_that_of_the_cpu():
     picture, sound = torch.rand(1, 3, 1, 64, 64) * 2 - 1, torch.randn(16_000) * 0.2
 
     def frames(device: str) -> torch.Tensor:
-        student = checkpoint.load(str(ROOT / "data/nano/student.safetensors")).to(device)
-        autoencoder = checkpoint.load(str(ROOT / "data/nano/autoencoder.safetensors")).to(device)
-        origin = checkpoint.origin_of(student)
+        student = bundle.load(str(ROOT / "data/nano/student.safetensors")).to(device)
+        autoencoder = bundle.load(str(ROOT / "data/nano/autoencoder.safetensors")).to(device)
+        origin = bundle.origin_of(student)
         plan = plan_of(origin.plan, {})
         session = Session(student, autoencoder, origin.made("audio"), origin.made("text"), plan, picture, seed=1)
         with torch.no_grad():

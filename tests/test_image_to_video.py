@@ -10,7 +10,7 @@ from avatar import film, run
 from avatar.conditioning import image_to_video
 from avatar.diffusion.rollout import Noise, generate
 from avatar.evaluate import evaluate
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.types import SAMPLES_PER_FRAME, join
 from tests.models import speech_networks
 from tests.stages import ANY_DATA, FILTERS, SMALL_NET, composed, fitted, random_autoencoder
@@ -58,7 +58,7 @@ def stages(folder, world, encoder) -> dict[str, Path]:
 
 
 def test_it_trains_and_remembers_its_image_encoder(stages, encoder, folder):
-    origin = checkpoint.origin_of(checkpoint.load(str(stages["teacher"])))
+    origin = bundle.origin_of(bundle.load(str(stages["teacher"])))
     assert f"image.weights='{origin.config['image']['weights']}'" == encoder[1]
     assert origin.made("image").dim == 16 and list((folder / "teacher" / "samples").glob("*.mp4"))
 

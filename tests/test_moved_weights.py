@@ -10,7 +10,7 @@ from scipy.io import wavfile
 
 from avatar import film
 from avatar.evaluate import evaluate
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.audio_encoders.windowed import WindowedEncoder
 from tests.models import speech_networks
@@ -65,7 +65,7 @@ def student(weights, tmp_path_factory) -> tuple[Path, Path]:
 def test_what_a_run_was_trained_with_is_known_elsewhere(weights, moved, others, tmp_path):
     small = (*SMALL_NET, "steps=1")
     teacher = fitted("train", tmp_path / "a", *small, *encoder(weights))
-    assert checkpoint.read(teacher).components["audio"].startswith("WindowedEncoder(Wav2Vec2Model(")
+    assert bundle.read(teacher).components["audio"].startswith("WindowedEncoder(Wav2Vec2Model(")
     further = ("objective=teacher_forcing", f"teacher='{teacher}'", "steps=1")
     assert fitted("distill", tmp_path / "b", *further, *encoder(moved)).exists()
     with pytest.raises(ValueError, match=r"teacher was trained with audio by .* but these weights make"):

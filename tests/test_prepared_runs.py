@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from avatar.callbacks.export import Export
 from avatar.diffusion.packing import Bidirectional
-from avatar.models import checkpoint
+from avatar.models import bundle
 from tests import ranks
 from tests.stages import SMALL_NET, fitted, random_bundle
 from tests.test_distributed import CRITIC_SGD, SGD
@@ -75,7 +75,7 @@ def fit_adapted(script: str, folder: str, *overrides: str) -> None:
         assert all(whole(adapter).any() for adapter in adapters.values())
         got = output(module.net, trainer)
         if trainer.is_global_zero:
-            torch.testing.assert_close(output(checkpoint.load(str(export.path)), trainer), got, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(output(bundle.load(str(export.path)), trainer), got, rtol=1e-5, atol=1e-5)
 
     ending_with(check, script, folder, *overrides)
 

@@ -12,7 +12,7 @@ from scipy.io import wavfile
 from avatar import film
 from avatar.convert import convert
 from avatar.media.decode import read_video
-from avatar.models import checkpoint
+from avatar.models import bundle
 from tests.models import speech_networks
 from tests.stages import FILTERS, composed, fitted
 
@@ -78,7 +78,7 @@ def test_published_weights_become_a_student_that_streams(published, tmp_path):
         made.append(fitted("distill", tmp_path / f"student-{source.parent.name}", *last, tiny=run))
         for name in ("causal", "jumps"):
             (tmp_path / name).rename(tmp_path / f"{name}-{source.parent.name}")
-    before, after = (checkpoint.read(path).weights for path in (teacher, made[0]))
+    before, after = (bundle.read(path).weights for path in (teacher, made[0]))
     assert before.keys() == after.keys()
     assert all(weight.isfinite().all() for weight in after.values())
     moved = [name for name in before if not torch.equal(before[name].float(), after[name])]

@@ -8,8 +8,8 @@ import lightning
 import torch
 
 from avatar.callbacks.ema import EMA
-from avatar.models import checkpoint
-from avatar.models.preparation import merged
+from avatar.models import bundle
+from avatar.models.transforms import merged
 from avatar.objectives.parts import gathered
 from avatar.types import Bundle
 
@@ -45,10 +45,10 @@ class Export(lightning.Callback):
         learned = {name for name, parameter in module.net.named_parameters() if parameter.requires_grad}
         learned |= weights.keys() - own.keys()
         weights = {name: w.to(self.precision) if name in learned else w for name, w in weights.items()}
-        components = checkpoint.origin_of(module.net).components
+        components = bundle.origin_of(module.net).components
         if self.kind != "autoencoder":
             data = trainer.datamodule
-            components = {"autoencoder": checkpoint.origin_of(data.autoencoder).fingerprint}
-            components |= checkpoint.known_encoders({part: getattr(data, part) for part in checkpoint.ENCODERS})
-        config = {**self.config, "network": checkpoint.origin_of(module.net).network}
-        checkpoint.write(Bundle(self.kind, weights, config, components, self.plan), self.path)
+            components = {"autoencoder": bundle.origin_of(data.autoencoder).fingerprint}
+            components |= bundle.known_encoders({part: getattr(data, part) for part in bundle.ENCODERS})
+        config = {**self.config, "network": bundle.origin_of(module.net).network}
+        bundle.write(Bundle(self.kind, weights, config, components, self.plan), self.path)

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from avatar.diffusion.generation import Generator
 from avatar.media.mp4_writer import Mp4Writer
-from avatar.models.pretrained import on
+from avatar.models.hub import on
 from avatar.types import SAMPLES_PER_FRAME
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.autoencoder import START_BATCHES, behind_references, psnr
@@ -44,7 +44,7 @@ class DecoderDistillation(lightning.LightningModule):
         steps: int,
     ):
         super().__init__()
-        wanted, got = checkpoint.origin_of(autoencoder).fingerprint, checkpoint.origin_of(teacher).fingerprint
+        wanted, got = bundle.origin_of(autoencoder).fingerprint, bundle.origin_of(teacher).fingerprint
         if wanted != got:
             raise ValueError(f"a decoder for latents of autoencoder {wanted} with teacher {got}; make it for this one")
         self.net, self.teacher = autoencoder, teacher.requires_grad_(False).eval()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from avatar.callbacks.export import Export
-from avatar.models import checkpoint
+from avatar.models import bundle
 
 NETWORK = {
     "_target_": "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder",
@@ -22,10 +22,10 @@ def export(path, net, precision: str = "float16") -> None:
 
 def test_statistics_beyond_half_precision_survive_it(tmp_path):
     """The variance of unnormalised latents is in the hundred thousands, and float16 ends at 65,504."""
-    net = checkpoint.new(NETWORK).eval()
+    net = bundle.new(NETWORK).eval()
     net.normalise.variance[:] = 2.4e5
     export(tmp_path / "a.safetensors", net)
-    loaded = checkpoint.load(str(tmp_path / "a.safetensors")).eval()
+    loaded = bundle.load(str(tmp_path / "a.safetensors")).eval()
     assert torch.equal(loaded.normalise.variance, net.normalise.variance)
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_statistics_beyond_half_precision_survive_it(tmp_path):
 
 @pytest.mark.parametrize(("value", "precision"), [(float("nan"), "float32"), (1e6, "float16")])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, value, precision):
-    net = checkpoint.new(NETWORK)
+    net = bundle.new(NETWORK)
     with torch.no_grad():
         next(net.parameters()).view(-1)[0] = value
     with pytest.raises(ValueError, match="isn't finite"):

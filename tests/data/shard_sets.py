@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder
 
@@ -23,7 +23,7 @@ Files = dict[str, Any]  # of a sample: name → array, text, or bytes
 
 def autoencoder(mean: float = 0.0):
     target = "avatar.models.autoencoders.state.StateAutoencoder"
-    return checkpoint.new({"_target_": target, "mean": [mean] * NUMBERS, "std": [1.0] * NUMBERS})
+    return bundle.new({"_target_": target, "mean": [mean] * NUMBERS, "std": [1.0] * NUMBERS})
 
 
 def sample(key: str, frames: int, height: int = 1, width: int = 1, net: Any = None, audio: Any = AUDIO) -> Files:

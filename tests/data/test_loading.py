@@ -14,7 +14,7 @@ from avatar.data.bucketing import LengthBuckets
 from avatar.data.encoded import ClipSet, encoded_clips
 from avatar.data.puppet_frames import FrameBatches, PuppetFrames
 from avatar.data.puppet_latents import LatentBatches, PuppetLatents
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.puppet import speech
@@ -30,7 +30,7 @@ BUCKETS = LengthBuckets((2, 5), (0.5, 0.5), 10)
 
 def autoencoder(mean: float = 0.0):
     target = "avatar.models.autoencoders.state.StateAutoencoder"
-    return checkpoint.new({"_target_": target, "mean": [mean] * len(CHANNELS), "std": [1.0] * len(CHANNELS)})
+    return bundle.new({"_target_": target, "mean": [mean] * len(CHANNELS), "std": [1.0] * len(CHANNELS)})
 
 
 def encode(cache, mean: float = 0.0):
@@ -233,7 +233,7 @@ def test_captions_are_kept_once_without_their_padding_and_in_half_precision(cach
 
 def test_regions_of_pictures_are_pooled_to_their_latents_in_space_and_time(tmp_path):
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
-    net = checkpoint.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
+    net = bundle.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
     few = replace(CLIPS, count=1, latents=2)
     made = encoded_clips(few, PixelWorld(64), net, AUDIO, TEXT, tmp_path, 0, iter)
     clip = few.make(0, 1 + 2 * STRIDE + encoded.frames_beyond(AUDIO, 2 * STRIDE), tmp_path / "speech")

@@ -18,7 +18,7 @@ from avatar.data.shard_samples import Footage
 from avatar.data.shards import ShardClips
 from avatar.data.tar import Tars
 from avatar.media.video_reader import Decord, PyAV, open_video
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.types import REGIONS, STATES
@@ -554,7 +554,7 @@ def pixels():
     """A small autoencoder of pixels, whose latents have half of the one before in them."""
     torch.manual_seed(0)
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
-    net = checkpoint.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
+    net = bundle.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
     encode = net.encode
 
     def remembering(video):
@@ -698,7 +698,7 @@ def test_what_is_prepared_is_read_alike_from_latents_and_videos(tmp_path):
     changes += ["splits={train: 1.0, dev: 0, test: 0}", "encode='${shipped}'", f"out={tmp_path / 'set'}"]
     changes.append("detectors.face={_target_: tests.data.prepare.test_clips.FaceWithMouth}")
     prepare.prepare(composed("prepare", f"source='{tmp_path}/*.mov'", "folder=/tmp", *changes))
-    net = checkpoint.load("data/nano/autoencoder.safetensors")
+    net = bundle.load("data/nano/autoencoder.safetensors")
     of = {"dev": "train", "autoencoder": net, "audio": LogMel(), "buckets": LengthBuckets((2,), (1.0,), 384)}
     latents, video = (data(tmp_path / "set", pictures=name, steps=3, **of) for name in (None, "video"))
     assert latents.readers["train"].recipe.pictures == "latents" and latents.regions == {"face", "lips"}

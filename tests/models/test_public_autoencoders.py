@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.autoencoders.ltx import LTXAutoencoder
 from avatar.models.autoencoders.wan import WanAutoencoder
 from avatar.protocols import VideoAutoencoder
@@ -226,21 +226,21 @@ def test_a_network_of_other_latents_is_refused(saved, tmp_path):
         "channels": 4,
         "widths": [4, 4],
     }
-    weights = checkpoint.new(network).state_dict()
+    weights = bundle.new(network).state_dict()
     made_for = {"autoencoder": ours.origin.fingerprint}
-    checkpoint.write(Bundle("teacher", weights, {"network": network}, made_for), tmp_path / "a.safetensors")
-    net = checkpoint.load(str(tmp_path / "a.safetensors"))
-    checkpoint.check_latents(net, ours)
+    bundle.write(Bundle("teacher", weights, {"network": network}, made_for), tmp_path / "a.safetensors")
+    net = bundle.load(str(tmp_path / "a.safetensors"))
+    bundle.check_latents(net, ours)
     with pytest.raises(ValueError, match="trained on latents of autoencoder"):
-        checkpoint.check_latents(net, WanAutoencoder.pretrained(str(saved("wan22"))))
+        bundle.check_latents(net, WanAutoencoder.pretrained(str(saved("wan22"))))
 
 
 @pytest.mark.parametrize("kind", ["wan22", "ltx095"])
 @torch.no_grad()
 def test_a_wrapped_network_makes_a_bundle(kind, saved, tmp_path):
     net, path = wrapper(kind).pretrained(str(saved(kind))), tmp_path / "a.safetensors"
-    checkpoint.write(Bundle("autoencoder", net.state_dict(), net.origin.config), path)
-    loaded = checkpoint.load(str(path), ["autoencoder"])
+    bundle.write(Bundle("autoencoder", net.state_dict(), net.origin.config), path)
+    loaded = bundle.load(str(path), ["autoencoder"])
     assert loaded.origin.fingerprint == net.origin.fingerprint
     video = video_for(kind, 2)
     assert torch.equal(loaded.decode(loaded.encode(video)), net.decode(net.encode(video)))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionModel, PreTrainedTokenizerFast, Wav2Vec2Model
 
 from avatar.conditioning import audio_timeline
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.audio_encoders.whisper import Whisper
@@ -203,7 +203,7 @@ def test_the_configs_build_what_a_bundle_names(weights, kind):
     changes = [f"audio.network.weights={weights[kind]}", "audio.past=5"]
     cfg = composed("train", f"audio_encoder@audio={kind}", *changes)
     config = OmegaConf.to_container(cfg.audio, resolve=True)
-    encoder = checkpoint.Origin({"network": {}, "audio": config}).made("audio")
+    encoder = bundle.Origin({"network": {}, "audio": config}).made("audio")
     assert encoder.tokens(STRIDE) == 7 and encoder.dim == 3 * 16
     assert repr(encoder) == repr(windowed(NETWORKS[kind](weights[kind]), future=2, hop=4, right_context=0))
 
@@ -211,7 +211,7 @@ def test_the_configs_build_what_a_bundle_names(weights, kind):
 def test_the_text_config_builds_what_a_bundle_names(weights):
     cfg = composed("train", "text_encoder@text=umt5", f"text.weights={weights['umt5']}")
     config = OmegaConf.to_container(cfg.text, resolve=True)
-    encoder = checkpoint.Origin({"network": {}, "text": config}).made("text")
+    encoder = bundle.Origin({"network": {}, "text": config}).made("text")
     assert repr(encoder) == repr(UMT5(weights["umt5"]))
 
 
@@ -324,10 +324,10 @@ def test_pictures_of_another_size_than_the_networks_are_refused(tmp_path):
 def test_the_image_config_builds_what_a_bundle_names(weights):
     cfg = composed("train", "image_encoder@image=clip", f"image.weights={weights['clip']}")
     config = OmegaConf.to_container(cfg.image, resolve=True)
-    encoder = checkpoint.Origin({"network": {}, "image": config}).made("image")
+    encoder = bundle.Origin({"network": {}, "image": config}).made("image")
     picture = torch.rand(1, 3, 1, 32, 32)
     assert torch.equal(encoder.encode(picture), CLIP(weights["clip"]).encode(picture))
-    assert composed("train").image is None and checkpoint.Origin({"network": {}}).made("image") is None
+    assert composed("train").image is None and bundle.Origin({"network": {}}).made("image") is None
 
 
 # Weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avatar import run
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder, distilled
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.objectives.decoder_distillation import DecoderDistillation
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 
 @pytest.fixture
 def teacher(tmp_path):
-    return checkpoint.load(str(random_autoencoder(tmp_path / "teacher.safetensors")))
+    return bundle.load(str(random_autoencoder(tmp_path / "teacher.safetensors")))
 
 
 def make_module(teacher) -> DecoderDistillation:
@@ -75,15 +75,15 @@ def test_the_encoder_and_its_statistics_stay_as_they_are(teacher):
 
 def test_another_teacher_is_refused(teacher, tmp_path):
     weights = {name: w + 0.01 for name, w in teacher.state_dict().items()}
-    checkpoint.write(Bundle("autoencoder", weights, teacher.origin.config), tmp_path / "other.safetensors")
-    other = checkpoint.load(str(tmp_path / "other.safetensors"))
+    bundle.write(Bundle("autoencoder", weights, teacher.origin.config), tmp_path / "other.safetensors")
+    other = bundle.load(str(tmp_path / "other.safetensors"))
     with pytest.raises(ValueError, match="make it for this one"):
         DecoderDistillation(distilled(teacher, 8), other, torch.optim.Adam, 0.1, Emphasis(lips=4.0), steps=100)
 
 
 def test_what_can_not_teach_is_refused(teacher):
     with pytest.raises(ValueError, match="load one that was trained"):
-        distilled(checkpoint.new(teacher.origin.network), 8)
+        distilled(bundle.new(teacher.origin.network), 8)
     with pytest.raises(ValueError, match="autoencoder of pictures"):
         DistilledAutoencoder(StateAutoencoder([0.0], [1.0]), 8)
 
@@ -113,7 +113,7 @@ def trained(tmp_path_factory):
         "name=test",
     )
     run.fit(cfg)
-    return checkpoint.load(str(path)), checkpoint.load(str(folder / "run" / "autoencoder.safetensors"), ["autoencoder"])
+    return bundle.load(str(path)), bundle.load(str(folder / "run" / "autoencoder.safetensors"), ["autoencoder"])
 
 
 @torch.no_grad()
@@ -130,10 +130,10 @@ def test_its_bundle_goes_with_networks_of_the_teachers_latents_and_no_others(tra
     teacher, net = trained
     for name, made_for in (("same", teacher.origin.fingerprint), ("other", "0" * 16)):
         bundle = Bundle("teacher", teacher.state_dict(), teacher.origin.config, {"autoencoder": made_for})
-        checkpoint.write(bundle, tmp_path / f"{name}.safetensors")
-    checkpoint.check_latents(checkpoint.load(str(tmp_path / "same.safetensors")), net)
+        bundle.write(bundle, tmp_path / f"{name}.safetensors")
+    bundle.check_latents(bundle.load(str(tmp_path / "same.safetensors")), net)
     with pytest.raises(ValueError, match="trained on latents of autoencoder 0000"):
-        checkpoint.check_latents(checkpoint.load(str(tmp_path / "other.safetensors")), net)
+        bundle.check_latents(bundle.load(str(tmp_path / "other.safetensors")), net)
 
 
 def test_its_bundle_holds_no_decoder_of_the_teachers(trained):

@@ -48,7 +48,7 @@ def net(image):
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     """Latents that repeat from the fourth on, so that a short stream gets there."""
-    monkeypatch.setattr(seeing, "GREY", 4)
+    monkeypatch.setattr(image_to_video, "GREY", 4)
 
 
 @pytest.fixture

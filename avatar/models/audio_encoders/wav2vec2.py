@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import HubertModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from avatar.models import pretrained
-from avatar.models.checkpoint import fingerprint
+from avatar.models import hub
+from avatar.models.bundle import fingerprint
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 NETWORKS = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel}
@@ -30,12 +30,12 @@ class Wav2Vec2(nn.Module):
 
     def __init__(self, weights: str):
         super().__init__()
-        path = pretrained.folder(weights, "facebook/wav2vec2-base-960h")
-        pretrained.file(path / "preprocessor_config.json", weights)
-        kind = json.loads(pretrained.file(path / "config.json", weights).read_text()).get("model_type")
+        path = hub.folder(weights, "facebook/wav2vec2-base-960h")
+        hub.file(path / "preprocessor_config.json", weights)
+        kind = json.loads(hub.file(path / "config.json", weights).read_text()).get("model_type")
         if kind not in NETWORKS:
             raise ValueError(f"{weights} is a {kind}; give weights of a {' or '.join(NETWORKS)}")
-        self.net = pretrained.load(NETWORKS[kind], path)
+        self.net = hub.load(NETWORKS[kind], path)
         self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(path, local_files_only=True)
         config = self.net.config
         self.width, self.depth = config.hidden_size, config.num_hidden_layers + 1

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor, WhisperModel
 
-from avatar.models import pretrained
-from avatar.models.checkpoint import fingerprint
+from avatar.models import hub
+from avatar.models.bundle import fingerprint
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 STEP = 320  # samples per state
@@ -35,9 +35,9 @@ class Whisper(nn.Module):
 
     def __init__(self, weights: str, positions: int | None = None):
         super().__init__()
-        path = pretrained.folder(weights, "openai/whisper-tiny")
-        pretrained.file(path / "preprocessor_config.json", weights)
-        self.net = pretrained.load(WhisperModel, path).encoder
+        path = hub.folder(weights, "openai/whisper-tiny")
+        hub.file(path / "preprocessor_config.json", weights)
+        self.net = hub.load(WhisperModel, path).encoder
         self.extractor = WhisperFeatureExtractor.from_pretrained(path, local_files_only=True)
         config = self.net.config
         most = config.max_source_positions

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from avatar.models import checkpoint, pretrained
+from avatar.models import bundle, hub
 
 Net = TypeVar("Net", bound=ModelMixin)
 Wrapper = TypeVar("Wrapper", bound=nn.Module)
@@ -30,15 +30,15 @@ def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> 
         ValueError: another class, a damaged file, weights missing, unknown or of other shapes.
     """
     folder = _folder(weights, subfolder, example)
-    config = _config(kind, pretrained.file(folder / "config.json", weights))
-    file = pretrained.file(folder / "diffusion_pytorch_model.safetensors", weights)
+    config = _config(kind, hub.file(folder / "config.json", weights))
+    file = hub.file(folder / "diffusion_pytorch_model.safetensors", weights)
     try:
         tensors = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}); download it again") from error
     with torch.device("meta"):
         net = kind(**config)
-    if wrong := checkpoint.misfits(net.state_dict(), tensors):
+    if wrong := bundle.misfits(net.state_dict(), tensors):
         raise ValueError(f"{file} does not fit its own config: {'; '.join(wrong[:8])}; download both again")
     net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return net
@@ -58,15 +58,15 @@ def wrapped(
     made._take(net)
     config = {name: value for name, value in net.config.items() if not name.startswith("_")}
     network = {"_target_": f"{wrapper.__module__}.{wrapper.__qualname__}", "config": config}
-    made.origin = checkpoint.Origin({"network": network}, "autoencoder", checkpoint.fingerprint(made.state_dict()))
+    made.origin = bundle.Origin({"network": network}, "autoencoder", bundle.fingerprint(made.state_dict()))
     return made.eval()
 
 
 def _folder(weights: str, subfolder: str | None, example: str) -> Path:
     if subfolder is None:
-        return pretrained.folder(weights, example)
+        return hub.folder(weights, example)
     try:
-        return pretrained.folder(weights, example) / subfolder
+        return hub.folder(weights, example) / subfolder
     except FileNotFoundError as error:  # whose last words are the command, for a repository of which this is a part
         raise FileNotFoundError(f"{error} --include '{subfolder}/*'") from None
 

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.autoencoders.causal_conv import FOLD, CausalConv, Double, ResBlock, through
 from avatar.models.autoencoders.stream import Memory, Stream
 from avatar.types import Latents, Pixels
@@ -104,11 +104,11 @@ class DistilledAutoencoder(nn.Module):
 
 def distilled(teacher: Any, width: int) -> DistilledAutoencoder:
     """A fresh small decoder beside the encoder of an autoencoder with weights, known by that one's hash."""
-    origin = checkpoint.origin_of(teacher)
+    origin = bundle.origin_of(teacher)
     if origin.kind != "autoencoder":
         raise ValueError(f"an autoencoder of kind {origin.kind!r} has no weights to distil; load one that was trained")
     target = f"{DistilledAutoencoder.__module__}.{DistilledAutoencoder.__qualname__}"
-    net = checkpoint.new({"_target_": target, "encoder": origin.network, "width": width})
+    net = bundle.new({"_target_": target, "encoder": origin.network, "width": width})
     weights = teacher.state_dict()
     net.encoder.load_state_dict({name: weights[name] for name in net.encoder.state_dict()})
     # Of a distilled teacher the hash is the first one's already.

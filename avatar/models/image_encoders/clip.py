@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
 from avatar.media.frames import to_uint8
-from avatar.models import pretrained
-from avatar.models.checkpoint import fingerprint
+from avatar.models import hub
+from avatar.models.bundle import fingerprint
 
 
 class CLIP(nn.Module):
@@ -27,9 +27,9 @@ class CLIP(nn.Module):
     def __init__(self, weights: str, encoder: str = "image_encoder", processor: str = "image_processor"):
         super().__init__()
         parts = f'--include "{encoder}/*" "{processor}/*"'
-        path = pretrained.folder(weights, "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", parts)
-        pretrained.file(path / processor / "preprocessor_config.json", weights)
-        self.net = pretrained.load(CLIPVisionModel, path / encoder)
+        path = hub.folder(weights, "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", parts)
+        hub.file(path / processor / "preprocessor_config.json", weights)
+        self.net = hub.load(CLIPVisionModel, path / encoder)
         self.processor = CLIPImageProcessorPil.from_pretrained(path / processor, local_files_only=True)
         self.dim, size = self.net.config.hidden_size, self.net.config.image_size
         made = (self.processor.crop_size["height"], self.processor.crop_size["width"])

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from avatar.models import pretrained
-from avatar.models.checkpoint import fingerprint
+from avatar.models import hub
+from avatar.models.bundle import fingerprint
 
 
 class UMT5(nn.Module):
@@ -38,9 +38,9 @@ class UMT5(nn.Module):
         if max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens}; wanted room for a prompt, which is 512 for Wan's networks")
         parts = f'--include "{encoder}/*" "{tokenizer}/*"'
-        path = pretrained.folder(weights, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", parts)
-        words = pretrained.file(path / tokenizer / "tokenizer.json", weights)
-        self.net = pretrained.load(UMT5EncoderModel, path / encoder, "auto")
+        path = hub.folder(weights, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", parts)
+        words = hub.file(path / tokenizer / "tokenizer.json", weights)
+        self.net = hub.load(UMT5EncoderModel, path / encoder, "auto")
         try:
             # The file as it is: classes that read it fall back on vocabularies of their own where it isn't there.
             self.tokenizer = Tokenizer.from_file(str(words))

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from avatar import prepare, run
 from avatar.media.decode import read_audio, read_video
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from tests.data.prepare.films import scene, speech, talk, write
 from tests.stages import random_autoencoder
@@ -159,7 +159,7 @@ def encoded(videos, weights, tmp_path_factory):
 
 def test_the_shipped_encoders_write_what_they_make_of_the_stored_clip(encoded, videos, weights):
     """As `encode='${shipped}'` says, but for the weights."""
-    net, audio = checkpoint.load(str(weights)), LogMel()
+    net, audio = bundle.load(str(weights)), LogMel()
     heard = audio.encode(torch.from_numpy(read_audio(videos / "ann 1.mov")))
     (shard,) = (encoded / "shards").iterdir()
     found = {sample["__key__"]: sample for sample in webdataset.WebDataset(str(shard), shardshuffle=False)}

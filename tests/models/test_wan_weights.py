@@ -9,7 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from avatar.models import public
+from avatar.models import wan_weights
 from avatar.nn.masks import OpenView
 from avatar.types import Conditioning
 
@@ -97,14 +97,14 @@ def difference(net, model: WanTransformer3DModel, variant: str, batch: int, late
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("batch, latents, height, width", [(1, 1, 4, 4), (2, 3, 6, 10), (3, 5, 2, 14)])
 def test_a_loaded_network_computes_what_diffusers_does(variant, batch, latents, height, width, tmp_path):
-    net = public.load(network(variant), str(saved(variant, tmp_path)))
+    net = wan_weights.load(network(variant), str(saved(variant, tmp_path)))
     assert difference(net, theirs(variant), variant, batch, latents, height, width) < 1e-5
 
 
 def test_shards_come_one_by_one_with_their_index(tmp_path):
     folder = saved("t2v", tmp_path, shards=2)
     assert len(list(folder.glob("*.safetensors"))) > 1
-    assert difference(public.load(network(), str(folder)), theirs(), "t2v", 1, 2, 4, 4) < 1e-5
+    assert difference(wan_weights.load(network(), str(folder)), theirs(), "t2v", 1, 2, 4, 4) < 1e-5
 
 
 def original_names(state: dict) -> dict:
@@ -144,7 +144,7 @@ def original_names(state: dict) -> dict:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_original_names_are_read(variant, tmp_path):
     save_file(original_names(theirs(variant).state_dict()), tmp_path / "model.safetensors")
-    net = public.load(network(variant), str(tmp_path / "model.safetensors"))
+    net = wan_weights.load(network(variant), str(tmp_path / "model.safetensors"))
     assert difference(net, theirs(variant), variant, 1, 2, 4, 4) < 1e-5
 
 
@@ -160,7 +160,7 @@ def test_causal_students_come_from_the_average_of_their_weights(prefix, tmp_path
         for state in (last, average)
     ]
     torch.save({"generator": wrapped[0], "generator_ema": wrapped[1]}, tmp_path / "student.pt")
-    net = public.load(network(), str(tmp_path / "student.pt"), kind="student")
+    net = wan_weights.load(network(), str(tmp_path / "student.pt"), kind="student")
     assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
     assert net.origin.kind == "student"
 
@@ -168,23 +168,23 @@ def test_causal_students_come_from_the_average_of_their_weights(prefix, tmp_path
 def test_files_of_torchs_first_format_are_read(tmp_path):
     state = original_names(theirs().state_dict())
     torch.save(state, tmp_path / "student.pt", _use_new_zipfile_serialization=False)
-    net = public.load(network(), str(tmp_path / "student.pt"))
+    net = wan_weights.load(network(), str(tmp_path / "student.pt"))
     assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
 
 
 @pytest.mark.parametrize("weights", [True, False], ids=["published", "fresh"])
 def test_precision_and_kind_are_what_was_asked_for(weights, tmp_path):
     folder = str(saved("t2v", tmp_path)) if weights else None
-    net = public.load(network(), folder, kind="student", dtype="bfloat16")
+    net = wan_weights.load(network(), folder, kind="student", dtype="bfloat16")
     assert {p.dtype for p in net.parameters()} == {torch.bfloat16} and net.origin.kind == "student"
     with pytest.raises(ValueError, match=r"dtype='bf16'.*float32, bfloat16, float16"):
-        public.load(network(), folder, dtype="bf16")
+        wan_weights.load(network(), folder, dtype="bf16")
     with pytest.raises(ValueError, match=r"kind='pupil'.*teacher, causal_teacher, student"):
-        public.load(network(), folder, kind="pupil")
+        wan_weights.load(network(), folder, kind="pupil")
 
 
 def test_what_wan_lacks_says_nothing_at_first_and_can_learn(tmp_path):
-    net = public.load(network(), str(saved("t2v", tmp_path)))
+    net = wan_weights.load(network(), str(saved("t2v", tmp_path)))
     assert all(not p.is_meta for p in net.parameters())
     cond = conditioning("t2v", 1, 3, 4, 4)
     x, t, view = torch.randn(1, 4, 3, 4, 4), torch.rand(1, 3), OpenView(torch.arange(3))
@@ -203,15 +203,15 @@ def test_what_wan_lacks_says_nothing_at_first_and_can_learn(tmp_path):
 
 @pytest.mark.parametrize("injection", ["attention", "addition"])
 def test_every_way_of_hearing_starts_silent(injection, tmp_path):
-    net = public.load(network(audio_injection=injection), str(saved("t2v", tmp_path)))
+    net = wan_weights.load(network(audio_injection=injection), str(saved("t2v", tmp_path)))
     assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
     assert all(parameter.isfinite().all() for parameter in net.parameters())
 
 
 def test_weights_go_back_as_they_came(tmp_path):
     for variant in VARIANTS:
-        net = public.load(network(variant), str(saved(variant, tmp_path / variant)))
-        public.export(net, tmp_path / f"{variant}-out")
+        net = wan_weights.load(network(variant), str(saved(variant, tmp_path / variant)))
+        wan_weights.export(net, tmp_path / f"{variant}-out")
         again = WanTransformer3DModel.from_pretrained(tmp_path / f"{variant}-out")
         expected = theirs(variant).state_dict()
         assert again.state_dict().keys() == expected.keys()
@@ -220,20 +220,20 @@ def test_weights_go_back_as_they_came(tmp_path):
 
 
 def test_an_export_that_would_compute_something_else_is_refused(tmp_path):
-    net = public.load(network(), str(saved("t2v", tmp_path / "in")))
+    net = wan_weights.load(network(), str(saved("t2v", tmp_path / "in")))
     with torch.no_grad():
         net.blocks[1].audio.out.bias[3] = 0.1
     with pytest.raises(ValueError, match=r"no place for blocks\.1\.audio\.out\.bias"):
-        public.export(net, tmp_path / "out")
+        wan_weights.export(net, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    public.export(net, tmp_path / "out", allow=["blocks.*.audio.*"])
+    wan_weights.export(net, tmp_path / "out", allow=["blocks.*.audio.*"])
     with pytest.raises(FileExistsError, match="isn't empty"):
-        public.export(net, tmp_path / "out", allow=["blocks.*.audio.*"])
+        wan_weights.export(net, tmp_path / "out", allow=["blocks.*.audio.*"])
 
 
 def test_what_is_allowed_to_differ_is_taken_where_it_fits(tmp_path):
     folder = rewritten(saved("t2v", tmp_path), lambda s: s.update({"proj_out.weight": torch.zeros(5, 32)}))
-    net = public.load(network(), folder, allow=["proj_out.*"])
+    net = wan_weights.load(network(), folder, allow=["proj_out.*"])
     taken = net.out.bias.unflatten(0, (4, 4)).T.flatten()  # Wan's patches come out channels last
     assert torch.equal(taken, theirs().proj_out.bias)
     assert net.out.weight.shape == (16, 32) and net.out.weight.any()
@@ -242,8 +242,8 @@ def test_what_is_allowed_to_differ_is_taken_where_it_fits(tmp_path):
 def test_further_blocks_do_nothing_at_first(tmp_path):
     folder = str(saved("t2v", tmp_path))
     with pytest.raises(ValueError, match=r"missing blocks\.2\."):
-        public.load(network(layers=3), folder)
-    net = public.load(network(layers=3), folder, allow=["blocks.2.*"])
+        wan_weights.load(network(layers=3), folder)
+    net = wan_weights.load(network(layers=3), folder, allow=["blocks.2.*"])
     assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
     assert net.blocks[2].modulation.any() and net.blocks[2].attention.q.weight.any()
 
@@ -251,7 +251,7 @@ def test_further_blocks_do_nothing_at_first(tmp_path):
 def test_a_text_entrance_of_another_kind_is_refused(tmp_path):
     text = {"_target_": "avatar.nn.embeddings.ByteTextEntrance", "dim": 32}
     with pytest.raises(ValueError, match="FeatureTextEntrance"):
-        public.load(network(text=text), str(saved("t2v", tmp_path)))
+        wan_weights.load(network(text=text), str(saved("t2v", tmp_path)))
 
 
 def rewritten(folder: Path, change) -> str:
@@ -273,17 +273,17 @@ def rewritten(folder: Path, change) -> str:
 def test_tensors_that_do_not_fit_are_listed_unless_allowed(change, message, tmp_path):
     folder = rewritten(saved("t2v", tmp_path), change)
     with pytest.raises(ValueError, match=message):
-        public.load(network(), folder)
+        wan_weights.load(network(), folder)
     name = re.sub(r"\\", "", re.search(r"(blocks\S+|stranger|proj_out\S+?)(?= is|$)", message)[0])
-    net = public.load(network(), folder, allow=[name])
+    net = wan_weights.load(network(), folder, allow=[name])
     assert all(parameter.isfinite().all() for parameter in net.parameters())
 
 
 def test_another_size_is_refused_with_its_shapes(tmp_path):
     with pytest.raises(ValueError, match=r"ffn\.net\.0\.proj\.bias is \(48,\), wanted \(64,\)"):
-        public.load(network(ffn=64), str(saved("t2v", tmp_path)))
+        wan_weights.load(network(ffn=64), str(saved("t2v", tmp_path)))
     with pytest.raises(ValueError, match=r"unknown blocks\.1"):
-        public.load(network(layers=1), str(saved("t2v", tmp_path / "again")))
+        wan_weights.load(network(layers=1), str(saved("t2v", tmp_path / "again")))
 
 
 class Hostile:
@@ -360,5 +360,5 @@ def damaged(kind: str, folder: Path) -> Path:
 )
 def test_bad_files_are_named(kind, message, tmp_path, capsys):
     with pytest.raises((ValueError, OSError), match=message):
-        public.load(network(), str(damaged(kind, tmp_path)))
+        wan_weights.load(network(), str(damaged(kind, tmp_path)))
     assert "must not" not in capsys.readouterr().out

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from torch.autograd.graph import saved_tensors_hooks
 
 from avatar.diffusion.packing import Bidirectional
-from avatar.models.preparation import Checkpointing, LoRA, merged, prepare
+from avatar.models.transforms import Checkpointing, LoRA, merged, prepare
 from avatar.run import CONFIGS
 from tests.conftest import make_cond, make_net
 
@@ -46,7 +46,7 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(net, selective):
 @pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")  # of torch's own compiler
 @pytest.mark.parametrize(("causal", "recomputed"), [(False, None), (False, False), (True, True)])
 def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, recomputed, compilable, monkeypatch):
-    preparation, packing = compilable("avatar.models.preparation"), compilable("avatar.diffusion.packing")
+    preparation, packing = compilable("avatar.models.transforms"), compilable("avatar.diffusion.packing")
     rollout, torch_compile = compilable("avatar.diffusion.rollout"), torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, backend="eager"))
     torch._dynamo.reset()
@@ -72,7 +72,7 @@ def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, re
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")
 def test_clips_of_many_lengths_are_compiled(compilable):
-    preparation, packing = compilable("avatar.models.preparation"), compilable("avatar.diffusion.packing")
+    preparation, packing = compilable("avatar.models.transforms"), compilable("avatar.diffusion.packing")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     net = rebuilt(make_net(layers=1), compilable)

@@ -21,9 +21,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from avatar.files import replacing, save_tensors
-from avatar.models import checkpoint
-from avatar.models.published import Published, opened
+from avatar.models import bundle
 from avatar.models.video_dit import VideoDiT
+from avatar.models.weight_files import Published, opened
 from avatar.nn.attention import silence
 from avatar.nn.embeddings import FeatureTextEntrance
 
@@ -78,16 +78,16 @@ def load(
 
     Raises ValueError naming every other such tensor; those of the network's that are missing keep their fresh start.
     """
-    for name, given, choices in (("kind", kind, checkpoint.KINDS), ("dtype", dtype, DTYPES)):
+    for name, given, choices in (("kind", kind, bundle.KINDS), ("dtype", dtype, DTYPES)):
         if given not in choices:
             raise ValueError(f"{name}={given!r} of a model; choose one of {', '.join(choices)}")
     if weights is None:
-        fresh = checkpoint.new(network)
-        fresh.origin = replace(checkpoint.origin_of(fresh), kind=kind)
+        fresh = bundle.new(network)
+        fresh.origin = replace(bundle.origin_of(fresh), kind=kind)
         return fresh.to(DTYPES[dtype])
     published = opened(Path(weights))
     with torch.device("meta"):
-        net: VideoDiT = checkpoint.new(network)
+        net: VideoDiT = bundle.new(network)
     if not isinstance(net.text, FeatureTextEntrance):
         raise ValueError(f"text by {type(net.text).__name__}; Wan's networks take features: FeatureTextEntrance")
     pairs = names_of(net, _layout(published))
@@ -96,8 +96,8 @@ def load(
     for ours, theirs in found.items():
         tensor = _ours(ours, published.read[theirs](), net.patch)
         _assign(net, ours, tensor.to(DTYPES[dtype]))
-    origin = checkpoint.origin_of(net)
-    net.origin = replace(origin, kind=kind, fingerprint=checkpoint.fingerprint(net.state_dict()))  # pyright: ignore
+    origin = bundle.origin_of(net)
+    net.origin = replace(origin, kind=kind, fingerprint=bundle.fingerprint(net.state_dict()))  # pyright: ignore
     return net.eval()
 
 

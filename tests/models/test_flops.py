@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avatar.diffusion.packing import Bidirectional
 from avatar.dry import clip_of, lines
-from avatar.models import public, size
+from avatar.models import flops, wan_weights
 from avatar.nn.embeddings import FeatureTextEntrance
 from avatar.run import CONFIGS
 from avatar.types import Conditioning
@@ -30,7 +30,7 @@ def on_meta(name: str, *overrides: str):
         return instantiate(cfg.model)
 
 
-def counted(net, clip: size.Clip) -> int:
+def counted(net, clip: flops.Clip) -> int:
     """What torch counts in a bidirectional pass over such a clip."""
     b, l, tokens = 1, clip.latents, clip.text_tokens
     features = isinstance(net.text, FeatureTextEntrance)
@@ -58,26 +58,26 @@ def counted(net, clip: size.Clip) -> int:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_operations_are_those_that_torch_counts(name):
-    clip = size.Clip(latents=3, height=8, width=12, text_tokens=96, image_tokens=17)
+    clip = flops.Clip(latents=3, height=8, width=12, text_tokens=96, image_tokens=17)
     net = on_meta(name, "model.network.layers=2")  # more are more of the same, and would hide what is around them
-    assert size.forward_flops(net, clip) == pytest.approx(counted(net, clip), rel=1e-4)
+    assert flops.forward_flops(net, clip) == pytest.approx(counted(net, clip), rel=1e-4)
 
 
 @pytest.mark.parametrize("change", ["audio_injection=addition", "reference_channels=false"])
 def test_options_are_counted_too(change):
-    clip = size.Clip(latents=2, height=4, width=4, text_tokens=16, image_tokens=5)
+    clip = flops.Clip(latents=2, height=4, width=4, text_tokens=16, image_tokens=5)
     small = ("wan_1_3b", "model.network.layers=2")
     net = on_meta(*small, f"model.network.{change}")
-    assert size.forward_flops(net, clip) == pytest.approx(counted(net, clip), rel=1e-4)
-    assert size.forward_flops(net, clip) != size.forward_flops(on_meta(*small), clip)
+    assert flops.forward_flops(net, clip) == pytest.approx(counted(net, clip), rel=1e-4)
+    assert flops.forward_flops(net, clip) != flops.forward_flops(on_meta(*small), clip)
 
 
 @pytest.mark.parametrize("name, billions", BILLIONS.items())
 def test_sizes_are_what_their_names_say(name, billions):
     net = on_meta(name)
-    names = public.names_of(net)
+    names = wan_weights.names_of(net)
     wan = sum(p.numel() for n, p in net.named_parameters() if n in names)
-    assert (size.parameters(net) if name == "dit_20b" else wan) / 1e9 == pytest.approx(billions, rel=0.01)
+    assert (flops.parameters(net) if name == "dit_20b" else wan) / 1e9 == pytest.approx(billions, rel=0.01)
     assert {p.device.type for p in net.parameters()} == {"meta"}
 
 
@@ -102,22 +102,22 @@ def test_the_image_to_video_network_has_the_published_tensors():
     with torch.device("meta"):
         theirs = WanTransformer3DModel(**published).state_dict()
     net = on_meta("wan_i2v_14b")
-    ours, names = net.state_dict(), public.names_of(net)
+    ours, names = net.state_dict(), wan_weights.names_of(net)
     assert {names[name]: ours[name].numel() for name in names} == {name: x.numel() for name, x in theirs.items()}
 
 
 def test_parameters_are_counted_once_each():
     net = make_net()
-    assert size.parameters(net) == sum(len(p.flatten()) for p in net.state_dict().values())
-    assert size.training_bytes(net) == 16 * size.parameters(net)
+    assert flops.parameters(net) == sum(len(p.flatten()) for p in net.state_dict().values())
+    assert flops.training_bytes(net) == 16 * flops.parameters(net)
 
 
 def test_the_report_fits_a_terminal_and_refuses_no_clip():
-    told = lines(on_meta("dit_20b"), size.Clip(20, 60, 104, 512, 257))
+    told = lines(on_meta("dit_20b"), flops.Clip(20, 60, 104, 512, 257))
     assert dict(told)["parameters"].startswith("20.4 G")
     assert max(len(value) for _, value in told) < 60
     with pytest.raises(ValueError, match="at least 1"):
-        size.Clip(0, 60, 104, 512, 257)
+        flops.Clip(0, 60, 104, 512, 257)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_the_report_fits_a_terminal_and_refuses_no_clip():
 )
 def test_a_clip_of_pixels_has_the_latents_that_its_model_is_made_for(name, world, latents):
     cfg, net = dry(world), on_meta(name, f"world={world}", "model.network.layers=1")
-    assert clip_of(net, **cfg.trainer) == size.Clip(*latents, text_tokens=512, image_tokens=257)
+    assert clip_of(net, **cfg.trainer) == flops.Clip(*latents, text_tokens=512, image_tokens=257)
     with pytest.raises(ValueError, match="80 frames of 480×840 pixels"):  # no whole patches
         clip_of(net, **{**cfg.trainer, "width": 840})
 

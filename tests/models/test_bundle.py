@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from avatar import files
-from avatar.models import checkpoint
+from avatar.models import bundle
 from avatar.types import Bundle
 
 NETWORK = {
@@ -20,18 +20,18 @@ NETWORK = {
 
 
 def make_bundle(**changes) -> Bundle:
-    net = checkpoint.new(NETWORK)
+    net = bundle.new(NETWORK)
     fields = {"kind": "autoencoder", "weights": net.state_dict(), "config": {"network": NETWORK}}
     return Bundle(**fields | changes)
 
 
 def test_a_bundle_comes_back_as_it_went(tmp_path):
     bundle = make_bundle(components={"autoencoder": "abc"}, plan={"chunk": 2})
-    checkpoint.write(bundle, tmp_path / "a.safetensors")
-    net = checkpoint.load(str(tmp_path / "a.safetensors"))
+    bundle.write(bundle, tmp_path / "a.safetensors")
+    net = bundle.load(str(tmp_path / "a.safetensors"))
     for name, tensor in bundle.weights.items():
         torch.testing.assert_close(net.state_dict()[name], tensor)
-    origin = checkpoint.origin_of(net)
+    origin = bundle.origin_of(net)
     assert (origin.kind, origin.components, origin.plan) == ("autoencoder", {"autoencoder": "abc"}, {"chunk": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -41,16 +41,16 @@ def test_loaded_backbones_are_shared_with_the_file_until_they_are_written_to(tmp
     """So that the ranks of a machine that shards a large network don't hold it whole, each for itself."""
     network = NETWORK | {"widths": [64, 256]}
     path = tmp_path / "a.safetensors"
-    checkpoint.write(Bundle("teacher", checkpoint.new(network).state_dict(), {"network": network}), path)
-    checkpoint.load(str(path))  # what is allocated once
+    bundle.write(Bundle("teacher", bundle.new(network).state_dict(), {"network": network}), path)
+    bundle.load(str(path))  # what is allocated once
     stored, draws = path.read_bytes(), torch.get_rng_state()
     before = own_memory()
-    first, second = checkpoint.load(str(path)), checkpoint.load(str(path))
+    first, second = bundle.load(str(path)), bundle.load(str(path))
     assert len(stored) > 1e7 and own_memory() - before < len(stored) / 5
     assert torch.equal(torch.get_rng_state(), draws)
     with torch.no_grad():
         first.linear_in.weight.add_(1)
-    assert path.read_bytes() == stored and checkpoint.fingerprint(second.state_dict()) == second.origin.fingerprint
+    assert path.read_bytes() == stored and bundle.fingerprint(second.state_dict()) == second.origin.fingerprint
 
 
 def own_memory() -> int:
@@ -61,17 +61,17 @@ def own_memory() -> int:
 
 def test_a_fingerprint_tells_one_weight_from_another():
     weights = dict(make_bundle().weights)
-    before = checkpoint.fingerprint(weights)
-    assert checkpoint.fingerprint(dict(reversed(weights.items()))) == before
+    before = bundle.fingerprint(weights)
+    assert bundle.fingerprint(dict(reversed(weights.items()))) == before
     name = next(name for name, w in weights.items() if w.is_floating_point())
     weights[name] = weights[name] + 1e-3
-    assert checkpoint.fingerprint(weights) != before
+    assert bundle.fingerprint(weights) != before
 
 
 def test_another_kind_is_refused(tmp_path):
-    checkpoint.write(make_bundle(), tmp_path / "a.safetensors")
+    bundle.write(make_bundle(), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="'autoencoder'; wanted teacher"):
-        checkpoint.load(str(tmp_path / "a.safetensors"), ("teacher",))
+        bundle.load(str(tmp_path / "a.safetensors"), ("teacher",))
 
 
 @pytest.mark.parametrize("spoil, told", [("pop", "missing"), ("add", "unknown"), ("shape", "wanted")])
@@ -84,9 +84,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path, spoil, told):
         weights["nobody"] = torch.zeros(1)
     else:
         weights[name] = torch.zeros(2, 2)
-    checkpoint.write(make_bundle(weights=weights), tmp_path / "a.safetensors")
+    bundle.write(make_bundle(weights=weights), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=told):
-        checkpoint.load(str(tmp_path / "a.safetensors"))
+        bundle.load(str(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_weights_that_do_not_fit_are_named(tmp_path, spoil, told):
         {"_target_": 5},
         # through a module of ours to an object that is not: what it imports is its, not ours
         {"_target_": "avatar.files.os.getcwd"},
-        {"_target_": "avatar.models.checkpoint.os.getcwd"},
-        {"_target_": "avatar.models.checkpoint.torch.zeros", "size": [1]},
-        {"_target_": "avatar.models.checkpoint.nn.Linear", "in_features": 1, "out_features": 1},
+        {"_target_": "avatar.models.bundle.os.getcwd"},
+        {"_target_": "avatar.models.bundle.torch.zeros", "size": [1]},
+        {"_target_": "avatar.models.bundle.nn.Linear", "in_features": 1, "out_features": 1},
         # functions of ours do things, classes are
-        {"_target_": "avatar.models.checkpoint.load", "path": "a.safetensors"},
+        {"_target_": "avatar.models.bundle.load", "path": "a.safetensors"},
         {"_target_": "avatar.models.nowhere.Net"},
         NETWORK | {"_args_": [4, [4, 4]]},
         NETWORK | {"_partial_": True},
@@ -111,21 +111,21 @@ def test_weights_that_do_not_fit_are_named(tmp_path, spoil, told):
     ids=repr,
 )
 def test_a_bundle_can_not_call_foreign_code(tmp_path, network):
-    checkpoint.write(make_bundle(config={"network": network}), tmp_path / "a.safetensors")
+    bundle.write(make_bundle(config={"network": network}), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="only classes of this package"):
-        checkpoint.load(str(tmp_path / "a.safetensors"))
+        bundle.load(str(tmp_path / "a.safetensors"))
 
 
-@pytest.mark.parametrize("part", checkpoint.ENCODERS)
+@pytest.mark.parametrize("part", bundle.ENCODERS)
 def test_nor_can_what_is_built_of_it_later(tmp_path, part):
     config = {"network": NETWORK, part: {"_target_": "avatar.files.os.getcwd"}}
-    checkpoint.write(make_bundle(config=config), tmp_path / "a.safetensors")
-    origin = checkpoint.origin_of(checkpoint.load(str(tmp_path / "a.safetensors")))
+    bundle.write(make_bundle(config=config), tmp_path / "a.safetensors")
+    origin = bundle.origin_of(bundle.load(str(tmp_path / "a.safetensors")))
     with pytest.raises(ValueError, match="only classes of this package"):
         origin.made(part)
 
 
-WHOLE = {"kind": "student", "config": {"network": NETWORK}, "components": {}, "plan": None, "format": checkpoint.FORMAT}
+WHOLE = {"kind": "student", "config": {"network": NETWORK}, "components": {}, "plan": None, "format": bundle.FORMAT}
 
 
 @pytest.mark.parametrize(
@@ -139,36 +139,36 @@ WHOLE = {"kind": "student", "config": {"network": NETWORK}, "components": {}, "p
         json.dumps(WHOLE | {"config": {}}),
         json.dumps(WHOLE | {"config": []}),
         json.dumps(WHOLE | {"config": None}),
-        json.dumps(WHOLE | {"format": checkpoint.FORMAT + 1}),
+        json.dumps(WHOLE | {"format": bundle.FORMAT + 1}),
     ],
 )
 def test_a_damaged_header_is_told(tmp_path, header):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"avatar": header})
     with pytest.raises(ValueError, match=r"a\.safetensors .*(make the bundle anew|copy or make it again|give a file)"):
-        checkpoint.read(tmp_path / "a.safetensors")
+        bundle.read(tmp_path / "a.safetensors")
 
 
 def test_what_is_no_bundle_is_told_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="no bundle"):
-        checkpoint.load(str(tmp_path / "nothing.safetensors"))
+        bundle.load(str(tmp_path / "nothing.safetensors"))
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(ValueError, match="no readable safetensors"):
-        checkpoint.load(str(tmp_path / "text.safetensors"))
+        bundle.load(str(tmp_path / "text.safetensors"))
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match="no header"):
-        checkpoint.load(str(tmp_path / "plain.safetensors"))
+        bundle.load(str(tmp_path / "plain.safetensors"))
 
 
 def test_latents_of_another_autoencoder_are_refused(tmp_path):
     for name in ("a", "b"):
-        checkpoint.write(make_bundle(), tmp_path / f"{name}.safetensors")
-    first, second = (checkpoint.load(str(tmp_path / f"{name}.safetensors")) for name in ("a", "b"))
-    hashes = {"autoencoder": checkpoint.origin_of(first).fingerprint}
-    checkpoint.write(make_bundle(components=hashes), tmp_path / "net.safetensors")
-    net = checkpoint.load(str(tmp_path / "net.safetensors"))
-    checkpoint.check_latents(net, first)
+        bundle.write(make_bundle(), tmp_path / f"{name}.safetensors")
+    first, second = (bundle.load(str(tmp_path / f"{name}.safetensors")) for name in ("a", "b"))
+    hashes = {"autoencoder": bundle.origin_of(first).fingerprint}
+    bundle.write(make_bundle(components=hashes), tmp_path / "net.safetensors")
+    net = bundle.load(str(tmp_path / "net.safetensors"))
+    bundle.check_latents(net, first)
     with pytest.raises(ValueError, match="trained on latents of autoencoder"):
-        checkpoint.check_latents(net, second)
+        bundle.check_latents(net, second)
 
 
 class Words(torch.nn.Module):
@@ -197,13 +197,13 @@ HERE, THERE = ({"_target_": "avatar.x.Words", "weights": place} for place in ("h
 )
 def test_encoders_are_known_by_their_weights_or_else_by_all_of_their_config(tmp_path, known, config, encoder, told):
     path = tmp_path / "a.safetensors"
-    checkpoint.write(make_bundle(config={"network": NETWORK, "text": HERE}, components=known), path)
-    net, given = checkpoint.load(str(path)), ({"text": config}, {"text": Words(encoder)})
+    bundle.write(make_bundle(config={"network": NETWORK, "text": HERE}, components=known), path)
+    net, given = bundle.load(str(path)), ({"text": config}, {"text": Words(encoder)})
     if told is None:
-        checkpoint.check_encoders(net, *given)
+        bundle.check_encoders(net, *given)
     else:
         with pytest.raises(ValueError, match=told):
-            checkpoint.check_encoders(net, *given)
+            bundle.check_encoders(net, *given)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
@@ -215,11 +215,11 @@ def test_a_write_that_fails_leaves_the_old_bundle_and_no_other_file(tmp_path, mo
 
     path = tmp_path / "a.safetensors"
     if before:
-        checkpoint.write(make_bundle(), path)
+        bundle.write(make_bundle(), path)
     old = path.read_bytes() if before else None
     monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.write(make_bundle(), path)
+        bundle.write(make_bundle(), path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({path.name: old} if before else {})
 
 
@@ -228,11 +228,11 @@ def test_a_full_disk_is_told_with_the_file_and_a_cure(tmp_path, monkeypatch):
     error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     monkeypatch.setattr(files, "save_file", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(OSError, match=r"can't write .*a\.safetensors .*free some space there or choose another folder"):
-        checkpoint.write(make_bundle(), tmp_path / "a.safetensors")
+        bundle.write(make_bundle(), tmp_path / "a.safetensors")
 
 
 def test_a_place_that_can_not_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
-        checkpoint.write(make_bundle(), tmp_path / "file" / "a.safetensors")
+        bundle.write(make_bundle(), tmp_path / "file" / "a.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

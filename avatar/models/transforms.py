@@ -1,6 +1,6 @@
 """What is done to a network before it is trained, in place: adapters, recomputed activations, compiled blocks.
 
-    python train.py prepare.net.lora='{_target_: avatar.models.preparation.LoRA, rank: 64, alpha: 64}'
+    python train.py prepare.net.lora='{_target_: avatar.models.transforms.LoRA, rank: 64, alpha: 64}'
 
 A preparation is a callable that takes the network; names of weights stay what they are, but for the adapters', which
 `merged` takes away again. Sharding comes after all of them (`avatar.objectives.sharding`).
