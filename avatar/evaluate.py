@@ -21,7 +21,7 @@ from torch import Tensor
 
 from avatar import report, run
 from avatar.conditioning import image_to_video
-from avatar.data.encoded import ClipSet, encoded_clips, frames_beyond
+from avatar.data.encoded_clips import ClipSet, encoded_clips, frames_beyond
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
 from avatar.media.frames import to_uint8

@@ -25,12 +25,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avatar import run
-from avatar.data.prepare import importers, pipeline, shards
-from avatar.data.prepare.detectors import Detectors
-from avatar.data.prepare.encoding import Encoders
-from avatar.data.prepare.rules import Rules, Tools
-from avatar.data.prepare.samples import dumps
-from avatar.data.prepare.sources import Source, find
+from avatar.data.preprocess import importers, pipeline, shards
+from avatar.data.preprocess.detectors import Detectors
+from avatar.data.preprocess.encoding import Encoders
+from avatar.data.preprocess.rules import Rules, Tools
+from avatar.data.preprocess.samples import dumps
+from avatar.data.preprocess.sources import Source, find
 from avatar.files import write_text
 
 VERSION = 3  # of what the stages make; part of the config that an unfinished set belongs to
@@ -72,7 +72,7 @@ def prepare(cfg: DictConfig) -> None:
 
 def finish(out: Path, lines: Sequence[shards.Line], made_of: Mapping[str, Any], stamps: Mapping[str, Any]) -> None:
     """From staged sources to the data set; `index.json`, which ends it, comes last."""
-    from avatar.data.prepare import page  # brings matplotlib, for which workers, who import this module, would wait
+    from avatar.data.preprocess import page  # brings matplotlib, for which workers, who import this module, would wait
 
     staging = out / ".staging"
     lines = shards.without_duplicates([{k: v for k, v in line.items() if k != "stamp"} for line in lines])

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from avatar.data.batch_schedule import EVENLY
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.puppet_frames import FrameBatches
-from avatar.data.sampling import EVENLY
 from avatar.data.shard_index import Filters
 from avatar.data.shards import ShardClips
 from avatar.files import write_text

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avatar.conditioning import image_to_video
+from avatar.data.batch_schedule import EVENLY, ON_CHANGE, Placement, changes, place
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
-from avatar.data.encoded import ClipSet, EncodedClips, encoded_clips
-from avatar.data.sampling import EVENLY, ON_CHANGE, Placement, changes, place
+from avatar.data.encoded_clips import ClipSet, EncodedClips, encoded_clips
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import World
 from avatar.types import REGIONS, Batch

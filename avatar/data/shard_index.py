@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avatar.data.prepare.samples import SCHEMA
+from avatar.data.preprocess.samples import SCHEMA
 from avatar.types import REGIONS
 
 KEY = re.compile("[a-z0-9_-]+")  # what WebDataset splits from the rest of a name at the first dot

@@ -9,7 +9,7 @@ import torch
 from rich.progress import track
 from torch.utils.data import get_worker_info
 
-from avatar.data.sampling import Draw
+from avatar.data.batch_schedule import Draw
 from avatar.data.shard_index import Entry, Shard
 from avatar.data.shard_samples import READING, Crop, Recipe
 from avatar.data.tar import Tars

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from avatar.conditioning import audio_timeline
 from avatar.conditioning.prompts import Prompts
-from avatar.data.sampling import Draw, changes, place
+from avatar.data.batch_schedule import Draw, changes, place
 from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
 from avatar.media.frames import from_uint8

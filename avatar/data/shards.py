@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avatar.conditioning import image_to_video
+from avatar.data.batch_schedule import AT_START, Draw, Placement, Plan
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
-from avatar.data.sampling import AT_START, Draw, Placement, Plan
 from avatar.data.shard_index import Entry, Filters, Index
 from avatar.data.shard_reader import ON_ERROR, Reader, check_captions, check_shards, latent_of
 from avatar.data.shard_samples import PICTURES, Footage, Recipe, encoded, gathered

@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError
 
 from avatar import files
-from avatar.data import encoded
+from avatar.data import encoded_clips
 from avatar.data.bucketing import LengthBuckets
-from avatar.data.encoded import ClipSet, encoded_clips
+from avatar.data.encoded_clips import ClipSet, encoded_clips
 from avatar.data.puppet_frames import FrameBatches, PuppetFrames
 from avatar.data.puppet_latents import LatentBatches, PuppetLatents
 from avatar.models import bundle
@@ -145,7 +145,7 @@ def test_clips_are_known_again_after_their_encoder_was_used(monkeypatch):
     """An encoder may keep what it has computed, such as its silence; that makes no other encoder of it."""
 
     def key() -> str:
-        return encoded.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteEncoder(96))
+        return encoded_clips.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteEncoder(96))
 
     audio = LogMel(mels=8)
     before = key()
@@ -159,7 +159,8 @@ def test_clips_are_known_again_after_their_encoder_was_used(monkeypatch):
 @pytest.mark.parametrize("other", [LogMel(mels=8, left_context=4, right_context=1), LogMel(mels=10)])
 def test_clips_of_another_encoder_are_kept_apart(other):
     first, second = (
-        encoded.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteEncoder(96)) for audio in (AUDIO, other)
+        encoded_clips.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteEncoder(96))
+        for audio in (AUDIO, other)
     )
     assert first != second
 
@@ -236,7 +237,7 @@ def test_regions_of_pictures_are_pooled_to_their_latents_in_space_and_time(tmp_p
     net = bundle.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
     few = replace(CLIPS, count=1, latents=2)
     made = encoded_clips(few, PixelWorld(64), net, AUDIO, TEXT, tmp_path, 0, iter)
-    clip = few.make(0, 1 + 2 * STRIDE + encoded.frames_beyond(AUDIO, 2 * STRIDE), tmp_path / "speech")
+    clip = few.make(0, 1 + 2 * STRIDE + encoded_clips.frames_beyond(AUDIO, 2 * STRIDE), tmp_path / "speech")
     assert made.regions.shape == (1, len(REGIONS), 2, 8, 8) == (1, len(REGIONS), *made.latents.shape[2:])
 
     def pooled(start: int) -> np.ndarray:

@@ -11,8 +11,8 @@ import torch
 import webdataset
 
 from avatar import prepare
+from avatar.data.batch_schedule import EVENLY, Placement
 from avatar.data.bucketing import LengthBuckets
-from avatar.data.sampling import EVENLY, Placement
 from avatar.data.shard_index import Filters
 from avatar.data.shard_samples import Footage
 from avatar.data.shards import ShardClips
@@ -22,7 +22,7 @@ from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.types import REGIONS, STATES
-from tests.data.prepare.films import talk
+from tests.data.preprocess.films import talk
 from tests.data.shard_sets import AUDIO, STRIDE, TEXT, autoencoder, flac, mp4, png, sample, write_set
 from tests.stages import ANY_DATA, composed, fitted
 
@@ -696,7 +696,7 @@ def test_what_is_prepared_is_read_alike_from_latents_and_videos(tmp_path):
     talk(tmp_path / "talk.mov")
     changes = ["rules.shortest_s=1.0", "rules.longest_s=1.2", "rules.preset=ultrafast", "workers=0"]
     changes += ["splits={train: 1.0, dev: 0, test: 0}", "encode='${shipped}'", f"out={tmp_path / 'set'}"]
-    changes.append("detectors.face={_target_: tests.data.prepare.test_clips.FaceWithMouth}")
+    changes.append("detectors.face={_target_: tests.data.preprocess.test_clips.FaceWithMouth}")
     prepare.prepare(composed("prepare", f"source='{tmp_path}/*.mov'", "folder=/tmp", *changes))
     net = bundle.load("data/nano/autoencoder.safetensors")
     of = {"dev": "train", "autoencoder": net, "audio": LogMel(), "buckets": LengthBuckets((2,), (1.0,), 384)}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from avatar.data.batch_schedule import EVENLY
 from avatar.data.bucketing import LengthBuckets
-from avatar.data.prepare.encoding import Encoders
-from avatar.data.sampling import EVENLY
+from avatar.data.preprocess.encoding import Encoders
 from avatar.data.shard_index import Filters
 from avatar.data.shards import ShardClips
 from avatar.diffusion.rollout import Noise, Plan, generate

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from avatar.data.prepare.importers import hdtf, talkvid
-from avatar.data.prepare.reasons import Rejected
-from avatar.data.prepare.sources import Source, find, read_sidecar
+from avatar.data.preprocess.importers import hdtf, talkvid
+from avatar.data.preprocess.reasons import Rejected
+from avatar.data.preprocess.sources import Source, find, read_sidecar
 
 KEY = re.compile("[a-z0-9_-]+")
 

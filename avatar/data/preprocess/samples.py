@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from avatar.conditioning.audio_timeline import frames_around
-from avatar.data.prepare import scores
-from avatar.data.prepare.clips import Clip, write_sound
-from avatar.data.prepare.detectors import Seen
-from avatar.data.prepare.picture import Form
-from avatar.data.prepare.rules import Tools
-from avatar.data.prepare.sound import Sound, level_db
+from avatar.data.preprocess import scores
+from avatar.data.preprocess.clips import Clip, write_sound
+from avatar.data.preprocess.detectors import Seen
+from avatar.data.preprocess.picture import Form
+from avatar.data.preprocess.rules import Tools
+from avatar.data.preprocess.sound import Sound, level_db
 from avatar.media.decode import read_video
 from avatar.provenance import versions
 from avatar.types import FRAME_RATE, REGIONS, SAMPLES_PER_FRAME

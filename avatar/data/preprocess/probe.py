@@ -11,7 +11,7 @@ import av
 import av.container
 import av.error
 
-from avatar.data.prepare.reasons import Rejected
+from avatar.data.preprocess.reasons import Rejected
 from avatar.media.decode import TEXT_CODECS
 
 FIRST_FRAMES = 5  # that are looked at for interlacing

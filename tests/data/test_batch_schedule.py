@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from avatar.data.batch_schedule import ANYWHERE, AT_START, EVENLY, ON_CHANGE, Placement, Plan, changes, place
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
-from avatar.data.encoded import EncodedClips
+from avatar.data.encoded_clips import EncodedClips
 from avatar.data.puppet_latents import WHOLE_BATCHES, LatentBatches
-from avatar.data.sampling import ANYWHERE, AT_START, EVENLY, ON_CHANGE, Placement, Plan, changes, place
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteEncoder
 from avatar.types import REGIONS, Batch

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
-from avatar.data.prepare.sound import level_db
+from avatar.data.preprocess.sound import level_db
 from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
 
 CELLS, ROWS, COLUMNS = 32, 2, 4  # of a look, along each side; of pixels that are read for each of its cells

@@ -25,7 +25,7 @@ from avatar import prepare, run
 from avatar.media.decode import read_audio, read_video
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
-from tests.data.prepare.films import scene, speech, talk, write
+from tests.data.preprocess.films import scene, speech, talk, write
 from tests.stages import random_autoencoder
 
 ROOT = Path(__file__).parents[3]

@@ -13,9 +13,9 @@ import av
 import numpy as np
 from jaxtyping import Bool, Int
 
-from avatar.data.prepare.clips import BITEXACT, Clip
-from avatar.data.prepare.picture import FORMAT
-from avatar.data.prepare.probe import Probe, opened, picture_stream
+from avatar.data.preprocess.clips import BITEXACT, Clip
+from avatar.data.preprocess.picture import FORMAT
+from avatar.data.preprocess.probe import Probe, opened, picture_stream
 from avatar.types import FRAME_RATE
 
 CODEC = "h264"  # what encoded clips are, so that readers meet nothing else

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from avatar.data.prepare import scores
+from avatar.data.preprocess import scores
 from avatar.media.regions import mouth_in
 
 

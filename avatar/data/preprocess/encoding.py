@@ -12,7 +12,7 @@ from torch import Tensor
 
 from avatar.conditioning import audio_timeline
 from avatar.conditioning.prompts import tokens_of
-from avatar.data.prepare.reasons import Rejected
+from avatar.data.preprocess.reasons import Rejected
 from avatar.media.frames import from_uint8
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from avatar.data.prepare import scores
-from avatar.data.prepare.detectors import Detectors, Seen, Watcher
-from avatar.data.prepare.picture import FORMAT, numbered
-from avatar.data.prepare.scores import Look
-from avatar.data.prepare.sound import to_int16
+from avatar.data.preprocess import scores
+from avatar.data.preprocess.detectors import Detectors, Seen, Watcher
+from avatar.data.preprocess.picture import FORMAT, numbered
+from avatar.data.preprocess.scores import Look
+from avatar.data.preprocess.sound import to_int16
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
 BITEXACT = {"fflags": "+bitexact"}

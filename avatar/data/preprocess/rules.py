@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from avatar.data.prepare.clips import whole_length
-from avatar.data.prepare.detectors import Detectors
-from avatar.data.prepare.encoding import Encoders
-from avatar.data.prepare.scores import Scorer
+from avatar.data.preprocess.clips import whole_length
+from avatar.data.preprocess.detectors import Detectors
+from avatar.data.preprocess.encoding import Encoders
+from avatar.data.preprocess.scores import Scorer
 from avatar.types import FRAME_RATE
 
 CHOICES = {"faces": ("keep", "reject"), "no_audio": ("keep", "reject"), "pictures": ("copy", "encode")}

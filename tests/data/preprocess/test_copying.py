@@ -8,15 +8,15 @@ import decord
 import numpy as np
 import pytest
 
-from avatar.data.prepare.clips import Clip
-from avatar.data.prepare.copying import Copied, copy, cuts
-from avatar.data.prepare.detectors import Seen
-from avatar.data.prepare.pipeline import stage
-from avatar.data.prepare.probe import probe
-from avatar.data.prepare.rules import Tools
-from avatar.data.prepare.sources import find
+from avatar.data.preprocess.clips import Clip
+from avatar.data.preprocess.copying import Copied, copy, cuts
+from avatar.data.preprocess.detectors import Seen
+from avatar.data.preprocess.pipeline import stage
+from avatar.data.preprocess.probe import probe
+from avatar.data.preprocess.rules import Tools
+from avatar.data.preprocess.sources import find
 from avatar.media.decode import read_video
-from tests.data.prepare.films import RULES, scene, speech, write
+from tests.data.preprocess.films import RULES, scene, speech, write
 
 FRAMES = 120
 GRAIN = np.random.default_rng(0).integers(-12, 12, (FRAMES, 64, 96, 3))

@@ -12,8 +12,8 @@ import av
 import numpy as np
 from jaxtyping import Float32
 
-from avatar.data.prepare.probe import opened
-from avatar.data.prepare.reasons import Rejected, repair
+from avatar.data.preprocess.probe import opened
+from avatar.data.preprocess.reasons import Rejected, repair
 from avatar.media.decode import LEAST_DOWNMIX_ENERGY
 from avatar.types import SAMPLE_RATE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from avatar.data.prepare.rules import Rules
+from avatar.data.preprocess.rules import Rules
 from avatar.media.decode import read_audio, read_video
 
 HEIGHT, WIDTH = 64, 96

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avatar.data.prepare.samples import SCHEMA, dumps
+from avatar.data.preprocess.samples import SCHEMA, dumps
 from avatar.files import replacing
 from avatar.provenance import versions
 from avatar.types import FRAME_RATE, SAMPLE_RATE

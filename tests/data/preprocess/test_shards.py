@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from avatar.data.prepare import shards
+from avatar.data.preprocess import shards
 
 SPLITS = {"train": 0.6, "dev": 0.2, "test": 0.2}
 

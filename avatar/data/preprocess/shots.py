@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from avatar.data.prepare.scores import Look
+from avatar.data.preprocess.scores import Look
 
 USUAL = 12  # frames that say what is usual
 OUTSTANDING = 4.0  # times the usual jump

@@ -14,8 +14,8 @@ import av.error
 import av.filter
 from av.video.frame import PictureType
 
-from avatar.data.prepare.probe import Probe, opened, picture_stream, varies
-from avatar.data.prepare.reasons import Rejected, repair
+from avatar.data.preprocess.probe import Probe, opened, picture_stream, varies
+from avatar.data.preprocess.reasons import Rejected, repair
 from avatar.types import FRAME_RATE
 
 FORMAT = "yuv420p"

@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from avatar.data.prepare import scores
-from avatar.data.prepare.detectors import Detectors, Watcher
-from avatar.data.prepare.encoding import Encoders
-from avatar.data.prepare.pipeline import stage
-from avatar.data.prepare.rules import Tools
-from avatar.data.prepare.sources import Source, Span, find
+from avatar.data.preprocess import scores
+from avatar.data.preprocess.detectors import Detectors, Watcher
+from avatar.data.preprocess.encoding import Encoders
+from avatar.data.preprocess.pipeline import stage
+from avatar.data.preprocess.rules import Tools
+from avatar.data.preprocess.sources import Source, Span, find
 from avatar.media.decode import read_audio, read_video
 from avatar.models.text_encoders.bytes import ByteEncoder
-from tests.data.prepare.films import EVENTS, RULES, scene, speech, talk, write
+from tests.data.preprocess.films import EVENTS, RULES, scene, speech, talk, write
 
 
 def staged(path, tmp_path, rules=RULES, tools=None, spans=None):

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
-from avatar.data.prepare.sources import SUFFIXES, Source, Span
+from avatar.data.preprocess.sources import SUFFIXES, Source, Span
 
 TALKVID_SCORES = {"dover_scores": "dover", "cotracker_ratio": "cotracker"}
 RADIO = "RD"  # HDTF's subset whose videos are named "Radio" and a number, whoever speaks

@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from avatar.data.prepare.reasons import REJECTS, REPAIRS
-from avatar.data.prepare.shards import Line, Sample
+from avatar.data.preprocess.reasons import REJECTS, REPAIRS
+from avatar.data.preprocess.shards import Line, Sample
 from avatar.types import FRAME_RATE
 
 SHOWN, THUMB = 24, 128  # pictures on the contact sheet, and their height in pixels

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from avatar.data.prepare import copying, picture, samples, scores
-from avatar.data.prepare.clips import Clip, ClipWriter, Encoded
-from avatar.data.prepare.probe import Probe, probe
-from avatar.data.prepare.reasons import Rejected, repair
-from avatar.data.prepare.rules import Rules, Tools
-from avatar.data.prepare.samples import Part, dumps
-from avatar.data.prepare.shots import CutDetector
-from avatar.data.prepare.sound import Sound, level_db, read_sound, silence
-from avatar.data.prepare.sources import Source, read_sidecar
+from avatar.data.preprocess import copying, picture, samples, scores
+from avatar.data.preprocess.clips import Clip, ClipWriter, Encoded
+from avatar.data.preprocess.probe import Probe, probe
+from avatar.data.preprocess.reasons import Rejected, repair
+from avatar.data.preprocess.rules import Rules, Tools
+from avatar.data.preprocess.samples import Part, dumps
+from avatar.data.preprocess.shots import CutDetector
+from avatar.data.preprocess.sound import Sound, level_db, read_sound, silence
+from avatar.data.preprocess.sources import Source, read_sidecar
 from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
 
 
