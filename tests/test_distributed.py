@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from avatar.objectives.parts import average_gradients
+from avatar.objectives.distributed import average_gradients
 from avatar.types import REGIONS, Batch
 from tests import ranks
 from tests.conftest import make_cond

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from avatar.objectives.parts import ranks
+from avatar.objectives.distributed import ranks
 
 
 class Checkpoints(ModelCheckpoint):

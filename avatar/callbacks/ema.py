@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from avatar.models.training_checkpoint import AVERAGE
-from avatar.objectives.parts import gathered
+from avatar.objectives.distributed import gathered
 
 
 class EMA(lightning.Callback):

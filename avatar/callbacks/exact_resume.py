@@ -11,7 +11,7 @@ import lightning
 import torch
 import torch.distributed as dist
 
-from avatar.objectives.parts import ranks
+from avatar.objectives.distributed import ranks
 
 # What asks a run to stop: Ctrl-C; `kill`, or a scheduler that wants its machine back; SLURM's warning (--signal).
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]

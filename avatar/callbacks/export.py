@@ -10,7 +10,7 @@ import torch
 from avatar.callbacks.ema import EMA
 from avatar.models import bundle
 from avatar.models.transforms import merged
-from avatar.objectives.parts import gathered
+from avatar.objectives.distributed import gathered
 from avatar.types import Bundle
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}

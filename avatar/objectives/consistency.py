@@ -21,8 +21,8 @@ from avatar.diffusion.packing import TeacherForced
 from avatar.diffusion.timesteps import shifted
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
+from avatar.objectives.distributed import drawn
 from avatar.objectives.flow_matching import learned, scheduled
-from avatar.objectives.parts import drawn
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import Emphasis, Weighting
 from avatar.types import WHOLE, Batch, Conditioning, Latents, Times

@@ -20,8 +20,8 @@ from avatar.diffusion.packing import Bidirectional, TimestepSampler
 from avatar.diffusion.rollout import Noise, Plan, generate, replay
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
+from avatar.objectives.distributed import average_gradients, drawn, local_gradients, whole
 from avatar.objectives.flow_matching import learned
-from avatar.objectives.parts import average_gradients, drawn, local_gradients, whole
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import Emphasis, Weighting
 from avatar.types import Batch, Conditioning, Latents, Times

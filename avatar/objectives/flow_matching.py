@@ -12,7 +12,7 @@ from avatar.diffusion import path
 from avatar.diffusion.packing import Pattern, TimestepSampler
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.parts import drawn
+from avatar.objectives.distributed import drawn
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import Emphasis, Weighting
 from avatar.types import WHOLE, Batch, Conditioning
