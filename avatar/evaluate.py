@@ -19,22 +19,22 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
 
-from avatar import report, run
+from avatar import run
 from avatar.conditioning import image_to_video
 from avatar.data.encoded_clips import ClipSet, encoded_clips, frames_beyond
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
 from avatar.media.frames import to_uint8
-from avatar.metrics import control, drift
+from avatar.metrics import control, drift, report
 from avatar.metrics.distribution import Trajectory
-from avatar.metrics.reading import PixelReader, ReadClip, Reader, StateReader
 from avatar.metrics.scores import score
+from avatar.metrics.state_estimation import PixelReader, ReadClip, Reader, StateReader
 from avatar.models import bundle, hub
 from avatar.models.video_dit import VideoDiT
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import PixelWorld, World
-from avatar.streaming.runtime import Emitted, StreamStats, stream
 from avatar.streaming.session import Session
+from avatar.streaming.simulation import Emitted, StreamStats, stream
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents
 
 SHOWN = 3  # clips on the contact sheet

@@ -14,8 +14,8 @@ from avatar.media.frames import from_uint8, to_uint8
 from avatar.media.mp4_writer import Mp4Writer
 from avatar.models import bundle, hub
 from avatar.puppet.worlds import PixelWorld
-from avatar.streaming.runtime import StreamStats, stream
 from avatar.streaming.session import Session
+from avatar.streaming.simulation import StreamStats, stream
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 

@@ -18,7 +18,7 @@ from avatar.media import mp4_writer
 from avatar.media.decode import read_audio, read_video
 from avatar.models import bundle
 from avatar.objectives import losses
-from avatar.streaming.runtime import Emitted
+from avatar.streaming.simulation import Emitted
 from avatar.types import SAMPLES_PER_FRAME
 from tests.stages import FILTERS, SMALL_NET, TINY, composed, fitted, plain, random_autoencoder, random_bundle
 

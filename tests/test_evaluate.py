@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from avatar.evaluate import evaluate
-from avatar.report import CONTROLS
+from avatar.metrics.report import CONTROLS
 from tests.stages import composed, random_autoencoder, random_bundle
 
 PIXELS, STATES = ("world.channels=4",), ("world=states", "model=states")

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 from avatar.metrics import statistics
-from avatar.metrics.reading import ReadClip
+from avatar.metrics.state_estimation import ReadClip
 from avatar.puppet.motion import CHANNELS, FACES
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
 

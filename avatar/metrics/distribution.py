@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.spatial.distance import cdist
 
 from avatar.metrics import statistics
-from avatar.metrics.reading import ReadClip
+from avatar.metrics.state_estimation import ReadClip
 from avatar.puppet.motion import HIGH, LOW
 
 WINDOW, HOP = 24, 12  # frames: about a second, half overlapping

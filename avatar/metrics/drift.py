@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from avatar.metrics import identity, lip_sync, statistics
-from avatar.metrics.reading import ReadClip
+from avatar.metrics.state_estimation import ReadClip
 
 BLOCK = 100  # frames: 4 s, enough speech for a correlation
 LEAST_BLOCKS = 4  # for a slope

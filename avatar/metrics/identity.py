@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from avatar.metrics import statistics
-from avatar.metrics.reading import ReadClip
+from avatar.metrics.state_estimation import ReadClip
 
 
 def delta_e(readings: Sequence[ReadClip]) -> float:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from scipy.interpolate import CubicSpline
 
 from avatar.metrics import statistics
-from avatar.metrics.reading import ReadClip
+from avatar.metrics.state_estimation import ReadClip
 from avatar.types import FRAME_RATE
 
 REACH = 15  # frames to either side in which the best lag is looked for: 600 ms

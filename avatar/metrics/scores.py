@@ -6,7 +6,7 @@ from typing import Any
 
 from avatar.metrics import control, drift, identity, lip_sync
 from avatar.metrics.distribution import Trajectory, distribution
-from avatar.metrics.reading import ReadClip
+from avatar.metrics.state_estimation import ReadClip
 
 
 def score(readings: Sequence[ReadClip], others: Sequence[Trajectory] = ()) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from avatar.metrics import statistics
-from avatar.metrics.reading import PixelReader, ReadClip
+from avatar.metrics.state_estimation import PixelReader, ReadClip
 from avatar.puppet.clip import make_clip
 from avatar.puppet.motion import CHANNELS
 from avatar.puppet.worlds import PixelWorld

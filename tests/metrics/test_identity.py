@@ -5,7 +5,7 @@ import pytest
 
 from avatar.media.frames import from_uint8
 from avatar.metrics import identity
-from avatar.metrics.reading import PixelReader
+from avatar.metrics.state_estimation import PixelReader
 from avatar.puppet.identity import Identity
 from avatar.puppet.render import render
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from avatar.metrics.reading import PixelReader
 from avatar.metrics.scores import measured, score
+from avatar.metrics.state_estimation import PixelReader
 from avatar.puppet.motion import HIGH, LOW
 from avatar.types import EMOTIONS, GESTURES, STATES
 from tests.acting import acted

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avatar import files, report
-from avatar.metrics.reading import ReadClip
+from avatar import files
+from avatar.metrics import report
 from avatar.metrics.scores import score
+from avatar.metrics.state_estimation import ReadClip
 from avatar.puppet.motion import CHANNELS
 
 STREAM = {

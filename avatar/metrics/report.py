@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avatar.files import replacing
 from avatar.metrics import drift
-from avatar.metrics.reading import ReadClip
 from avatar.metrics.scores import measured
+from avatar.metrics.state_estimation import ReadClip
 from avatar.provenance import git_revision, machine, versions
 from avatar.types import FRAME_RATE
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.metrics.reading import PixelReader, Reader, StateReader, closures, silence
+from avatar.metrics.state_estimation import PixelReader, Reader, StateReader, closures, silence
 from avatar.puppet.clip import make_clip
 from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
 from avatar.puppet.readout import readable
