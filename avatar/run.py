@@ -25,11 +25,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from avatar.models import bundle, training_checkpoint
+from avatar.models import bundle
 from avatar.models.transforms import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.protocols import AudioEncoder, ImageEncoder, LatentData, TextEncoder, TrainingData, VideoAutoencoder
 from avatar.provenance import git_revision
+from avatar.training import run_checkpoint
 
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 
@@ -93,7 +94,7 @@ def fit(cfg: DictConfig) -> None:
     prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
     resume = cfg.resume
     if resume == "last":
-        resume = training_checkpoint.newest(Path(cfg.folder, "checkpoints"))
+        resume = run_checkpoint.newest(Path(cfg.folder, "checkpoints"))
     if resume is not None:
         _check_resumable(resume, objective)
     trainer = hydra.utils.instantiate(
@@ -254,11 +255,11 @@ def _check_resumable(path: str | Path, objective: torch.nn.Module) -> None:
     """Raise ValueError for a checkpoint that isn't one of this objective and these networks."""
     wanted = f"give a .ckpt of this run's checkpoints folder, and the arguments of that run; got resume={path}"
     try:
-        saved = training_checkpoint.shapes(Path(path))
+        saved = run_checkpoint.shapes(Path(path))
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}; {wanted}") from error
     own = {name: weight.shape for name, weight in objective.state_dict().items()}
-    saved = {name: shape for name, shape in saved.items() if not name.startswith(training_checkpoint.AVERAGE)}
+    saved = {name: shape for name, shape in saved.items() if not name.startswith(run_checkpoint.AVERAGE)}
     strange = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name] != saved[name]]
     if strange:
         raise ValueError(f"a checkpoint of other networks, different in {', '.join(strange[:3])}; {wanted}")

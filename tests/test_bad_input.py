@@ -17,7 +17,7 @@ from avatar.data.shard_index import Filters, Index
 from avatar.data.shard_reader import check_captions
 from avatar.data.tar import Tars
 from avatar.files import fault, load_tensors
-from avatar.models import bundle, training_checkpoint, weight_files
+from avatar.models import bundle, weight_files
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
@@ -27,6 +27,7 @@ from avatar.models.transforms import Checkpointing, Compiled, LoRA
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance, ImageEntrance
 from avatar.puppet.worlds import PixelWorld
+from avatar.training import run_checkpoint
 from tests.conftest import CHANNELS, make_net
 from tests.data.shard_sets import sample, write_set
 from tests.data.test_shard_clips import data as shard_clips
@@ -209,7 +210,7 @@ def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
         torch.save({"generator": code, "state_dict": {"weight": code}}, path)
     look = {
         "a.pt": weight_files.opened,
-        "a.ckpt": training_checkpoint.shapes,
+        "a.ckpt": run_checkpoint.shapes,
         "folder": lambda path: Wav2Vec2(str(path)),
     }
     with pytest.raises(ValueError, match=r"it carries code: posix\.system"):
@@ -231,7 +232,7 @@ def test_a_damaged_safetensors_file_is_no_checkpoint_and_no_cache(tmp_path, cont
         content = path.read_bytes()[:200]
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is no checkpoint of a training run"):
-        training_checkpoint.shapes(path)
+        run_checkpoint.shapes(path)
     with pytest.raises(ValueError, match=r"no readable safetensors file .*delete .*a.safetensors, and it is made anew"):
         load_tensors(path, ["a"])
 

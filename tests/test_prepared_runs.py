@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from avatar.callbacks.export import Export
 from avatar.diffusion.packing import Bidirectional
 from avatar.models import bundle
+from avatar.training.callbacks.export import Export
 from tests import ranks
 from tests.stages import SMALL_NET, fitted, random_bundle
 from tests.test_distributed import CRITIC_SGD, SGD

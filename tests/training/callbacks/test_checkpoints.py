@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from avatar.callbacks import checkpoints
+from avatar.training.callbacks import checkpoints
 
 
 @pytest.mark.parametrize(

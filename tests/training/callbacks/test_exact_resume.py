@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from avatar.callbacks import exact_resume
+from avatar.training.callbacks import exact_resume
 
 
 @pytest.mark.parametrize("saved, rank, wanted", [(2, 0, 0), (2, 1, 1), (1, 1, 0), (3, 1, 0)])

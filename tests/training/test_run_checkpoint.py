@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from avatar.models import training_checkpoint
+from avatar.training import run_checkpoint
 from tests.conftest import make_net
 
 pytestmark = [
@@ -36,28 +36,28 @@ def weights() -> dict[str, torch.Tensor]:
 def folder(tmp_path, weights) -> Path:
     path = tmp_path / "step=1.ckpt"
     dcp.save({"state_dict": weights, "optimizer_0": {"lr": 0.1}}, checkpoint_id=path)
-    torch.save({"global_step": 1}, path / training_checkpoint.BESIDE_WEIGHTS)
+    torch.save({"global_step": 1}, path / run_checkpoint.BESIDE_WEIGHTS)
     return path
 
 
 def test_files_and_folders_tell_the_shapes_of_weights(tmp_path, weights, folder):
     expected = {name: weight.shape for name, weight in weights.items()}
     torch.save({"state_dict": weights}, tmp_path / "file.ckpt")
-    assert training_checkpoint.shapes(tmp_path / "file.ckpt") == expected
-    assert training_checkpoint.shapes(folder) == expected
+    assert run_checkpoint.shapes(tmp_path / "file.ckpt") == expected
+    assert run_checkpoint.shapes(folder) == expected
 
 
 def test_the_newest_is_the_one_that_was_written_to_its_end_last(tmp_path, weights, folder):
-    end = folder / training_checkpoint.BESIDE_WEIGHTS
+    end = folder / run_checkpoint.BESIDE_WEIGHTS
     torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
     for newest, other in ((folder, tmp_path / "last.ckpt"), (tmp_path / "last.ckpt", end)):
         os.utime(end if newest == folder else newest, (2, 2))
         os.utime(other, (1, 1))
-        assert training_checkpoint.newest(tmp_path) == newest
+        assert run_checkpoint.newest(tmp_path) == newest
     os.utime(end, (3, 3))
     end.unlink()  # as in a run that was killed while it saved
-    assert training_checkpoint.newest(tmp_path) == tmp_path / "last.ckpt"
-    assert training_checkpoint.newest(tmp_path / "none") is None
+    assert run_checkpoint.newest(tmp_path) == tmp_path / "last.ckpt"
+    assert run_checkpoint.newest(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("where", ["file", "beside", "description", "dotted", "value"])
@@ -67,7 +67,7 @@ def test_what_carries_code_is_refused_before_it_runs(tmp_path, weights, folder, 
         path = tmp_path / "file.ckpt"
         torch.save({"state_dict": weights, "more": bomb}, path)
     elif where == "beside":
-        torch.save({"more": bomb}, folder / training_checkpoint.BESIDE_WEIGHTS)
+        torch.save({"more": bomb}, folder / run_checkpoint.BESIDE_WEIGHTS)
     elif where == "description":
         (folder / ".metadata").write_bytes(pickle.dumps(bomb))
     elif where == "dotted":  # a function that one of torch's own modules happens to have imported
@@ -76,7 +76,7 @@ def test_what_carries_code_is_refused_before_it_runs(tmp_path, weights, folder, 
     else:
         path = tmp_path / "step=2.ckpt"
         dcp.save({"state_dict": weights, "optimizer_0": {"lr": bomb}}, checkpoint_id=path)
-        torch.save({}, path / training_checkpoint.BESIDE_WEIGHTS)
+        torch.save({}, path / run_checkpoint.BESIDE_WEIGHTS)
     with pytest.raises(ValueError, match="no checkpoint of a training run"):
-        training_checkpoint.shapes(path)
+        run_checkpoint.shapes(path)
     assert not bomb.path.exists()

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from avatar.callbacks.finite import Finite
 from avatar.objectives import losses
+from avatar.training.callbacks.finite import Finite
 from tests.stages import FILTERS, SMALL_NET, fitted
 
 pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from avatar.callbacks.export import Export
 from avatar.models import bundle
+from avatar.training.callbacks.export import Export
 
 NETWORK = {
     "_target_": "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder",

@@ -7,10 +7,10 @@ from typing import Any
 import lightning
 import torch
 
-from avatar.callbacks.ema import EMA
 from avatar.models import bundle
 from avatar.models.transforms import merged
 from avatar.objectives.distributed import gathered
+from avatar.training.callbacks.ema import EMA
 from avatar.types import Bundle
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from avatar.models.training_checkpoint import AVERAGE
 from avatar.objectives.distributed import gathered
+from avatar.training.run_checkpoint import AVERAGE
 
 
 class EMA(lightning.Callback):
