@@ -5,7 +5,7 @@ python distill.py objective=consistency teacher=CAUSAL          jumps along its 
 python distill.py objective=dmd init=STUDENT teacher=TEACHER    distribution matching on the student's own rollouts
 """
 
-from avatar import run
+from avatar.training import fit
 
 if __name__ == "__main__":
-    run.main("distill", run.fit)
+    fit.main("distill", fit.fit)

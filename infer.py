@@ -1,6 +1,7 @@
 """Stream a portrait and a voice through a student: `python infer.py image=me.png audio=hello.wav out=me.mp4`."""
 
-from avatar import film, run
+from avatar.commands import infer
+from avatar.training import fit
 
 if __name__ == "__main__":
-    run.main("infer", film.film)
+    fit.main("infer", infer.film)

@@ -2,7 +2,7 @@
 
 import hydra
 
-from avatar import run
+from avatar.training import fit
 
 if __name__ == "__main__":
-    run.main("train", lambda cfg: hydra.utils.get_method(cfg.task)(cfg))
+    fit.main("train", lambda cfg: hydra.utils.get_method(cfg.task)(cfg))

@@ -33,14 +33,14 @@ from hydra import compose, initialize_config_dir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
-from avatar import run
-from avatar.dry import clip_of
+from avatar.commands.summarize import clip_of
 from avatar.files import write_text
 from avatar.models import flops
 from avatar.models.transforms import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import FeatureTextEntrance
 from avatar.provenance import recorded
+from avatar.training import fit
 from avatar.types import REGIONS, ROLES, Batch, Conditioning
 
 WARM = 3  # steps that aren't counted: kernels are chosen and compiled, the optimiser makes its state
@@ -131,11 +131,11 @@ def peak_bytes(device: str) -> int:
 
 def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     own = ["model=wan_1_3b", f"folder={folder}", "name=benchmark", f"seed={arguments.seed}", *arguments.overrides]
-    with initialize_config_dir(run.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(fit.CONFIGS, version_base="1.3"):
         cfg = compose("train", overrides=own)
-    run.quieten()
+    fit.quieten()
     warnings.filterwarnings("ignore", ".*no `val_dataloader`")
-    run.prepare_torch(cfg.threads)
+    fit.prepare_torch(cfg.threads)
     lightning.seed_everything(cfg.seed, verbose=False)
     objective = hydra.utils.instantiate(cfg.objective)
     pixels = {name: getattr(arguments, name) for name in ("frames", "height", "width", "text_tokens", "image_tokens")}

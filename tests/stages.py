@@ -9,8 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from avatar import run
 from avatar.models import bundle
+from avatar.training import fit
 from avatar.types import Bundle
 
 ANY_DATA = (
@@ -36,19 +36,19 @@ SMALL_NET = (
     "model.network.text.width=8",
     "model.network.text.layers=1",
 )
-FILTERS = tuple(f"ignore:{message}" for message in run.HARMLESS)
+FILTERS = tuple(f"ignore:{message}" for message in fit.HARMLESS)
 
 
 def composed(config: str, *overrides: str) -> DictConfig:
     """A config as Hydra makes it of these overrides."""
-    with initialize_config_dir(run.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(fit.CONFIGS, version_base="1.3"):
         return compose(config, list(overrides))
 
 
 def fitted(script: str, folder: Path, *overrides: str, tiny: Sequence[str] = TINY) -> Path:
     """The bundle of a stage's tiny run into `folder`; clips are shared with the runs beside it."""
     cfg = composed(script, *tiny, f"folder='{folder}'", f"cache='{folder.parent / 'cache'}'", "name=test", *overrides)
-    run.fit(cfg)
+    fit.fit(cfg)
     return folder / f"{cfg.kind}.safetensors"
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from avatar import evaluate, run
+from avatar.commands import evaluate
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.shard_index import Filters, Index
 from avatar.data.shard_reader import check_captions
@@ -27,7 +27,7 @@ from avatar.models.transforms import Checkpointing, Compiled, LoRA
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance, ImageEntrance
 from avatar.puppet.worlds import PixelWorld
-from avatar.training import run_checkpoint
+from avatar.training import fit, run_checkpoint
 from tests.conftest import CHANNELS, make_net
 from tests.data.shard_sets import sample, write_set
 from tests.data.test_shard_clips import data as shard_clips
@@ -57,7 +57,7 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
     place = [f"folder='{tmp_path}/run'", f"cache='{tmp_path}/cache'", f"hydra.run.dir='{tmp_path}/hydra'", "threads=1"]
     monkeypatch.setattr(sys, "argv", [script, *arguments, *place, *quiet])
     with pytest.raises(SystemExit) as stop:
-        run.main(script, task)
+        fit.main(script, task)
     told = capsys.readouterr().err
     assert stop.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1, told
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run" / "config.yaml").exists()
@@ -80,7 +80,7 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
 )
 @pytest.mark.usefixtures("unchecked")
 def test_a_training_that_can_not_work_does_not_begin(monkeypatch, capsys, tmp_path, mistake, told):
-    assert told in refused(monkeypatch, capsys, tmp_path, "train", run.fit, *TINY, *SMALL_NET, *mistake.split())
+    assert told in refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *TINY, *SMALL_NET, *mistake.split())
 
 
 @pytest.mark.parametrize("preparation", [LoRA(2, 2), Checkpointing(), Compiled()])
@@ -97,8 +97,8 @@ def test_an_evaluation_of_another_world_does_not_begin(monkeypatch, capsys, tmp_
 
 
 def test_a_window_that_no_clip_fills_is_told():
-    assert run.unseen(8, [3, 8]) is None
-    told = run.unseen(20, [3, 8])
+    assert fit.unseen(8, [3, 8]) is None
+    told = fit.unseen(20, [3, 8])
     assert told is not None and told.startswith("plan.window=20 latents, but clips of training have 8 at most")
 
 
@@ -284,7 +284,7 @@ def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypa
 def test_a_prepared_set_that_can_not_be_trained_on_leaves_the_folder_free(monkeypatch, capsys, tmp_path):
     folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
     of = ("data=shards", f"data.urls='{folder}'", "data.buckets.lengths=[2]", "data.buckets.weights=[1]")
-    told = refused(monkeypatch, capsys, tmp_path, "train", run.fit, *ANY_DATA, *SMALL_NET, *of, LIPS)
+    told = refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *ANY_DATA, *SMALL_NET, *of, LIPS)
     assert "has latents of autoencoder" in told
 
 

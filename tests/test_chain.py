@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from avatar.evaluate import evaluate
+from avatar.commands.evaluate import evaluate
 from tests.stages import FILTERS, composed, fitted
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]

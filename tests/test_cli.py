@@ -13,19 +13,20 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
-from avatar import evaluate, film, run
+from avatar.commands import evaluate, infer
 from avatar.media import mp4_writer
 from avatar.media.decode import read_audio, read_video
 from avatar.models import bundle
 from avatar.objectives import losses
 from avatar.streaming.simulation import Emitted
+from avatar.training import fit
 from avatar.types import SAMPLES_PER_FRAME
 from tests.stages import FILTERS, SMALL_NET, TINY, composed, fitted, plain, random_autoencoder, random_bundle
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 ROOT = Path(__file__).parents[1]
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
-TASKS = {"train": run.fit, "distill": run.fit, "infer": film.film, "evaluate": evaluate.evaluate}
+TASKS = {"train": fit.fit, "distill": fit.fit, "infer": infer.film, "evaluate": evaluate.evaluate}
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def command(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", [script, *arguments, f"hydra.run.dir='{tmp_path}/run'", *QUIET])
         capsys.readouterr()
         try:
-            run.main(script, TASKS[script])
+            fit.main(script, TASKS[script])
         except SystemExit as stop:
             assert isinstance(stop.code, int)
             return stop.code, capsys.readouterr().err

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from avatar.models import bundle
-from avatar.run import CONFIGS
+from avatar.training.fit import CONFIGS
 from avatar.types import Bundle
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONFIGS, "experiment").glob("*.yaml"))

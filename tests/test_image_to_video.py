@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from avatar import film, run
+from avatar.commands import infer
+from avatar.commands.evaluate import evaluate
 from avatar.conditioning import image_to_video
 from avatar.diffusion.rollout import Noise, generate
-from avatar.evaluate import evaluate
 from avatar.models import bundle
+from avatar.training import fit
 from avatar.types import SAMPLES_PER_FRAME, join
 from tests.models import speech_networks
 from tests.stages import ANY_DATA, FILTERS, SMALL_NET, composed, fitted, random_autoencoder
@@ -66,7 +67,7 @@ def test_it_trains_and_remembers_its_image_encoder(stages, encoder, folder):
 @torch.no_grad()
 def test_it_streams_what_its_rollout_makes(stages, world, folder):
     cfg = composed("infer", *world, f"student='{stages['causal']}'", f"folder='{folder}'")
-    session = film.open_session(cfg, torch.rand(1, 3, 1, 64, 64))
+    session = infer.open_session(cfg, torch.rand(1, 3, 1, 64, 64))
     seen, chunk = [], session.rollout.chunk
     session.rollout.chunk = lambda cond: (seen.append(cond), chunk(cond))[1]
     frames = torch.cat([session.push(torch.randn(10 * SAMPLES_PER_FRAME)), session.finish()], dim=1)
@@ -104,7 +105,7 @@ def test_an_encoder_too_few_or_too_many_is_refused_before_the_first_step(
     given = encoder if encoded else ()
     place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test", "steps=1")
     with pytest.raises(ValueError, match=message):
-        run.fit(composed("train", *PUPPETS, *network, *world, *given, *place))
+        fit.fit(composed("train", *PUPPETS, *network, *world, *given, *place))
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
@@ -113,4 +114,4 @@ def test_another_image_encoder_than_the_teachers_is_refused(stages, world, encod
     stage = ("objective=teacher_forcing", f"teacher='{stages['teacher']}'", "image_encoder@image=clip")
     other = speech_networks.clip(tmp_path / "other")
     with pytest.raises(ValueError, match=r"trained with image by .* give those that it was trained with"):
-        run.fit(composed("distill", *PUPPETS, *NETWORK, *world, *stage, f"image.weights='{other}'", *place))
+        fit.fit(composed("distill", *PUPPETS, *NETWORK, *world, *stage, f"image.weights='{other}'", *place))

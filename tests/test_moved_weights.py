@@ -8,8 +8,8 @@ import torch
 from hydra.errors import InstantiationException
 from scipy.io import wavfile
 
-from avatar import film
-from avatar.evaluate import evaluate
+from avatar.commands import infer
+from avatar.commands.evaluate import evaluate
 from avatar.models import bundle
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.audio_encoders.windowed import WindowedEncoder
@@ -81,7 +81,7 @@ def filmed(student: tuple[Path, Path], folder: Path, *arguments: str) -> Path:
     wavfile.write(folder / "a.wav", 16_000, np.zeros(8_000, np.int16))
     bundle, autoencoder = student
     given = [f"student='{bundle}'", f"world.autoencoder.path='{autoencoder}'", f"audio='{folder}/a.wav'"]
-    film.film(composed("infer", *given, f"out='{folder}/a.mp4'", f"folder='{folder}'", "threads=1", *arguments))
+    infer.film(composed("infer", *given, f"out='{folder}/a.mp4'", f"folder='{folder}'", "threads=1", *arguments))
     return folder / "a.mp4"
 
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from scipy.io import wavfile
 
-from avatar import film
-from avatar.convert import convert
+from avatar.commands import infer
+from avatar.commands.convert import convert
 from avatar.media.decode import read_video
 from avatar.models import bundle
 from tests.models import speech_networks
@@ -87,7 +87,7 @@ def test_published_weights_become_a_student_that_streams(published, tmp_path):
     wavfile.write(tmp_path / "a.wav", 16_000, np.zeros(16_000, np.int16))
     out = tmp_path / "me.mp4"
     given = (f"student='{made[0]}'", f"audio='{tmp_path}/a.wav'", f"out='{out}'", "prompt='a happy orange cat'")
-    film.film(composed("infer", *world, "world.view.size=64", f"folder='{tmp_path}'", "threads=1", *given))
+    infer.film(composed("infer", *world, "world.view.size=64", f"folder='{tmp_path}'", "threads=1", *given))
     assert read_video(out)[0].shape == (25, 64, 64, 3)
     convert(composed("convert", f"bundle='{made[0]}'", f"out='{tmp_path}/out'", "allow=['*']"))
     again = WanTransformer3DModel.from_pretrained(tmp_path / "out").state_dict()

@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from avatar.diffusion.packing import Bidirectional
 from avatar.models.transforms import Checkpointing, LoRA, merged, prepare
-from avatar.run import CONFIGS
+from avatar.training.fit import CONFIGS
 from tests.conftest import make_cond, make_net
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from avatar import run
 from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder, distilled
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.objectives.decoder_distillation import DecoderDistillation
 from avatar.objectives.weighting import Emphasis
 from avatar.protocols import VideoAutoencoder
+from avatar.training import fit
 from avatar.types import REGIONS, Bundle, Frames
 from tests.stages import FILTERS, composed, random_autoencoder
 
@@ -112,7 +112,7 @@ def trained(tmp_path_factory):
         f"cache='{folder / 'cache'}'",
         "name=test",
     )
-    run.fit(cfg)
+    fit.fit(cfg)
     return bundle.load(str(path)), bundle.load(str(folder / "run" / "autoencoder.safetensors"), ["autoencoder"])
 
 

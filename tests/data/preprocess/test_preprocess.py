@@ -21,10 +21,11 @@ import webdataset
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from avatar import prepare, run
+from avatar.commands import preprocess
 from avatar.media.decode import read_audio, read_video
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
+from avatar.training import fit
 from tests.data.preprocess.films import scene, speech, talk, write
 from tests.stages import random_autoencoder
 
@@ -56,13 +57,13 @@ def videos(tmp_path_factory):
 
 def prepared(videos: Path, out: Path, *overrides: str) -> Path:
     changes = OmegaConf.from_dotlist([*TINY, *overrides])
-    prepare.prepare(OmegaConf.merge(composed(), changes, {"source": str(videos), "out": str(out)}))
+    preprocess.prepare(OmegaConf.merge(composed(), changes, {"source": str(videos), "out": str(out)}))
     return out
 
 
 @functools.cache
 def composed():
-    with initialize_config_dir(run.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(fit.CONFIGS, version_base="1.3"):
         cfg = compose("prepare", overrides=["source=?", "out=?", "folder=/tmp"])
     OmegaConf.set_struct(cfg, False)
     return cfg
@@ -252,7 +253,7 @@ def test_mistakes_are_told(videos, tmp_path, override, told):
 
 def test_two_runs_into_one_folder_are_refused(videos, tmp_path):
     (tmp_path / "set").mkdir()
-    with prepare._locked(tmp_path / "set"), pytest.raises(ValueError, match="another run"):
+    with preprocess._locked(tmp_path / "set"), pytest.raises(ValueError, match="another run"):
         prepared(videos, tmp_path / "set")
 
 
@@ -314,7 +315,7 @@ def test_stopped_for_real_it_goes_on_to_the_same_set_and_leaves_nobody_behind(da
     out = tmp_path / "set"
     arguments = [f"source='{videos}'", f"out='{out}'", *TINY, "workers=1", f"hydra.run.dir='{tmp_path}/run'"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "avatar.prepare", *arguments],
+        [sys.executable, "-m", "avatar.commands.preprocess", *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -9,9 +9,9 @@ from time import perf_counter
 from omegaconf import DictConfig
 from scipy.io import wavfile
 
-from avatar import run
 from avatar.media.mp4_writer import write_png
 from avatar.puppet.clip import make_clip
+from avatar.training import fit
 from avatar.types import SAMPLE_RATE
 
 
@@ -44,7 +44,7 @@ def demo(cfg: DictConfig) -> None:
     _run(
         [
             "-m",
-            "avatar.evaluate",
+            "avatar.commands.evaluate",
             f"student={student}",
             f"teacher={teacher}",
             "split=test",
@@ -85,4 +85,4 @@ def _set_aside(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run.main("demo", demo)
+    fit.main("demo", demo)

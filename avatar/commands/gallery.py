@@ -1,4 +1,4 @@
-"""A page of the puppet world to look at: `python -m avatar.gallery out=outputs/gallery.png`.
+"""A page of the puppet world to look at: `python -m avatar.commands.gallery out=outputs/gallery.png`.
 
 Identities, emotions, gestures in mid-motion, framings with backdrops and things: all that a clip can show, from fixed
 seeds.
@@ -11,13 +11,13 @@ from jaxtyping import UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-from avatar import run
 from avatar.files import replacing
 from avatar.puppet.gestures import EASE_S, HELD, REST, SECONDS, WITHOUT_ARMS, Event
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import CHANNELS, Direction, animate, channel
 from avatar.puppet.render import render
 from avatar.puppet.setting import BACKDROPS, CAMERAS, PORTRAIT, Setting, Thing
+from avatar.training import fit
 from avatar.types import EMOTIONS, FRAME_RATE, STATES
 
 LABEL, GAP = 16, 6  # pixels
@@ -25,8 +25,8 @@ LABEL, GAP = 16, 6  # pixels
 
 def gallery(cfg: DictConfig) -> None:
     """Draw the page into `cfg.out`, a PNG that doesn't exist yet."""
-    run.check_whole(64, size=cfg.size)
-    run.check_whole(1, columns=cfg.columns)
+    fit.check_whole(64, size=cfg.size)
+    fit.check_whole(1, columns=cfg.columns)
     out = Path(cfg.out)
     if out.suffix != ".png":
         raise ValueError(f"out={out}; wanted a name that ends in .png")
@@ -108,4 +108,4 @@ def _standing(backdrop: str, size: int) -> UInt8[np.ndarray, "h h 3"]:
 
 
 if __name__ == "__main__":
-    run.main("gallery", gallery)
+    fit.main("gallery", gallery)

@@ -5,7 +5,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from omegaconf import OmegaConf
 
-from avatar.convert import convert
+from avatar.commands.convert import convert
 from avatar.models import bundle
 from tests.models.test_wan_weights import difference, network, saved, theirs
 

@@ -1,7 +1,7 @@
 """Published weights to a bundle, which every other command takes, and a bundle back to diffusers' layout.
 
-python -m avatar.convert model=wan_1_3b model.weights=Wan2.1-T2V-1.3B-Diffusers/transformer out=wan/teacher.safetensors
-python -m avatar.convert bundle=wan/teacher.safetensors out=wan/transformer
+python -m avatar.commands.convert model=wan_1_3b model.weights=Wan2.1-T2V-1.3B-Diffusers/transformer out=wan/teacher.safetensors
+python -m avatar.commands.convert bundle=wan/teacher.safetensors out=wan/transformer
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from avatar import run
 from avatar.models import bundle, wan_weights
 from avatar.models.video_dit import VideoDiT
+from avatar.training import fit
 from avatar.types import Bundle
 
 
@@ -38,7 +38,7 @@ def _to_bundle(cfg: DictConfig, out: Path) -> None:
         raise ValueError(f"a bundle named {out}; give out= a name that ends in .safetensors")
     if out.exists():
         raise FileExistsError(f"{out} exists, and is not overwritten; give another out=")
-    encoders = run.encoders(cfg)
+    encoders = fit.encoders(cfg)
     _check_encoders(cfg.model.network, encoders)
     net = hydra.utils.instantiate(cfg.model)
     origin = bundle.origin_of(net)
@@ -65,4 +65,4 @@ def _check_encoders(network: DictConfig, encoders: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run.main("convert", convert)
+    fit.main("convert", convert)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from avatar import demo
+from avatar.commands import demo
 from tests.stages import composed
 
 STAGES = ("teacher", "causal_teacher", "consistency", "dmd", "infer")
@@ -27,7 +27,7 @@ def run_demo(tmp_path, monkeypatch):
             commands.append(arguments)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "note").write_text(note)
-            if "avatar.evaluate" in arguments:
+            if "avatar.commands.evaluate" in arguments:
                 (folder / "report.json").write_text(json.dumps({"stages": {}}))
             return 1.0
 

@@ -1,4 +1,4 @@
-"""Score a bundle on held-out puppets: `python -m avatar.evaluate student=BUNDLE split=dev seed=1`.
+"""Score a bundle on held-out puppets: `python -m avatar.commands.evaluate student=BUNDLE split=dev seed=1`.
 
 Every system makes the same clips, from the same references and sound, and is read by the same reader; beside the models
 stand the controls that say what their figures are worth: the ground truth, the ground truth through the autoencoder,
@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
 
-from avatar import run
 from avatar.conditioning import image_to_video
 from avatar.data.encoded_clips import ClipSet, encoded_clips, frames_beyond
 from avatar.diffusion.generation import ChunkByChunk, Generator
@@ -35,6 +34,7 @@ from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoe
 from avatar.puppet.worlds import PixelWorld, World
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted, StreamStats, stream
+from avatar.training import fit
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents
 
 SHOWN = 3  # clips on the contact sheet
@@ -128,10 +128,10 @@ class Evaluation:
 
 def evaluate(cfg: DictConfig) -> None:
     """Make, read and score all systems; write report.json, report.md and pictures into the folder."""
-    run.check_whole(2, clips=cfg.clips)  # or else shuffled audio would be a clip's own
-    run.check_whole(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
-    run.check_whole(0, seed=cfg.seed, others=cfg.others, control=cfg.control)
-    run.prepare_torch(cfg.threads)
+    fit.check_whole(2, clips=cfg.clips)  # or else shuffled audio would be a clip's own
+    fit.check_whole(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
+    fit.check_whole(0, seed=cfg.seed, others=cfg.others, control=cfg.control)
+    fit.prepare_torch(cfg.threads)
     folder = Path(cfg.folder)
     if (folder / "report.json").exists():
         raise FileExistsError(f"{folder} holds a report already, which is not overwritten; give another folder=")
@@ -147,7 +147,7 @@ def evaluate(cfg: DictConfig) -> None:
     for net in filter(None, (student, teacher)):
         bundle.check_latents(net, autoencoder)
         bundle.check_encoders(net, origin.config, encoders)
-        run.check_fit(net, autoencoder, **encoders, sizes=[(height, width)])
+        fit.check_fit(net, autoencoder, **encoders, sizes=[(height, width)])
     whole = hydra.utils.instantiate(cfg.teacher_sampler)
     streams = origin.kind != "teacher"  # which sees all of a clip at once
     plan = plan_of(origin.plan, dict(cfg.plan or {}))
@@ -304,4 +304,4 @@ def timed(stages: dict[str, float], name: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run.main("evaluate", evaluate)
+    fit.main("evaluate", evaluate)

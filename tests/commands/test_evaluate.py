@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from avatar.evaluate import evaluate
+from avatar.commands.evaluate import evaluate
 from avatar.metrics.report import CONTROLS
 from tests.stages import composed, random_autoencoder, random_bundle
 
