@@ -25,10 +25,10 @@ help: ## list the targets
 setup: $(VENV)/.setup ## make .venv and install the project into it, with CPU torch where there is no GPU
 
 demo: setup ## clips -> teacher -> student -> stream, small, on the CPU; leaves outputs/demo/
-	$(PY) -m avatar.commands.demo
+	$(PY) -m avatar demo
 
 gallery: setup ## draw a page of the puppet world: outputs/gallery.png
-	$(PY) -m avatar.commands.gallery
+	$(PY) -m avatar gallery
 
 test: check ## ruff, pyright and the fast tests
 	$(PYTEST)

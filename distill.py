@@ -5,7 +5,8 @@ python distill.py objective=consistency teacher=CAUSAL          jumps along its 
 python distill.py objective=dmd init=STUDENT teacher=TEACHER    distribution matching on the student's own rollouts
 """
 
-from avatar.training import fit
+from avatar import cli
+from avatar.training.fit import fit
 
 if __name__ == "__main__":
-    fit.main("distill", fit.fit)
+    cli.main("distill", fit)

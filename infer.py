@@ -1,7 +1,7 @@
 """Stream a portrait and a voice through a student: `python infer.py image=me.png audio=hello.wav out=me.mp4`."""
 
-from avatar.commands import infer
-from avatar.training import fit
+from avatar import cli
+from avatar.commands.infer import infer
 
 if __name__ == "__main__":
-    fit.main("infer", infer.film)
+    cli.main("infer", infer)

@@ -2,7 +2,7 @@
 
 import hydra
 
-from avatar.training import fit
+from avatar import cli
 
 if __name__ == "__main__":
-    fit.main("train", lambda cfg: hydra.utils.get_method(cfg.task)(cfg))
+    cli.main("train", lambda cfg: hydra.utils.get_method(cfg.task)(cfg))

@@ -21,9 +21,9 @@ import av
 import numpy as np
 from hydra import compose, initialize_config_dir
 
+from avatar import cli
 from avatar.commands import preprocess
 from avatar.provenance import machine
-from avatar.training import fit
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
 
@@ -96,10 +96,10 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
 
     def whole(source: Path, out: Path) -> float:
         workers = [f"workers={arguments.workers}", "folder=.", *arguments.overrides]
-        with initialize_config_dir(fit.CONFIGS, version_base="1.3"):
+        with initialize_config_dir(cli.CONFIGS, version_base="1.3"):
             cfg = compose("prepare", overrides=[f"source='{source}'", f"out='{out}'", *workers])
         start = perf_counter()
-        preprocess.prepare(cfg)
+        preprocess.preprocess(cfg)
         return perf_counter() - start
 
     # What a run costs whatever its sources last: processes that start, and the report.

@@ -33,12 +33,14 @@ from hydra import compose, initialize_config_dir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
+from avatar import cli
 from avatar.commands.summarize import clip_of
 from avatar.files import write_text
 from avatar.models import flops
 from avatar.models.transforms import prepare
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import FeatureTextEntrance
+from avatar.process import set_up_torch
 from avatar.provenance import recorded
 from avatar.training import fit
 from avatar.types import REGIONS, ROLES, Batch, Conditioning
@@ -131,17 +133,17 @@ def peak_bytes(device: str) -> int:
 
 def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     own = ["model=wan_1_3b", f"folder={folder}", "name=benchmark", f"seed={arguments.seed}", *arguments.overrides]
-    with initialize_config_dir(fit.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(cli.CONFIGS, version_base="1.3"):
         cfg = compose("train", overrides=own)
-    fit.quieten()
+    fit.silence_lightning()
     warnings.filterwarnings("ignore", ".*no `val_dataloader`")
-    fit.prepare_torch(cfg.threads)
+    set_up_torch(cfg.threads)
     lightning.seed_everything(cfg.seed, verbose=False)
     objective = hydra.utils.instantiate(cfg.objective)
     pixels = {name: getattr(arguments, name) for name in ("frames", "height", "width", "text_tokens", "image_tokens")}
     clip = clip_of(objective.net, **pixels)
     data = RandomClips(objective.net, clip, arguments.clips, WARM + arguments.steps)
-    flops = 3 * arguments.clips * flops.forward_flops(objective.net, clip)
+    step_flops = 3 * arguments.clips * flops.forward_flops(objective.net, clip)
     parameters = flops.parameters(objective.net)
     prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
     clock = Clock()

@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from avatar import cli
 from avatar.models import bundle
 from avatar.training import fit
 from avatar.types import Bundle
@@ -36,12 +37,12 @@ SMALL_NET = (
     "model.network.text.width=8",
     "model.network.text.layers=1",
 )
-FILTERS = tuple(f"ignore:{message}" for message in fit.HARMLESS)
+FILTERS = tuple(f"ignore:{message}" for message in fit.IGNORED_WARNINGS)
 
 
 def composed(config: str, *overrides: str) -> DictConfig:
     """A config as Hydra makes it of these overrides."""
-    with initialize_config_dir(fit.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(cli.CONFIGS, version_base="1.3"):
         return compose(config, list(overrides))
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from avatar import cli
 from avatar.commands import evaluate
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.shard_index import Filters, Index
@@ -27,7 +28,7 @@ from avatar.models.transforms import Checkpointing, Compiled, LoRA
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance, ImageEntrance
 from avatar.puppet.worlds import PixelWorld
-from avatar.training import fit, run_checkpoint
+from avatar.training import checks, fit, run_checkpoint
 from tests.conftest import CHANNELS, make_net
 from tests.data.shard_sets import sample, write_set
 from tests.data.test_shard_clips import data as shard_clips
@@ -57,7 +58,7 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
     place = [f"folder='{tmp_path}/run'", f"cache='{tmp_path}/cache'", f"hydra.run.dir='{tmp_path}/hydra'", "threads=1"]
     monkeypatch.setattr(sys, "argv", [script, *arguments, *place, *quiet])
     with pytest.raises(SystemExit) as stop:
-        fit.main(script, task)
+        cli.main(script, task)
     told = capsys.readouterr().err
     assert stop.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1, told
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run" / "config.yaml").exists()
@@ -97,8 +98,8 @@ def test_an_evaluation_of_another_world_does_not_begin(monkeypatch, capsys, tmp_
 
 
 def test_a_window_that_no_clip_fills_is_told():
-    assert fit.unseen(8, [3, 8]) is None
-    told = fit.unseen(20, [3, 8])
+    assert checks.unseen(8, [3, 8]) is None
+    told = checks.unseen(20, [3, 8])
     assert told is not None and told.startswith("plan.window=20 latents, but clips of training have 8 at most")
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
+from avatar import cli
 from avatar.commands import evaluate, infer
 from avatar.media import mp4_writer
 from avatar.media.decode import read_audio, read_video
@@ -26,7 +27,7 @@ from tests.stages import FILTERS, SMALL_NET, TINY, composed, fitted, plain, rand
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 ROOT = Path(__file__).parents[1]
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
-TASKS = {"train": fit.fit, "distill": fit.fit, "infer": infer.film, "evaluate": evaluate.evaluate}
+TASKS = {"train": fit.fit, "distill": fit.fit, "infer": infer.infer, "evaluate": evaluate.evaluate}
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def command(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", [script, *arguments, f"hydra.run.dir='{tmp_path}/run'", *QUIET])
         capsys.readouterr()
         try:
-            fit.main(script, TASKS[script])
+            cli.main(script, TASKS[script])
         except SystemExit as stop:
             assert isinstance(stop.code, int)
             return stop.code, capsys.readouterr().err
@@ -288,7 +289,7 @@ def test_a_folder_without_write_permission_is_a_mistake(command, tmp_path, monke
     mkdir, opened = Path.mkdir, Path.open
     monkeypatch.setattr(Path, "mkdir", lambda path, *args, **options: forbidden(path, mkdir, *args, **options))
     monkeypatch.setattr(Path, "open", lambda path, *args, **options: forbidden(path, opened, *args, **options))
-    monkeypatch.setattr(film, "open_session", lambda *_: Faces(0))
+    monkeypatch.setattr(infer, "open_session", lambda *_: Faces(0))
     place = {"train": [*TINY, f"folder='{tmp_path}/locked/run'"], "infer": [f"out='{tmp_path}/locked/a.mp4'"]}
     code, stderr = command(script, *place[script])
     check_mistake(code, stderr, f"{tmp_path}/locked")
@@ -314,8 +315,8 @@ def test_ctrl_c_during_a_film_keeps_what_there_is(command, tmp_path, monkeypatch
         yield from faces.stream(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(film, "open_session", lambda *_: faces)
-    monkeypatch.setattr(film, "stream", stopped)
+    monkeypatch.setattr(infer, "open_session", lambda *_: faces)
+    monkeypatch.setattr(infer, "stream", stopped)
     code, stderr = command("infer", f"out='{out}'")
     assert code == 130 and "Traceback" not in stderr
     assert [path.name for path in tmp_path.glob("*.mp4")] == ["me.mp4"]
@@ -332,8 +333,8 @@ def test_a_disk_that_fills_up_during_a_film_keeps_what_there_is(command, tmp_pat
             raise av.error.OSError(28, "No space left on device")
         mux(self, stream, frame)
 
-    monkeypatch.setattr(film, "open_session", lambda *_: faces)
-    monkeypatch.setattr(film, "stream", faces.stream)
+    monkeypatch.setattr(infer, "open_session", lambda *_: faces)
+    monkeypatch.setattr(infer, "stream", faces.stream)
     monkeypatch.setattr(mp4_writer.Mp4Writer, "_mux", full)
     code, stderr = command("infer", f"out='{tmp_path}/me.mp4'")
     (told,) = [line for line in stderr.splitlines() if line.startswith("error: ")]  # beside the log's

@@ -9,8 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from avatar.cli import CONFIGS
 from avatar.models import bundle
-from avatar.training.fit import CONFIGS
 from avatar.types import Bundle
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONFIGS, "experiment").glob("*.yaml"))
@@ -23,7 +23,7 @@ def composed(config: str, *overrides: str):
         return compose(config, overrides=["folder=/tmp/run", "name=test", *overrides])
 
 
-def bundle(cfg, kind: str, path: Path) -> str:
+def write_bundle(cfg, kind: str, path: Path) -> str:
     network = OmegaConf.to_container(cfg.model.network, resolve=True)
     weights = bundle.new(network).state_dict()
     config = {"network": network, "audio": OmegaConf.to_container(cfg.audio), "text": OmegaConf.to_container(cfg.text)}
@@ -44,8 +44,8 @@ def test_every_experiment_instantiates_at_every_stage(experiment, objective, tmp
         base = composed("train", f"experiment={experiment}")
         init, teacher = kinds[objective]
         extra = [
-            f"init={bundle(base, init, tmp_path / 'init.safetensors')}",
-            f"teacher={bundle(base, teacher, tmp_path / 'teacher.safetensors')}",
+            f"init={write_bundle(base, init, tmp_path / 'init.safetensors')}",
+            f"teacher={write_bundle(base, teacher, tmp_path / 'teacher.safetensors')}",
         ]
     place = f"folder={tmp_path}"
     cfg = composed("distill" if extra else "train", f"experiment={experiment}", f"objective={objective}", *extra, place)

@@ -81,7 +81,7 @@ def filmed(student: tuple[Path, Path], folder: Path, *arguments: str) -> Path:
     wavfile.write(folder / "a.wav", 16_000, np.zeros(8_000, np.int16))
     bundle, autoencoder = student
     given = [f"student='{bundle}'", f"world.autoencoder.path='{autoencoder}'", f"audio='{folder}/a.wav'"]
-    infer.film(composed("infer", *given, f"out='{folder}/a.mp4'", f"folder='{folder}'", "threads=1", *arguments))
+    infer.infer(composed("infer", *given, f"out='{folder}/a.mp4'", f"folder='{folder}'", "threads=1", *arguments))
     return folder / "a.mp4"
 
 

@@ -130,7 +130,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def bundle(run: Path) -> dict[str, torch.Tensor]:
+def load_bundle(run: Path) -> dict[str, torch.Tensor]:
     (path,) = run.glob("*.safetensors")
     return load_file(path)
 
@@ -149,13 +149,13 @@ def bundle(run: Path) -> dict[str, torch.Tensor]:
     ],
 )
 def test_a_prepared_run_ends_where_it_would_have_on_one_process(folder, run, alone):
-    torch.testing.assert_close(bundle(folder / run), bundle(folder / alone), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(load_bundle(folder / run), load_bundle(folder / alone), rtol=1e-5, atol=1e-5)
 
 
 def test_adapters_learn_beside_frozen_weights(folder):
     """What is learned whole, and what gets an update by adapters, has moved; nothing else has."""
     before = load_file(folder / "student.safetensors")
-    after = bundle(folder / "dmd_lora")
+    after = load_bundle(folder / "dmd_lora")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert {"labels.emotion.weight", "blocks.0.attention.q.weight", "blocks.1.ffn.2.weight"} <= moved
     assert not moved & {"blocks.0.attention.q.bias", "modulation.weight", "patches.proj.weight"}

@@ -87,7 +87,7 @@ def test_published_weights_become_a_student_that_streams(published, tmp_path):
     wavfile.write(tmp_path / "a.wav", 16_000, np.zeros(16_000, np.int16))
     out = tmp_path / "me.mp4"
     given = (f"student='{made[0]}'", f"audio='{tmp_path}/a.wav'", f"out='{out}'", "prompt='a happy orange cat'")
-    infer.film(composed("infer", *world, "world.view.size=64", f"folder='{tmp_path}'", "threads=1", *given))
+    infer.infer(composed("infer", *world, "world.view.size=64", f"folder='{tmp_path}'", "threads=1", *given))
     assert read_video(out)[0].shape == (25, 64, 64, 3)
     convert(composed("convert", f"bundle='{made[0]}'", f"out='{tmp_path}/out'", "allow=['*']"))
     again = WanTransformer3DModel.from_pretrained(tmp_path / "out").state_dict()

@@ -1,7 +1,7 @@
 """Published weights to a bundle, which every other command takes, and a bundle back to diffusers' layout.
 
-python -m avatar.commands.convert model=wan_1_3b model.weights=Wan2.1-T2V-1.3B-Diffusers/transformer out=wan/teacher.safetensors
-python -m avatar.commands.convert bundle=wan/teacher.safetensors out=wan/transformer
+python -m avatar convert model=wan_1_3b model.weights=Wan2.1-T2V-1.3B-Diffusers/transformer out=wan/teacher.safetensors
+python -m avatar convert bundle=wan/teacher.safetensors out=wan/transformer
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,3 @@ def _check_encoders(network: DictConfig, encoders: Mapping[str, Any]) -> None:
         net.check_audio(made["audio"], net.strides[0])
     if "text" in made:
         net.text.check(made["text"].encode([""])[0])
-
-
-if __name__ == "__main__":
-    fit.main("convert", convert)

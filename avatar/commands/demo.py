@@ -11,7 +11,6 @@ from scipy.io import wavfile
 
 from avatar.media.mp4_writer import write_png
 from avatar.puppet.clip import make_clip
-from avatar.training import fit
 from avatar.types import SAMPLE_RATE
 
 
@@ -44,7 +43,8 @@ def demo(cfg: DictConfig) -> None:
     _run(
         [
             "-m",
-            "avatar.commands.evaluate",
+            "avatar",
+            "evaluate",
             f"student={student}",
             f"teacher={teacher}",
             "split=test",
@@ -82,7 +82,3 @@ def _set_aside(folder: Path) -> None:
         number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
         folder.rename(folder.with_name(f"{folder.name}-{number}"))
     folder.mkdir(parents=True, exist_ok=True)
-
-
-if __name__ == "__main__":
-    fit.main("demo", demo)

@@ -1,4 +1,4 @@
-"""Score a bundle on held-out puppets: `python -m avatar.commands.evaluate student=BUNDLE split=dev seed=1`.
+"""Score a bundle on held-out puppets: `python -m avatar evaluate student=BUNDLE split=dev seed=1`.
 
 Every system makes the same clips, from the same references and sound, and is read by the same reader; beside the models
 stand the controls that say what their figures are worth: the ground truth, the ground truth through the autoencoder,
@@ -20,9 +20,10 @@ from rich.progress import track
 from torch import Tensor
 
 from avatar.conditioning import image_to_video
-from avatar.data.encoded_clips import ClipSet, encoded_clips, frames_beyond
+from avatar.data.encoded_clips import ClipSet, encode_clips, frames_beyond
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
+from avatar.errors import require_int
 from avatar.media.frames import to_uint8
 from avatar.metrics import control, drift, report
 from avatar.metrics.distribution import Trajectory
@@ -30,11 +31,12 @@ from avatar.metrics.scores import score
 from avatar.metrics.state_estimation import PixelReader, ReadClip, Reader, StateReader
 from avatar.models import bundle, hub
 from avatar.models.video_dit import VideoDiT
+from avatar.process import set_up_torch
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import PixelWorld, World
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted, StreamStats, stream
-from avatar.training import fit
+from avatar.training import checks
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents
 
 SHOWN = 3  # clips on the contact sheet
@@ -58,7 +60,7 @@ class Evaluation:
         self.world, self.autoencoder, self.audio, self.text, self.image = world, autoencoder, audio, text, image
         self.clips, self.cache = clips, cache
         self.stride = autoencoder.temporal_stride
-        encoded = encoded_clips(
+        encoded = encode_clips(
             clips,
             world,
             autoencoder,
@@ -128,10 +130,10 @@ class Evaluation:
 
 def evaluate(cfg: DictConfig) -> None:
     """Make, read and score all systems; write report.json, report.md and pictures into the folder."""
-    fit.check_whole(2, clips=cfg.clips)  # or else shuffled audio would be a clip's own
-    fit.check_whole(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
-    fit.check_whole(0, seed=cfg.seed, others=cfg.others, control=cfg.control)
-    fit.prepare_torch(cfg.threads)
+    require_int(2, clips=cfg.clips)  # or else shuffled audio would be a clip's own
+    require_int(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
+    require_int(0, seed=cfg.seed, others=cfg.others, control=cfg.control)
+    set_up_torch(cfg.threads)
     folder = Path(cfg.folder)
     if (folder / "report.json").exists():
         raise FileExistsError(f"{folder} holds a report already, which is not overwritten; give another folder=")
@@ -147,7 +149,7 @@ def evaluate(cfg: DictConfig) -> None:
     for net in filter(None, (student, teacher)):
         bundle.check_latents(net, autoencoder)
         bundle.check_encoders(net, origin.config, encoders)
-        fit.check_fit(net, autoencoder, **encoders, sizes=[(height, width)])
+        checks.check_inputs(net, autoencoder, **encoders, sizes=[(height, width)])
     whole = hydra.utils.instantiate(cfg.teacher_sampler)
     streams = origin.kind != "teacher"  # which sees all of a clip at once
     plan = plan_of(origin.plan, dict(cfg.plan or {}))
@@ -301,7 +303,3 @@ def timed(stages: dict[str, float], name: str) -> Iterator[None]:
     start = perf_counter()
     yield
     stages[name] = perf_counter() - start
-
-
-if __name__ == "__main__":
-    fit.main("evaluate", evaluate)

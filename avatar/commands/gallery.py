@@ -1,4 +1,4 @@
-"""A page of the puppet world to look at: `python -m avatar.commands.gallery out=outputs/gallery.png`.
+"""A page of the puppet world to look at: `python -m avatar gallery out=outputs/gallery.png`.
 
 Identities, emotions, gestures in mid-motion, framings with backdrops and things: all that a clip can show, from fixed
 seeds.
@@ -11,13 +11,13 @@ from jaxtyping import UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
+from avatar.errors import require_int
 from avatar.files import replacing
 from avatar.puppet.gestures import EASE_S, HELD, REST, SECONDS, WITHOUT_ARMS, Event
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import CHANNELS, Direction, animate, channel
 from avatar.puppet.render import render
 from avatar.puppet.setting import BACKDROPS, CAMERAS, PORTRAIT, Setting, Thing
-from avatar.training import fit
 from avatar.types import EMOTIONS, FRAME_RATE, STATES
 
 LABEL, GAP = 16, 6  # pixels
@@ -25,8 +25,8 @@ LABEL, GAP = 16, 6  # pixels
 
 def gallery(cfg: DictConfig) -> None:
     """Draw the page into `cfg.out`, a PNG that doesn't exist yet."""
-    fit.check_whole(64, size=cfg.size)
-    fit.check_whole(1, columns=cfg.columns)
+    require_int(64, size=cfg.size)
+    require_int(1, columns=cfg.columns)
     out = Path(cfg.out)
     if out.suffix != ".png":
         raise ValueError(f"out={out}; wanted a name that ends in .png")
@@ -105,7 +105,3 @@ def _standing(backdrop: str, size: int) -> UInt8[np.ndarray, "h h 3"]:
     thing = Thing(("ball", "box", "star")[number % 3], ("red", "yellow", "blue")[number % 3], 0.89, 0.25)
     setting = Setting(framing, backdrop, thing if number % 2 else None)
     return render(Identity.from_seed(40 + number), _pose(mouth_open=0.4, smile=0.4), size, setting)[0]
-
-
-if __name__ == "__main__":
-    fit.main("gallery", gallery)

@@ -8,27 +8,28 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 
 from avatar.diffusion.rollout import plan_of
+from avatar.errors import require_int, require_str
 from avatar.media.decode import read_audio, read_image
 from avatar.media.frames import from_uint8, to_uint8
 from avatar.media.mp4_writer import Mp4Writer
 from avatar.models import bundle, hub
+from avatar.process import set_up_torch
 from avatar.puppet.worlds import PixelWorld
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import StreamStats, stream
-from avatar.training import fit
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 
-def film(cfg: DictConfig) -> None:
+def infer(cfg: DictConfig) -> None:
     """Stream `cfg.audio` over `cfg.image`; the mp4 is written as chunks finish and playable at any moment."""
-    fit.check_whole(0, seed=cfg.seed)
-    fit.check_text(image=cfg.image, audio=cfg.audio, prompt=cfg.prompt)
-    fit.prepare_torch(cfg.threads)
+    require_int(0, seed=cfg.seed)
+    require_str(image=cfg.image, audio=cfg.audio, prompt=cfg.prompt)
+    set_up_torch(cfg.threads)
     world = hydra.utils.instantiate(cfg.world.view)
     if not isinstance(world, PixelWorld):
         raise ValueError(
             f"a film in a {type(world).__name__}, which has no pictures to start from; leave out world=, or score the "
-            "student by python -m avatar.commands.evaluate"
+            "student by python -m avatar evaluate"
         )
     image, note = read_image(cfg.image, world.size)
     sound = read_audio(cfg.audio)

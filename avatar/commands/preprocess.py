@@ -1,4 +1,4 @@
-"""Anybody's talking videos → shards to train on: `python -m avatar.commands.preprocess source=FOLDER out=data/myset`.
+"""Anybody's talking videos → shards to train on: `python -m avatar preprocess source=FOLDER out=data/myset`.
 
 Sources are staged one by one, side by side in processes, under `OUT/.staging`; when all are, shards, `sources.jsonl`,
 `report.html` and at last `index.json` are written from there, and the staging folder goes. A run that is killed at any
@@ -30,8 +30,8 @@ from avatar.data.preprocess.encoding import Encoders
 from avatar.data.preprocess.rules import Rules, Tools
 from avatar.data.preprocess.samples import dumps
 from avatar.data.preprocess.sources import Source, find
+from avatar.errors import require_int, require_str
 from avatar.files import write_text
-from avatar.training import fit
 
 VERSION = 3  # of what the stages make; part of the config that an unfinished set belongs to
 LAYOUTS = {"talkvid": importers.talkvid, "hdtf": importers.hdtf}
@@ -40,10 +40,10 @@ OWN = ("config.json", "stamps.json", "sources.jsonl", "report.html", "index.json
 SPLITS_WANTED = "splits={train: 0.9, dev: 0.05, test: 0.05}"
 
 
-def prepare(cfg: DictConfig) -> None:
+def preprocess(cfg: DictConfig) -> None:
     """The data set of a config; refuses a folder that holds another one."""
-    fit.check_whole(0, workers=cfg.workers)
-    fit.check_whole(1, shard_mb=cfg.shard_mb)
+    require_int(0, workers=cfg.workers)
+    require_int(1, shard_mb=cfg.shard_mb)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     made_of: dict[str, Any] = {"version": VERSION, **{name: config[name] for name in MADE_OF}}
@@ -97,7 +97,7 @@ def _sources(cfg: DictConfig) -> list[Source]:
         return find(cfg.source if isinstance(cfg.source, str) else list(cfg.source))
     if cfg.layout not in LAYOUTS:
         raise ValueError(f"layout={cfg.layout}; wanted files, {' or '.join(LAYOUTS)}")
-    fit.check_text(source=cfg.source, videos=cfg.videos)
+    require_str(source=cfg.source, videos=cfg.videos)
     sources, notes = LAYOUTS[cfg.layout](Path(cfg.source), Path(cfg.videos))
     for note in notes:
         print(note)
@@ -253,7 +253,3 @@ def _locked(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"another run is preparing out={out}; wait for it, or give another folder") from None
         yield
-
-
-if __name__ == "__main__":
-    fit.main("prepare", prepare)

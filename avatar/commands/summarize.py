@@ -10,7 +10,7 @@ from avatar.models import flops, wan_weights
 from avatar.models.video_dit import VideoDiT
 
 
-def report(cfg: DictConfig) -> None:
+def summarize(cfg: DictConfig) -> None:
     """Print parameters, operations and memory of the model of a run's config, for a clip of `cfg.trainer`'s size."""
     with torch.device("meta"):
         net = hydra.utils.instantiate(cfg.model)
@@ -41,17 +41,17 @@ def lines(net: VideoDiT, clip: flops.Clip) -> list[tuple[str, str]]:
     """(what, how much) of a backbone at work on such clips."""
     shared = wan_weights.names_of(net)
     wan = sum(parameter.numel() for name, parameter in net.named_parameters() if name in shared)
-    flops = flops.forward_flops(net, clip)
+    forward = flops.forward_flops(net, clip)
     tokens = net.tokens(clip.height, clip.width)
     cached = 2 * net.layers * net.dim * tokens * torch.bfloat16.itemsize
     return [
         ("blocks", f"{net.layers} of width {net.dim}, {net.heads} heads"),
-        ("parameters", f"{_short(size.parameters(net))}, of which {_short(wan)} are as in Wan's networks"),
+        ("parameters", f"{_short(flops.parameters(net))}, of which {_short(wan)} are as in Wan's networks"),
         ("clip", f"1 + {clip.latents} latents of {clip.height}×{clip.width}, {tokens} tokens each"),
-        ("forward, a latent", f"{_short(flops / clip.latents)}FLOP, of a bidirectional pass"),
-        ("training, a clip", f"{_short(3 * flops)}FLOP, forward and backward, nothing recomputed"),
+        ("forward, a latent", f"{_short(forward / clip.latents)}FLOP, of a bidirectional pass"),
+        ("training, a clip", f"{_short(3 * forward)}FLOP, forward and backward, nothing recomputed"),
         ("weights in bf16", _bytes(2 * flops.parameters(net))),
-        ("training state", f"{_bytes(size.training_bytes(net))}: fp32 weights, gradients, two moments"),
+        ("training state", f"{_bytes(flops.training_bytes(net))}: fp32 weights, gradients, two moments"),
         ("cached latent", f"{_bytes(cached)}: keys and values in bf16"),
     ]
 

@@ -128,7 +128,7 @@ class _Drawn(Dataset):
         return clip, self.world.video(clip, 0, self.frames), self.world.regions(clip, 0, self.frames)
 
 
-def encoded_clips(
+def encode_clips(
     clips: ClipSet,
     world: World,
     autoencoder: VideoAutoencoder,

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from avatar.conditioning import image_to_video
 from avatar.data.batch_schedule import EVENLY, ON_CHANGE, Placement, changes, place
 from avatar.data.bucketing import LengthBuckets, Share, check_ranks
-from avatar.data.encoded_clips import ClipSet, EncodedClips, encoded_clips
+from avatar.data.encoded_clips import ClipSet, EncodedClips, encode_clips
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import World
 from avatar.types import REGIONS, Batch
@@ -161,7 +161,7 @@ class PuppetLatents(lightning.LightningDataModule):
         return self.world.pictures(video)
 
     def _encoded(self, clips: ClipSet) -> EncodedClips:
-        return encoded_clips(
+        return encode_clips(
             clips,
             self.world,
             self.autoencoder,

@@ -79,7 +79,7 @@ class Index:
     """The sets of a run.
 
     Args:
-        urls: folders that `python -m avatar.commands.preprocess` has finished; a single one may stand alone.
+        urls: folders that `python -m avatar preprocess` has finished; a single one may stand alone.
 
     Raises:
         OSError, ValueError: a folder that isn't there, or holds no finished set of this kind.
@@ -150,13 +150,13 @@ def _read(url: str) -> dict[str, Any]:
     folder = Path(url)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no folder {url}; wanted a set that python -m avatar.commands.preprocess has made: check urls, which are "
+            f"no folder {url}; wanted a set that python -m avatar preprocess has made: check urls, which are "
             f"taken from {Path.cwd()}"
         )
     path = folder / "index.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{url} has no index.json, which a finished set has; run python -m avatar.commands.preprocess out={url} to its end"
+            f"{url} has no index.json, which a finished set has; run python -m avatar preprocess out={url} to its end"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from avatar import files
 from avatar.data import encoded_clips
 from avatar.data.bucketing import LengthBuckets
-from avatar.data.encoded_clips import ClipSet, encoded_clips
+from avatar.data.encoded_clips import ClipSet, encode_clips
 from avatar.data.puppet_frames import FrameBatches, PuppetFrames
 from avatar.data.puppet_latents import LatentBatches, PuppetLatents
 from avatar.models import bundle
@@ -34,7 +34,7 @@ def autoencoder(mean: float = 0.0):
 
 
 def encode(cache, mean: float = 0.0):
-    return encoded_clips(CLIPS, StateWorld(), autoencoder(mean), AUDIO, ByteEncoder(96), cache, 0, iter)
+    return encode_clips(CLIPS, StateWorld(), autoencoder(mean), AUDIO, ByteEncoder(96), cache, 0, iter)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_latents_and_sound_stand_at_the_same_time(clips, cache):
 
 
 def test_clips_from_the_cache_are_those_that_were_made(clips, cache, monkeypatch):
-    monkeypatch.setattr(encoded, "_encode", None)  # nothing is encoded again
+    monkeypatch.setattr(encoded_clips, "_encode", None)  # nothing is encoded again
     again = encode(cache)
     for name, tensor in vars(clips).items():
         assert torch.equal(getattr(again, name), tensor), name
@@ -219,7 +219,7 @@ class Padding:
 
 def test_captions_are_kept_once_without_their_padding_and_in_half_precision(cache):
     text, directed = Padding(), ClipSet("train", "mixed", 4, LATENTS, identities=1)  # of one puppet, said alike
-    made = encoded_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0, iter)
+    made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0, iter)
     whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]
     said = {c.captions[i] for c in whole_clips for i in c.captioned[1 + STRIDE // 2 :: STRIDE][:LATENTS]}
     assert made.text.dtype == torch.float16 and Padding.asked == len(made.text) == len(said) < 4 * LATENTS
@@ -236,7 +236,7 @@ def test_regions_of_pictures_are_pooled_to_their_latents_in_space_and_time(tmp_p
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
     net = bundle.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
     few = replace(CLIPS, count=1, latents=2)
-    made = encoded_clips(few, PixelWorld(64), net, AUDIO, TEXT, tmp_path, 0, iter)
+    made = encode_clips(few, PixelWorld(64), net, AUDIO, TEXT, tmp_path, 0, iter)
     clip = few.make(0, 1 + 2 * STRIDE + encoded_clips.frames_beyond(AUDIO, 2 * STRIDE), tmp_path / "speech")
     assert made.regions.shape == (1, len(REGIONS), 2, 8, 8) == (1, len(REGIONS), *made.latents.shape[2:])
 
@@ -259,7 +259,7 @@ def test_latents_of_another_autoencoder_are_kept_apart(clips, cache):
 def test_each_latent_of_a_crop_is_told_the_caption_of_its_own_moment(cache):
     """Captions change in mid-clip; a crop carries those that it needs, in an order of its own."""
     directed = ClipSet("train", "speaking", 4, LATENTS, scene=Scene(moods=1.0))
-    made = encoded_clips(directed, StateWorld(), autoencoder(), AUDIO, TEXT, cache, 0, iter)
+    made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, TEXT, cache, 0, iter)
     whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]
     assert any(len(set(clip.captioned[1 : 1 + STRIDE * LATENTS])) == 2 for clip in whole_clips)
     starts = torch.tensor([0, 1, 2, 3])

@@ -697,7 +697,7 @@ def test_what_is_prepared_is_read_alike_from_latents_and_videos(tmp_path):
     changes = ["rules.shortest_s=1.0", "rules.longest_s=1.2", "rules.preset=ultrafast", "workers=0"]
     changes += ["splits={train: 1.0, dev: 0, test: 0}", "encode='${shipped}'", f"out={tmp_path / 'set'}"]
     changes.append("detectors.face={_target_: tests.data.preprocess.test_clips.FaceWithMouth}")
-    preprocess.prepare(composed("prepare", f"source='{tmp_path}/*.mov'", "folder=/tmp", *changes))
+    preprocess.preprocess(composed("prepare", f"source='{tmp_path}/*.mov'", "folder=/tmp", *changes))
     net = bundle.load("data/nano/autoencoder.safetensors")
     of = {"dev": "train", "autoencoder": net, "audio": LogMel(), "buckets": LengthBuckets((2,), (1.0,), 384)}
     latents, video = (data(tmp_path / "set", pictures=name, steps=3, **of) for name in (None, "video"))

@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
+from avatar.cli import CONFIGS
 from avatar.commands.summarize import clip_of, lines
 from avatar.diffusion.packing import Bidirectional
 from avatar.models import flops, wan_weights
 from avatar.nn.embeddings import FeatureTextEntrance
-from avatar.training.fit import CONFIGS
 from avatar.types import Conditioning
 from tests.conftest import make_net
 

@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.autograd.graph import saved_tensors_hooks
 
+from avatar.cli import CONFIGS
 from avatar.diffusion.packing import Bidirectional
 from avatar.models.transforms import Checkpointing, LoRA, merged, prepare
-from avatar.training.fit import CONFIGS
 from tests.conftest import make_cond, make_net
 
 

@@ -387,7 +387,7 @@ def ticking(monkeypatch):
     """Makes whatever is timed take so many seconds."""
 
     def tick(seconds: float) -> None:
-        monkeypatch.setattr(runtime, "time", SimpleNamespace(perf_counter=count(0.0, seconds).__next__))
+        monkeypatch.setattr(simulation, "time", SimpleNamespace(perf_counter=count(0.0, seconds).__next__))
 
     return tick
 

@@ -21,11 +21,11 @@ import webdataset
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from avatar import cli
 from avatar.commands import preprocess
 from avatar.media.decode import read_audio, read_video
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
-from avatar.training import fit
 from tests.data.preprocess.films import scene, speech, talk, write
 from tests.stages import random_autoencoder
 
@@ -57,13 +57,13 @@ def videos(tmp_path_factory):
 
 def prepared(videos: Path, out: Path, *overrides: str) -> Path:
     changes = OmegaConf.from_dotlist([*TINY, *overrides])
-    preprocess.prepare(OmegaConf.merge(composed(), changes, {"source": str(videos), "out": str(out)}))
+    preprocess.preprocess(OmegaConf.merge(composed(), changes, {"source": str(videos), "out": str(out)}))
     return out
 
 
 @functools.cache
 def composed():
-    with initialize_config_dir(fit.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(cli.CONFIGS, version_base="1.3"):
         cfg = compose("prepare", overrides=["source=?", "out=?", "folder=/tmp"])
     OmegaConf.set_struct(cfg, False)
     return cfg
@@ -207,7 +207,7 @@ def test_encodings_are_the_same_again_and_other_weights_under_the_same_name_refu
 def test_a_set_inside_the_folder_of_its_sources_can_be_gone_on_with(tmp_path, monkeypatch):
     talk(tmp_path / "film.mov", seconds=1.2)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "finish", lambda *arguments: None)  # as if killed after the last source
+        patch.setattr(preprocess, "finish", lambda *arguments: None)  # as if killed after the last source
         prepared(tmp_path, tmp_path / "set")
     assert list((tmp_path / "set" / ".staging").rglob("*.video.mp4"))
     prepared(tmp_path, tmp_path / "set")
@@ -225,7 +225,7 @@ def test_the_death_of_a_worker_is_told_and_what_is_staged_is_kept(videos, tmp_pa
 
         def shutdown(self, **how): ...
 
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Broken)
+    monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Broken)
     with pytest.raises(OSError, match=r"worker died.*(Bob|ann|copy|silent|text).*run again with fewer workers"):
         prepared(videos, tmp_path / "other", "workers=2")
     assert not (tmp_path / "other" / "index.json").exists() and (tmp_path / "other" / ".staging").is_dir()
@@ -315,7 +315,7 @@ def test_stopped_for_real_it_goes_on_to_the_same_set_and_leaves_nobody_behind(da
     out = tmp_path / "set"
     arguments = [f"source='{videos}'", f"out='{out}'", *TINY, "workers=1", f"hydra.run.dir='{tmp_path}/run'"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "avatar.commands.preprocess", *arguments],
+        [sys.executable, "-m", "avatar", "preprocess", *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
