@@ -170,10 +170,10 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         "step_s": seconds,
         "steps_s": clock.seconds,
         "losses": clock.losses,
-        "model_flops": flops,
-        "achieved_flops_per_s": flops / seconds,
+        "model_flops": step_flops,
+        "achieved_flops_per_s": step_flops / seconds,
         "ceiling_flops_per_s": best,
-        "utilisation": flops / seconds / best,
+        "utilisation": step_flops / seconds / best,
         "peak_bytes": peak,
     }
 

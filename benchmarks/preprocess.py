@@ -1,4 +1,4 @@
-"""How fast sources are prepared, beside what decoding costs: `python benchmarks/prepare.py --seconds 60 --size 512`.
+"""How fast sources are prepared, beside what decoding costs: `python benchmarks/preprocess.py --seconds 60 --size 512`.
 
 Draws so many films of a textured scene that moves, with a camera's grain, prepares them with `workers` processes, and
 prints source-seconds per wall-second: of the whole command, without the start of its processes, and of PyAV decoding
