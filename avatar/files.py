@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to, which takes the name of `path` when the block ends; nothing is left
     if it fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """A whole file in UTF-8, or none; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -35,7 +35,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     path.parent.mkdir(parents=True, exist_ok=True)
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        with replacing(path) as temporary:
+        with atomic_path(path) as temporary:
             save_file(ready, temporary, metadata=dict(metadata or {}))
     except SafetensorError as error:  # no OSError, whatever the system said
         raise OSError(f"can't write {path} ({error}); free some space there or choose another folder") from error
@@ -53,9 +53,9 @@ def load_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def fault(error: BaseException) -> str:
+def short_error(error: BaseException) -> str:
     """Why a library couldn't read a file, in few words: torch's own advise to run what pickles carry."""
-    told = " ".join(str(error).split())
-    if carried := re.search(r"GLOBAL (\S+)", told):
+    text = " ".join(str(error).split())
+    if carried := re.search(r"GLOBAL (\S+)", text):
         return f"it carries code: {carried[1]}"
-    return told[:200]
+    return text[:200]

@@ -31,7 +31,7 @@ class TrainingData(Protocol):
         """
         ...
 
-    def told(self, ranks: int) -> str:
+    def describe_batch(self, ranks: int) -> str:
         """What an update learns from."""
         ...
 
@@ -145,12 +145,12 @@ class AudioEncoder(Protocol):
     """
 
     dim: int
-    states: int  # of layers of a network, which lie side by side in the features; 1: they are of one piece
+    num_layers: int  # of layers of a network, which lie side by side in the features; 1: they are of one piece
     left_context: int  # frames before a latent's own frames
     right_context: int  # frames after them; with the hop and the reach it makes what "future" means, and latency
-    hop: int  # frames whose features are made together
-    memory: int
-    reach: int
+    hop_frames: int  # frames whose features are made together
+    left_samples: int
+    lookahead_samples: int
     silence: Float[Tensor, "h d"]  # the features of a hop of silence, amid silence
 
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:

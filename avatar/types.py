@@ -29,7 +29,7 @@ SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 
 # Index 0 of each vocabulary means "not said": it is what dropout and guidance replace a label by.
-ROLES = ("own", "heard")
+ROLES = ("own", "other")
 STATES = ("unspecified", "speaking", "listening", "idle")
 EMOTIONS = ("unspecified", "neutral", "happy", "sad", "angry", "surprised")
 GESTURES = ("unspecified", "none", "wave", "point", "nod", "shake", "shrug", "beat")
@@ -60,7 +60,7 @@ class Conditioning:
     gesture: Int[Tensor, "b l"]  # index into GESTURES
     # What Wan's image-to-video networks take, and no others (see `avatar.conditioning.image_to_video`):
     image: Float[Tensor, "b i g"] | None = None  # the reference as a frozen image encoder's features
-    channels: Float[Tensor, "b j l h w"] | None = None  # beside the latents' own: a mask of what is known, and that
+    concat_latents: Float[Tensor, "b j l h w"] | None = None  # concatenated to the input: [mask | known latents]
 
     @property
     def latents(self) -> int:
@@ -77,7 +77,7 @@ class Conditioning:
             emotion=self.emotion[:, latents],
             emotion_intensity=self.emotion_intensity[:, latents],
             gesture=self.gesture[:, latents],
-            channels=None if self.channels is None else self.channels[:, :, latents],
+            concat_latents=None if self.concat_latents is None else self.concat_latents[:, :, latents],
         )
 
     def without(
@@ -99,8 +99,8 @@ class Conditioning:
         b, r, _, k, d = self.audio.shape
         labels = self.state.new_zeros(b, latents)
         known = None
-        if self.channels is not None:
-            mask = self.channels[:, self.reference.shape[1] :, :1]
+        if self.concat_latents is not None:
+            mask = self.concat_latents[:, self.reference.shape[1] :, :1]
             known = torch.cat([torch.ones_like(mask), self.reference], dim=1).expand(-1, -1, latents, -1, -1)
         return replace(
             self,
@@ -111,7 +111,7 @@ class Conditioning:
             emotion=labels,
             emotion_intensity=self.emotion_intensity.new_zeros(b, latents),
             gesture=labels,
-            channels=known,
+            concat_latents=known,
         )
 
     def map(self, change) -> "Conditioning":
@@ -140,14 +140,14 @@ def join(parts: list[Conditioning], dim: str) -> Conditioning:
         "emotion": 1,
         "emotion_intensity": 1,
         "gesture": 1,
-        "channels": 2,
+        "concat_latents": 2,
     }
     along = {name: axis for name, axis in along.items() if name in first.given}
     return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], axis) for name, axis in along.items()})
 
 
 # A batch is that of all ranks and of all passes whose gradients are accumulated: each takes every n-th of its samples.
-WHOLE = slice(0, None, 1)
+WHOLE_BATCH = slice(0, None, 1)
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Batch:
     conditioning: Conditioning
     regions: Float[Tensor, "b m l h w"]  # share of each latent pixel that is each of REGIONS; zeros where unknown
     keys: list[str]  # one name per sample, for logs
-    part: slice = field(default_factory=lambda: WHOLE)  # which samples of the whole batch these are
+    shard: slice = field(default_factory=lambda: WHOLE_BATCH)  # which samples of the whole batch these are
 
 
 @dataclass

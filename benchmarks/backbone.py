@@ -20,7 +20,7 @@ from diffusers import WanTransformer3DModel
 
 from avatar.files import write_text
 from avatar.models import wan_weights
-from avatar.nn.masks import OpenView
+from avatar.nn.masks import FullView
 from avatar.provenance import recorded
 from avatar.types import Conditioning
 
@@ -47,7 +47,7 @@ def pair(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.nn.Modul
         "audio_features": 160,
         "audio_tokens": 9,
         "audio_injection": arguments.audio,
-        "text": {"_target_": "avatar.nn.embeddings.FeatureTextEntrance", "features": TEXT, "dim": arguments.dim},
+        "text": {"_target_": "avatar.nn.embeddings.TextProjection", "features": TEXT, "dim": arguments.dim},
     }
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -89,7 +89,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     ours, theirs = pair(arguments)
     x, t, cond = inputs(arguments)
-    view = OpenView(torch.arange(arguments.latents, device=arguments.device))
+    view = FullView(torch.arange(arguments.latents, device=arguments.device))
     measured: dict[str, object] = {}
     for way in ("eager", "compiled"):
         if way == "compiled":

@@ -34,7 +34,7 @@ from avatar.files import write_text
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.provenance import machine, recorded
 from avatar.puppet.scene import Scene
 from avatar.puppet.worlds import PixelWorld
@@ -117,10 +117,10 @@ def of_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         pictures=None,
         autoencoder=net,
         audio=audio,  # pyright: ignore[reportArgumentType]
-        text=ByteEncoder(),
+        text=ByteTokenizer(),
         pause=10,
         history=8,
-        emphasis={"face": 0.0, "lips": 0.0},
+        region_weights={"face": 0.0, "lips": 0.0},
         buckets=LengthBuckets((arguments.latents,), (1.0,), arguments.latents * side * side * 4),
         placement=EVENLY,
         on_error="raise",

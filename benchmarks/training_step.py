@@ -4,7 +4,7 @@
     python benchmarks/training_step.py model.network.layers=6 model.network.dim=384 model.network.ffn=2240 \
         model.network.heads=3 --frames 16 --height 240 --width 416
     # Wan 2.1 1.3B at 480×832×81 frames, one GPU
-    python benchmarks/training_step.py prepare=large trainer.precision=bf16-mixed +objective.optimizer.fused=true \
+    python benchmarks/training_step.py transforms=large trainer.precision=bf16-mixed +objective.optimizer.fused=true \
         --device cuda
 
 Arguments that are no options override the config of `train.py`, whose model is `wan_1_3b` here. The share of the
@@ -37,9 +37,9 @@ from avatar import cli
 from avatar.commands.summarize import clip_of
 from avatar.files import write_text
 from avatar.models import flops
-from avatar.models.transforms import prepare
+from avatar.models.transforms import apply_transforms
 from avatar.models.video_dit import VideoDiT
-from avatar.nn.embeddings import FeatureTextEntrance
+from avatar.nn.embeddings import TextProjection
 from avatar.process import set_up_torch
 from avatar.provenance import recorded
 from avatar.training import fit
@@ -59,7 +59,7 @@ KERNELS = {
 class RandomClips(lightning.LightningDataModule):
     """Clips of one size, with sound and a caption of full length."""
 
-    def __init__(self, net: VideoDiT, clip: flops.Clip, clips: int, steps: int):
+    def __init__(self, net: VideoDiT, clip: flops.ClipShape, clips: int, steps: int):
         super().__init__()
         self.batch, self.steps = random_batch(net, clip, clips), steps
 
@@ -67,9 +67,9 @@ class RandomClips(lightning.LightningDataModule):
         return DataLoader([self.batch] * self.steps, batch_size=None)  # pyright: ignore[reportArgumentType]
 
 
-def random_batch(net: VideoDiT, clip: flops.Clip, clips: int) -> Batch:
+def random_batch(net: VideoDiT, clip: flops.ClipShape, clips: int) -> Batch:
     b, l, space = clips, clip.latents, (clip.height, clip.width)
-    features = (net.text.features,) if isinstance(net.text, FeatureTextEntrance) else ()
+    features = (net.text.features,) if isinstance(net.text, TextProjection) else ()
     words = torch.randn(b, 1, clip.text_tokens, *features) if features else torch.ones(b, 1, clip.text_tokens).long()
     unsaid = torch.zeros(b, l, dtype=torch.long)
     cond = Conditioning(
@@ -84,7 +84,7 @@ def random_batch(net: VideoDiT, clip: flops.Clip, clips: int) -> Batch:
         emotion_intensity=torch.zeros(b, l),
         gesture=unsaid,
         image=None if net.image is None else torch.randn(b, clip.image_tokens, net.image.features),
-        channels=torch.randn(b, net.more_channels, l, *space) if net.more_channels else None,
+        channels=torch.randn(b, net.extra_in_channels, l, *space) if net.extra_in_channels else None,
     )
     latents = torch.randn(b, net.channels, l, *space)
     return Batch(latents, cond, torch.rand(b, len(REGIONS), l, *space), [f"random-{n}" for n in range(b)])
@@ -145,7 +145,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     data = RandomClips(objective.net, clip, arguments.clips, WARM + arguments.steps)
     step_flops = 3 * arguments.clips * flops.forward_flops(objective.net, clip)
     parameters = flops.parameters(objective.net)
-    prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
+    apply_transforms(objective, hydra.utils.instantiate(cfg.transforms, _convert_="all"))
     clock = Clock()
     trainer = hydra.utils.instantiate(
         cfg.trainer,
@@ -180,7 +180,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="time, utilisation and memory of a training step")
-    parser.add_argument("overrides", nargs="*", help="of train.py's config, such as prepare=large")
+    parser.add_argument("overrides", nargs="*", help="of train.py's config, such as transforms=large")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     for name, value in (("frames", 80), ("height", 480), ("width", 832), ("text-tokens", 512), ("image-tokens", 257)):
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -49,7 +49,7 @@ def network(dim: int, ffn: int, layers: int) -> dict:
         "patch": 2,
         "audio_features": 160,
         "audio_tokens": 9,
-        "text": {"_target_": "avatar.nn.embeddings.FeatureTextEntrance", "features": 4096, "dim": dim},
+        "text": {"_target_": "avatar.nn.embeddings.TextProjection", "features": 4096, "dim": dim},
     }
 
 

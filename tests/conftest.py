@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from avatar.models.video_dit import VideoDiT
-from avatar.nn.embeddings import ByteTextEntrance
+from avatar.nn.embeddings import ByteTextEncoder
 from avatar.types import Conditioning
 
 CHANNELS, FEATURES, AUDIO_TOKENS = 3, 5, 2
@@ -52,7 +52,7 @@ def make_net(**changes) -> VideoDiT:
         "audio_features": FEATURES,
         "audio_tokens": AUDIO_TOKENS,
     }
-    net = VideoDiT(**arguments | changes, text=ByteTextEntrance(24, width=8, layers=1, max_bytes=16))
+    net = VideoDiT(**arguments | changes, text=ByteTextEncoder(24, width=8, layers=1, max_bytes=16))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)

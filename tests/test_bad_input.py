@@ -17,16 +17,16 @@ from avatar.data.bucketing import LengthBuckets
 from avatar.data.shard_index import Filters, Index
 from avatar.data.shard_reader import check_captions
 from avatar.data.tar import Tars
-from avatar.files import fault, load_tensors
+from avatar.files import load_tensors, short_error
 from avatar.models import bundle, weight_files
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.models.text_encoders.umt5 import UMT5
-from avatar.models.transforms import Checkpointing, Compiled, LoRA
+from avatar.models.transforms import ActivationCheckpointing, Compiled, LoRA
 from avatar.models.video_dit import VideoDiT
-from avatar.nn.embeddings import ByteTextEntrance, FeatureTextEntrance, ImageEntrance
+from avatar.nn.embeddings import ByteTextEncoder, ImageProjection, TextProjection
 from avatar.puppet.worlds import PixelWorld
 from avatar.training import checks, fit, run_checkpoint
 from tests.conftest import CHANNELS, make_net
@@ -36,7 +36,7 @@ from tests.models import speech_networks
 from tests.stages import ANY_DATA, FILTERS, SMALL_NET, TINY, composed, random_bundle
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
-LIPS = "objective.emphasis.lips=0.0"
+LIPS = "objective.region_weights.lips=0.0"
 ROOT = Path(__file__).parents[1]
 
 
@@ -72,9 +72,9 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
         ("text.max_bytes=128", "prompts of 128 bytes for a model that reads 96; set text.max_bytes"),
         ("data.train.latents=x", "data can't be made ('>' not supported"),
         ("objective.optimizer.lr=fast", "an optimiser refuses its settings"),
-        ("accumulate=2", "set buckets.multiple=2"),
+        ("accumulate=2", "set buckets.batch_multiple_of=2"),
         ("trainer.max_epochs=2", "a run is of `steps` batches: raise steps"),
-        ("accumulate=2 data.buckets.multiple=2 data.buckets.accumulate=1", "set both by one: accumulate=2"),
+        ("accumulate=2 data.buckets.batch_multiple_of=2 data.buckets.accumulate=1", "set both by one: accumulate=2"),
         ("stepz=1", "Could not override 'stepz': there is no such setting; --cfg job shows all there are"),
         ("resume=nothing.ckpt", "'nothing.ckpt'; give a .ckpt of this run's checkpoints folder"),
     ],
@@ -84,9 +84,9 @@ def test_a_training_that_can_not_work_does_not_begin(monkeypatch, capsys, tmp_pa
     assert told in refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *TINY, *SMALL_NET, *mistake.split())
 
 
-@pytest.mark.parametrize("preparation", [LoRA(2, 2), Checkpointing(), Compiled()])
+@pytest.mark.parametrize("preparation", [LoRA(2, 2), ActivationCheckpointing(), Compiled()])
 def test_an_autoencoder_is_not_prepared_as_backbones_are(preparation):
-    with pytest.raises(ValueError, match=r"CausalConvAutoencoder has no blocks to prepare.*leave out prepare="):
+    with pytest.raises(ValueError, match=r"CausalConvAutoencoder has no blocks to transform.*leave out transforms="):
         preparation(CausalConvAutoencoder(4, (4, 4)))
 
 
@@ -98,8 +98,8 @@ def test_an_evaluation_of_another_world_does_not_begin(monkeypatch, capsys, tmp_
 
 
 def test_a_window_that_no_clip_fills_is_told():
-    assert checks.unseen(8, [3, 8]) is None
-    told = checks.unseen(20, [3, 8])
+    assert checks.window_note(8, [3, 8]) is None
+    told = checks.window_note(20, [3, 8])
     assert told is not None and told.startswith("plan.window=20 latents, but clips of training have 8 at most")
 
 
@@ -121,16 +121,16 @@ def test_a_network_of_impossible_sizes_is_refused(changes, told):
 
 def test_a_text_entrance_of_another_width_is_refused():
     sizes = {"channels": 3, "dim": 24, "ffn": 8, "heads": 2, "layers": 1, "patch": 1}
-    for text in (ByteTextEntrance(16, width=8, layers=1), FeatureTextEntrance(5, 16)):
+    for text in (ByteTextEncoder(16, width=8, layers=1), TextProjection(5, 16)):
         with pytest.raises(ValueError, match="text of width 16 for a network of width 24"):
             VideoDiT(**sizes, audio_features=5, audio_tokens=2, text=text)
     with pytest.raises(ValueError, match="3 heads; choose heads that share it"):
-        ByteTextEntrance(24, width=8, heads=3)
+        ByteTextEncoder(24, width=8, heads=3)
 
 
 def test_an_image_entrance_of_another_width_is_refused():
     with pytest.raises(ValueError, match="image of width 48 for a network of width 24"):
-        make_net(image=ImageEntrance(16, 48))
+        make_net(image=ImageProjection(16, 48))
 
 
 def test_an_autoencoder_of_other_strides_is_refused():
@@ -154,17 +154,17 @@ IDS, FEATURES = torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, 5)
 
 def test_inputs_of_other_forms_are_refused():
     net = make_net(audio_features=6, audio_layers=3)
-    net.check_forms(3, IDS, [(2, 4)])
+    net.check_shapes(3, IDS, [(2, 4)])
     with pytest.raises(ValueError, match=r"of 2 layers for a network that mixes 3; set model.network.audio_layers=2"):
-        net.check_forms(2, IDS, [(2, 4)])
-    make_net().check_forms(5, IDS, [])  # all states as one piece
+        net.check_shapes(2, IDS, [(2, 4)])
+    make_net().check_shapes(5, IDS, [])  # all states as one piece
     with pytest.raises(ValueError, match="features for a model that reads bytes"):
-        net.check_forms(3, FEATURES, [])
+        net.check_shapes(3, FEATURES, [])
     with pytest.raises(ValueError, match="17 bytes for a model that reads 16"):
-        net.check_forms(3, IDS.new_ones(1, 17), [])
+        net.check_shapes(3, IDS.new_ones(1, 17), [])
     with pytest.raises(ValueError, match="latents of 2×3 can't be cut into patches of 2"):
-        net.check_forms(3, IDS, [(2, 4), (2, 3)])
-    entrance = FeatureTextEntrance(5, 24)
+        net.check_shapes(3, IDS, [(2, 4), (2, 3)])
+    entrance = TextProjection(5, 24)
     entrance.check(FEATURES)
     for wrong, told in ((IDS, "text as bytes"), (FEATURES[..., :4], "features of width 4")):
         with pytest.raises(ValueError, match=f"{told} for a model that takes features of width 5"):
@@ -220,9 +220,9 @@ def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
 
 
 def test_torchs_advice_to_run_code_is_not_passed_on():
-    told = fault(pickle.UnpicklingError("Weights only load failed. … likely succeed, … GLOBAL os.system whose …"))
+    told = short_error(pickle.UnpicklingError("Weights only load failed. … likely succeed, … GLOBAL os.system whose …"))
     assert told == "it carries code: os.system"
-    assert fault(ValueError("line one\n  line two")) == "line one line two"
+    assert short_error(ValueError("line one\n  line two")) == "line one line two"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", "half"])
@@ -254,7 +254,7 @@ def test_a_caption_without_room_is_found_before_training(tmp_path):
     with pytest.raises(ValueError, match=told):
         shard_clips(folder)
     shard_clips(folder, on_error="skip")
-    shard_clips(folder, text=ByteEncoder(101))
+    shard_clips(folder, text=ByteTokenizer(101))
 
 
 def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypatch):
@@ -271,14 +271,14 @@ def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypa
     for part in index["shards"]:
         for entry in part["samples"]:
             entry["caption"] = "ü" * 50
-    check(ByteEncoder(101))
+    check(ByteTokenizer(101))
     with pytest.raises(ValueError, match=r"train-set-000 of .*a prompt of 100 bytes"):
-        check(ByteEncoder(96))
+        check(ByteTokenizer(96))
     for part in index["shards"]:
         for entry in part["samples"]:
             del entry["caption"]
-    index["config"] = {"encoders": {"text_features": repr(ByteEncoder(96))}}
-    check(ByteEncoder(96))
+    index["config"] = {"encoders": {"text_features": repr(ByteTokenizer(96))}}
+    check(ByteTokenizer(96))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -16,7 +16,7 @@ DATA = (
     "data.train.count=64",
     "data.train.latents=16",
     "data.train.schedule=speaking",
-    "data.buckets.budget=96",
+    "data.buckets.max_latents_per_batch=96",
     "+trainer.limit_val_batches=0",
 )
 JUMPS = ("objective=consistency", "objective.discretisation=8")

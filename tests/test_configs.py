@@ -126,7 +126,7 @@ def test_experiments_of_large_models_set_what_their_stages_take(script, line):
         assert hydra.utils.instantiate(cfg.objective.timesteps)(1000).median() > 0.75
     assert hydra.utils.instantiate(cfg.plan).chunks(20)[:2] == (1, 3)
     assert hydra.utils.instantiate(cfg.data.buckets).count(20, 60 * 104) == 64
-    assert cfg.prepare.net.compiled and cfg.trainer.precision == "bf16-mixed"
+    assert cfg.transforms.net.compiled and cfg.trainer.precision == "bf16-mixed"
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_experiments_of_large_models_set_what_their_stages_take(script, line):
         "image_encoder@image=clip",
         "audio_encoder@audio=wav2vec2 model.network.audio_features=9984 model.network.audio_layers=13 "
         "model.network.audio_tokens=7",
-        "trainer=ddp trainer.devices=8 data.buckets.multiple=8",
-        "trainer=fsdp trainer.devices=8 data.buckets.multiple=8 trainer.precision=bf16-mixed prepare=large",
+        "trainer=ddp trainer.devices=8 data.buckets.batch_multiple_of=8",
+        "trainer=fsdp trainer.devices=8 data.buckets.batch_multiple_of=8 trainer.precision=bf16-mixed transforms=large",
         "trainer=fsdp trainer.devices=8 trainer.num_nodes=2 trainer.strategy.data_parallel_size=16 "
-        "data.buckets.multiple=16 resume=last",
-        "objective=autoencoder scene=grown scene.framings={portrait:0.6,half:0.4,full:0.0}",
+        "data.buckets.batch_multiple_of=16 resume=last",
+        "objective=autoencoder scene=full scene.framings={portrait:0.6,half:0.4,full:0.0}",
     ],
 )
 def test_the_readmes_arguments_compose(line):

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
 # With SGD, weights differ by no more than gradients do.
 SGD = ("objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.03")
 CRITIC_SGD = tuple(text.replace("optimizer", "critic_optimizer") for text in SGD)
-RUN = (*SMALL_NET, *SGD, "steps=3", "data.buckets.budget=32", "data.buckets.multiple=4")
+RUN = (*SMALL_NET, *SGD, "steps=3", "data.buckets.max_latents_per_batch=32", "data.buckets.batch_multiple_of=4")
 TWO = ("trainer.devices=2", "accumulate=2")  # of four parts, each of the two processes makes two, one after the other
 
 
@@ -31,7 +31,7 @@ def objectives() -> dict:
     return {
         "flow_matching": (
             teacher.net,
-            lambda batch: teacher._loss(batch, teacher.dropout(batch.conditioning, batch.part)),
+            lambda batch: teacher._loss(batch, teacher.dropout(batch.conditioning, batch.shard)),
         ),
         "consistency": (jumps.net, lambda batch: jumps.training_step(batch, 0)),
         "student": (student.net, student.student_loss),
@@ -82,7 +82,7 @@ def bundles(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def dmd(bundles) -> list[str]:
-    few = ["data.buckets.lengths=[2,3]", "data.buckets.budget=12", "objective.critic_steps=2"]
+    few = ["data.buckets.lengths=[2,3]", "data.buckets.max_latents_per_batch=12", "objective.critic_steps=2"]
     return [*RUN, "objective=dmd", *bundles, *CRITIC_SGD, *few, "objective.gradient=replayed"]
 
 

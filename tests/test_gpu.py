@@ -19,7 +19,12 @@ from tests.stages import FILTERS, SMALL_NET, TINY, fitted
 from tests.test_resume import MEANT, losses
 
 DEVICE = "cuda"
-LARGE = ("trainer.accelerator=gpu", "trainer.precision=bf16-mixed", "prepare=large", "+objective.optimizer.fused=true")
+LARGE = (
+    "trainer.accelerator=gpu",
+    "trainer.precision=bf16-mixed",
+    "transforms=large",
+    "+objective.optimizer.fused=true",
+)
 ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.gpu,
@@ -80,7 +85,9 @@ def test_a_stream_is_that_of_the_cpu():
         autoencoder = bundle.load(str(ROOT / "data/nano/autoencoder.safetensors")).to(device)
         origin = bundle.origin_of(student)
         plan = plan_of(origin.plan, {})
-        session = Session(student, autoencoder, origin.made("audio"), origin.made("text"), plan, picture, seed=1)
+        session = Session(
+            student, autoencoder, origin.build_encoder("audio"), origin.build_encoder("text"), plan, picture, seed=1
+        )
         with torch.no_grad():
             return torch.cat([session.push(sound), session.finish()], dim=1).cpu()
 
@@ -90,7 +97,7 @@ def test_a_stream_is_that_of_the_cpu():
 def test_a_training_step_is_measured(tmp_path):
     out = tmp_path / "step.json"
     clip = ["--frames", "16", "--height", "128", "--width", "128", "--text-tokens", "96", "--steps", "2"]
-    own = ["model=nano", "prepare=large", "trainer.precision=bf16-mixed", "--device", DEVICE, "--out", str(out)]
+    own = ["model=nano", "transforms=large", "trainer.precision=bf16-mixed", "--device", DEVICE, "--out", str(out)]
     subprocess.run([sys.executable, "benchmarks/training_step.py", *own, *clip], cwd=ROOT, check=True)
     measured = json.loads(out.read_text())["measured"]
     assert 0 < measured["utilisation"] < 1 and measured["peak_bytes"] > 4 * measured["parameters"]

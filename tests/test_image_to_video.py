@@ -19,15 +19,15 @@ from tests.stages import ANY_DATA, FILTERS, SMALL_NET, composed, fitted, random_
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 NETWORK = (
     *SMALL_NET,
-    "model.network.more_channels=8",
-    "+model.network.image={_target_: avatar.nn.embeddings.ImageEntrance, features: 16, dim: 24}",
+    "model.network.extra_in_channels=8",
+    "+model.network.image={_target_: avatar.nn.embeddings.ImageProjection, features: 16, dim: 24}",
 )
 PUPPETS = (
     *(override for override in ANY_DATA if not override.startswith(("world=", "model="))),
     *(f"data.{part}.{size}" for part in ("train", "dev") for size in ("count=2", "latents=3")),
     "data.buckets.lengths=[3]",
     "data.buckets.weights=[1.0]",
-    "data.buckets.budget=6",
+    "data.buckets.max_latents_per_batch=6",
 )
 
 
@@ -61,7 +61,7 @@ def stages(folder, world, encoder) -> dict[str, Path]:
 def test_it_trains_and_remembers_its_image_encoder(stages, encoder, folder):
     origin = bundle.origin_of(bundle.load(str(stages["teacher"])))
     assert f"image.weights='{origin.config['image']['weights']}'" == encoder[1]
-    assert origin.made("image").dim == 16 and list((folder / "teacher" / "samples").glob("*.mp4"))
+    assert origin.build_encoder("image").dim == 16 and list((folder / "teacher" / "samples").glob("*.mp4"))
 
 
 @torch.no_grad()
@@ -71,8 +71,8 @@ def test_it_streams_what_its_rollout_makes(stages, world, folder):
     seen, chunk = [], session.rollout.chunk
     session.rollout.chunk = lambda cond: (seen.append(cond), chunk(cond))[1]
     frames = torch.cat([session.push(torch.randn(10 * SAMPLES_PER_FRAME)), session.finish()], dim=1)
-    cond = image_to_video.completed(join(seen, "l"), session.autoencoder, session.image)
-    torch.testing.assert_close(cond.channels, torch.cat([part.channels for part in seen], dim=2))
+    cond = image_to_video.with_image_conditioning(join(seen, "l"), session.autoencoder, session.image)
+    torch.testing.assert_close(cond.concat_latents, torch.cat([part.concat_latents for part in seen], dim=2))
     latents = generate(session.net, cond, session.plan, Noise((cfg.seed,))).latents
     expected = session.autoencoder.decode(torch.cat([cond.reference, latents], dim=2))[0, :, 1:]
     torch.testing.assert_close(frames, expected[:, :10], rtol=1e-4, atol=1e-4)

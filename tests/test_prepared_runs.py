@@ -17,10 +17,23 @@ from tests.test_resume import losses
 
 pytestmark = pytest.mark.slow
 
-RUN = (*SMALL_NET, "model.network.layers=2", *SGD, "steps=3", "data.buckets.budget=32", "data.buckets.multiple=2")
-TRACED = ("prepare=large", "+prepare.net.compiled.backend=aot_eager")  # all that inductor does but its code
-ADAPTED = ("prepare=lora", "prepare.net.lora.rank=2", "prepare.net.compiled=null", "callbacks.ema.decay=0.0")
-DMD = ("objective=dmd", *CRITIC_SGD, "data.buckets.lengths=[2,3]", "data.buckets.budget=12", "objective.critic_steps=1")
+RUN = (
+    *SMALL_NET,
+    "model.network.layers=2",
+    *SGD,
+    "steps=3",
+    "data.buckets.max_latents_per_batch=32",
+    "data.buckets.batch_multiple_of=2",
+)
+TRACED = ("transforms=large", "+prepare.net.compiled.backend=aot_eager")  # all that inductor does but its code
+ADAPTED = ("transforms=lora", "transforms.net.lora.rank=2", "transforms.net.compiled=null", "callbacks.ema.decay=0.0")
+DMD = (
+    "objective=dmd",
+    *CRITIC_SGD,
+    "data.buckets.lengths=[2,3]",
+    "data.buckets.max_latents_per_batch=12",
+    "objective.critic_steps=1",
+)
 TWO = {"ddp": ("trainer=ddp", "trainer.devices=2"), "fsdp": ("trainer=fsdp", "trainer.devices=2")}
 HALF = "trainer.precision=bf16-mixed"
 

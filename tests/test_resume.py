@@ -61,7 +61,7 @@ def check_resumed(
 ) -> None:
     """Compare a run of 8 passes with one that goes on after so many, which are so many updates."""
     often = ["+callbacks.checkpoint.save_top_k=-1", f"callbacks.checkpoint.every_n_train_steps={updates}"]
-    shared = [f"steps={8 // accumulate}", f"accumulate={accumulate}", f"data.buckets.multiple={accumulate}"]
+    shared = [f"steps={8 // accumulate}", f"accumulate={accumulate}", f"data.buckets.batch_multiple_of={accumulate}"]
     overrides = (*shared, *often, *SMALL_NET, *overrides)
     whole = fitted(script, tmp_path / "whole", *overrides, tiny=tiny)
     (middle,) = (tmp_path / "whole" / "checkpoints").glob(f"*step={updates}.ckpt")
@@ -89,8 +89,12 @@ def test_training_from_shards_resumes_exactly(tmp_path, workers):
 
     folder = write_set(tmp_path / "set", {"train": 7, "dev": 2}, make=make)
     shards = ["data=shards", f"data.urls='{folder}'", "data.on_error=skip", f"data.workers={workers}"]
-    shards.append("objective.emphasis.lips=0.0")
-    shards += ["data.buckets.lengths=[1,4,8]", "data.buckets.weights=[1.0,1.0,1.0]", "data.buckets.budget=16"]
+    shards.append("objective.region_weights.lips=0.0")
+    shards += [
+        "data.buckets.lengths=[1,4,8]",
+        "data.buckets.weights=[1.0,1.0,1.0]",
+        "data.buckets.max_latents_per_batch=16",
+    ]
     check_resumed(tmp_path, "train", *shards, tiny=ANY_DATA)
 
 
@@ -108,7 +112,7 @@ def test_distribution_matching_resumes_exactly_on_its_way_to_a_students_update(
     tmp_path, cache, bundles, critic_steps, rhythm
 ):
     arguments = ["objective=dmd", f"init='{bundles['causal_teacher']}'", f"teacher='{bundles['teacher']}'"]
-    arguments += ["data.buckets.lengths=[2,3]", "data.buckets.budget=6"]  # rollouts cost by the chunk
+    arguments += ["data.buckets.lengths=[2,3]", "data.buckets.max_latents_per_batch=6"]  # rollouts cost by the chunk
     arguments.append(f"objective.critic_steps={critic_steps}")
     check_resumed(tmp_path, "distill", cache, *arguments, **rhythm)
 
@@ -172,7 +176,7 @@ def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkey
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 def test_a_signal_between_the_passes_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, times):
     """What was accumulated is gone when a run stops at once, so its passes are made again."""
-    shared = ("steps=3", "accumulate=2", "data.buckets.multiple=2", *SMALL_NET, cache)
+    shared = ("steps=3", "accumulate=2", "data.buckets.batch_multiple_of=2", *SMALL_NET, cache)
     whole = fitted("train", tmp_path / "whole", *shared)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(FlowMatching, "training_step", signalled(3, *[signal.SIGINT] * times))
@@ -211,7 +215,13 @@ def test_last_without_a_checkpoint_begins_anew(tmp_path, cache):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_killed_run_of_two_processes_goes_on_exactly(tmp_path, cache, strategy):
     """And one whose second process alone is told to stop."""
-    often = ["steps=8", "data.buckets.multiple=2", "callbacks.checkpoint.every_n_train_steps=2", *SMALL_NET, cache]
+    often = [
+        "steps=8",
+        "data.buckets.batch_multiple_of=2",
+        "callbacks.checkpoint.every_n_train_steps=2",
+        *SMALL_NET,
+        cache,
+    ]
     often += [f"trainer={strategy}", "trainer.devices=2"]
     whole, killed, stopped = (str(tmp_path / name) for name in ("whole", "killed", "stopped"))
     ranks.run(2, ("tests.test_resume:killed_in_its_midst", ["train", killed, *often]), ends=-signal.SIGKILL)
@@ -235,7 +245,7 @@ def second_is_stopped(script: str, folder: str, *overrides: str) -> None:
 def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path, cache, first, second):
     """With its averaged weights, which are what is exported."""
     sgd = ["objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.3"]
-    run = ["steps=6", "data.buckets.multiple=2", "trainer=fsdp", *sgd, *SMALL_NET, cache]
+    run = ["steps=6", "data.buckets.batch_multiple_of=2", "trainer=fsdp", *sgd, *SMALL_NET, cache]
     often = ["callbacks.checkpoint.every_n_train_steps=3", "+callbacks.checkpoint.save_top_k=-1"]
     begun, resumed = str(tmp_path / "begun"), str(tmp_path / "resumed")
     ranks.run(first, ("tests.ranks:fit", ["train", begun, *run, *often, f"trainer.devices={first}"]))
@@ -250,7 +260,7 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path, cache,
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_an_error_on_one_rank_ends_all(tmp_path, cache, strategy):
     """Though checkpoints, which are all ranks' work, are saved where a run ends before its time."""
-    run = ["steps=4", "data.buckets.multiple=2", *SMALL_NET, cache, f"trainer={strategy}", "trainer.devices=2"]
+    run = ["steps=4", "data.buckets.batch_multiple_of=2", *SMALL_NET, cache, f"trainer={strategy}", "trainer.devices=2"]
     ranks.run(2, ("tests.test_resume:second_fails", ["train", str(tmp_path / "run"), *run]), ends=1, within=90)
     assert not list(tmp_path.glob("run/checkpoints/*"))
 

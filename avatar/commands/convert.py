@@ -57,7 +57,7 @@ def _check_encoders(network: DictConfig, encoders: Mapping[str, Any]) -> None:
             f"{'none' if net.image is None else 'its features'}; image-to-video networks want one "
             "(image_encoder@image=clip), others none (image=null)"
         )
-    made = {part: hydra.utils.instantiate(config) for part, config in encoders.items() if bundle.weightless(config)}
+    made = {part: hydra.utils.instantiate(config) for part, config in encoders.items() if bundle.has_no_weights(config)}
     if "audio" in made and net.strides is not None:
         net.check_audio(made["audio"], net.strides[0])
     if "text" in made:

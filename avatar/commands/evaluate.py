@@ -28,7 +28,7 @@ from avatar.media.frames import to_uint8
 from avatar.metrics import control, drift, report
 from avatar.metrics.distribution import Trajectory
 from avatar.metrics.scores import score
-from avatar.metrics.state_estimation import PixelReader, ReadClip, Reader, StateReader
+from avatar.metrics.state_estimation import EstimatedClip, PixelReader, StateReader, VideoReader
 from avatar.models import bundle, hub
 from avatar.models.video_dit import VideoDiT
 from avatar.process import set_up_torch
@@ -79,7 +79,7 @@ class Evaluation:
             clips.make(i, frames + extra, cache / "speech")
             for i in track(range(clips.count), f"drawing {clips.count} {clips.split} clips")
         ]
-        self.reader: Reader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
+        self.reader: VideoReader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
 
     def others(self, count: int, first: int) -> list[Trajectory]:
         """The true states of other clips of the split, of the same kind and length."""
@@ -103,7 +103,7 @@ class Evaluation:
         device = next(net.parameters()).device
         made = []
         for part in track(torch.arange(len(cond.state)).split(8), title):
-            picked = image_to_video.completed(
+            picked = image_to_video.with_image_conditioning(
                 cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image
             )
             made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
@@ -115,7 +115,7 @@ class Evaluation:
         cond = self.batch.conditioning
         return replace(cond, audio=cond.audio.roll(1, 0), audio_mask=cond.audio_mask.roll(1, 0))
 
-    def read(self, videos: list[Tensor], title: str) -> list[ReadClip]:
+    def read(self, videos: list[Tensor], title: str) -> list[EstimatedClip]:
         pairs = list(zip(self.truth[: len(videos)], videos, strict=True))
         return [self.reader.read(clip, video, start=1) for clip, video in track(pairs, f"reading {title}")]
 
@@ -143,7 +143,7 @@ def evaluate(cfg: DictConfig) -> None:
     student = bundle.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)
     teacher = None if cfg.teacher is None else bundle.load(cfg.teacher, ("teacher",)).to(device)
     origin = bundle.origin_of(student)
-    encoders = {part: hub.on(device, origin.made(part, cfg.weights[part])) for part in bundle.ENCODERS}
+    encoders = {part: hub.on(device, origin.build_encoder(part, cfg.weights[part])) for part in bundle.ENCODERS}
     world = hydra.utils.instantiate(cfg.world.view)
     height, width = (side // autoencoder.spatial_stride for side in world.shape)
     for net in filter(None, (student, teacher)):
@@ -153,7 +153,7 @@ def evaluate(cfg: DictConfig) -> None:
     whole = hydra.utils.instantiate(cfg.teacher_sampler)
     streams = origin.kind != "teacher"  # which sees all of a clip at once
     plan = plan_of(origin.plan, dict(cfg.plan or {}))
-    way = ChunkByChunk(plan) if streams else whole
+    generator = ChunkByChunk(plan) if streams else whole
     stages = dict(cfg.stages or {})
 
     with timed(stages, "evaluate"):
@@ -165,9 +165,9 @@ def evaluate(cfg: DictConfig) -> None:
             "ground_truth": evaluation.ground_truth(),
             "autoencoder": evaluation.through_autoencoder(),
             "frozen": evaluation.frozen(),
-            "student": evaluation.generated(student, way, cond, cfg.seed, "student"),
+            "student": evaluation.generated(student, generator, cond, cfg.seed, "student"),
             "shuffled_audio": evaluation.generated(
-                student, way, evaluation.shuffled(), cfg.seed, "student, shuffled audio"
+                student, generator, evaluation.shuffled(), cfg.seed, "student, shuffled audio"
             ),
         }
         if teacher is not None:
@@ -176,11 +176,11 @@ def evaluate(cfg: DictConfig) -> None:
         others = evaluation.others(cfg.others, first=cfg.clips + cfg.streams)
         scores = {name: score(read, others) for name, read in readings.items()}
 
-    obeyed = None
+    control_scores = None
     if cfg.control and cfg.latents * evaluation.stride >= control.LEAST:
         with timed(stages, "control"):
-            obeyed = counterfactuals(evaluation, student, way, min(cfg.control, cfg.clips), cfg.seed)
-        for attribute, found in obeyed.items():
+            control_scores = counterfactuals(evaluation, student, generator, min(cfg.control, cfg.clips), cfg.seed)
+        for attribute, found in control_scores.items():
             found["ground_truth"] = scores["ground_truth"][f"{attribute}_accuracy"]
 
     long, stats = {}, None
@@ -198,7 +198,7 @@ def evaluate(cfg: DictConfig) -> None:
         stats,
         stages,
         cfg.seed,
-        obeyed,
+        control_scores,
     )
     result["commands"] = {"evaluate": OmegaConf.to_container(cfg, resolve=True)}
     shown = [name for name in ("ground_truth", "teacher", "student") if name in videos]
@@ -216,7 +216,9 @@ def evaluate(cfg: DictConfig) -> None:
     print((folder / "report.md").read_text())
 
 
-def counterfactuals(evaluation: Evaluation, net: VideoDiT, way: Generator, count: int, seed: int) -> dict[str, Any]:
+def counterfactuals(
+    evaluation: Evaluation, net: VideoDiT, generator: Generator, count: int, seed: int
+) -> dict[str, Any]:
     """What labels do in the first clips: another emotion throughout, or a gesture in the middle where there is none.
 
     Reference, sound and noise stay, and there is no text, which might say otherwise.
@@ -226,20 +228,20 @@ def counterfactuals(evaluation: Evaluation, net: VideoDiT, way: Generator, count
     cond = replace(cond, gesture=torch.full_like(cond.gesture, GESTURES.index("none")))
     numbers = torch.arange(count)
 
-    def made(cond: Conditioning, what: str) -> list[ReadClip]:
-        return evaluation.read(evaluation.generated(net, way, cond, seed, f"student, {what}"), what)
+    def build_encoder(cond: Conditioning, what: str) -> list[EstimatedClip]:
+        return evaluation.read(evaluation.generated(net, generator, cond, seed, f"student, {what}"), what)
 
-    plain = made(cond, "labels alone")
+    plain = build_encoder(cond, "labels alone")
     moods = len(EMOTIONS) - 1
     emotion = 1 + (cond.emotion[:, 0] + numbers % (moods - 1)) % moods  # any but the clip's own
-    moody = made(replace(cond, emotion=emotion[:, None].expand_as(cond.emotion)), "other emotions")
+    moody = build_encoder(replace(cond, emotion=emotion[:, None].expand_as(cond.emotion)), "other emotions")
     seen = [control.visible(clip.states) for clip in plain]
     gesture = torch.tensor([GESTURES.index(names[i % len(names)]) for i, names in enumerate(seen)])
     length = min(cond.latents, -int(-GESTURE_S * FRAME_RATE // evaluation.stride))
     start = (cond.latents - length) // 2
     gestures = cond.gesture.clone()
     gestures[:, start : start + length] = gesture[:, None]
-    moved = made(replace(cond, gesture=gestures), "gestures")
+    moved = build_encoder(replace(cond, gesture=gestures), "gestures")
     part = slice(start * evaluation.stride, (start + length) * evaluation.stride)
     return {
         "emotion": control.counterfactual(
@@ -260,8 +262,8 @@ class LongStream:
     """One long live stream: what left the session, and what is read of it and of its ground truth."""
 
     emitted: list[Emitted]
-    student: ReadClip
-    truth: ReadClip
+    student: EstimatedClip
+    truth: EstimatedClip
 
 
 def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictConfig, number: int) -> LongStream:

@@ -62,13 +62,13 @@ def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
     session = Session(
         student,
         autoencoder,
-        hub.on(device, origin.made("audio", cfg.weights.audio)),
-        hub.on(device, origin.made("text", cfg.weights.text)),
+        hub.on(device, origin.build_encoder("audio", cfg.weights.audio)),
+        hub.on(device, origin.build_encoder("text", cfg.weights.text)),
         plan_of(origin.plan, dict(cfg.plan or {})),
         reference,
         seed=cfg.seed,
         prompt=cfg.prompt,
-        image=hub.on(device, origin.made("image", cfg.weights.image)),
+        image=hub.on(device, origin.build_encoder("image", cfg.weights.image)),
     )
     session.set_state(cfg.state)
     session.set_emotion(cfg.emotion)

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from avatar.data.preprocess import importers, pipeline, shards
 from avatar.data.preprocess.detectors import Detectors
 from avatar.data.preprocess.encoding import Encoders
-from avatar.data.preprocess.rules import Rules, Tools
+from avatar.data.preprocess.rules import Models, Rules
 from avatar.data.preprocess.samples import dumps
 from avatar.data.preprocess.sources import Source, find
 from avatar.errors import require_int, require_str
@@ -46,39 +46,41 @@ def preprocess(cfg: DictConfig) -> None:
     require_int(1, shard_mb=cfg.shard_mb)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    made_of: dict[str, Any] = {"version": VERSION, **{name: config[name] for name in MADE_OF}}
-    _check_splits(made_of["splits"])
+    dataset_spec: dict[str, Any] = {"version": VERSION, **{name: config[name] for name in MADE_OF}}
+    _check_splits(dataset_spec["splits"])
     out = Path(cfg.out).absolute()
     staging = out / ".staging"
     sources = [source for source in _sources(cfg) if not source.path.is_relative_to(staging)]  # an earlier run's clips
     if inside := [source.path for source in sources if source.path.is_relative_to(out)]:
         raise ValueError(f"out={out} holds the source {inside[0]}; choose a folder outside of the sources")
-    _start(made_of)  # also where others will work: what is wrong with rules or tools shows before anything is written
-    made_of["encoders"] = _at_hand["tools"].encoders.line()  # whose weights may have changed under their name
+    _start(
+        dataset_spec
+    )  # also where others will work: what is wrong with rules or tools shows before anything is written
+    dataset_spec["encoders"] = _worker_state["tools"].encoders.line()  # whose weights may have changed under their name
     stamps = {source.name: source.stamp() for source in sources}
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         for left in [file for name in OWN for file in out.glob(f".{name}.*.tmp")]:
             left.unlink(missing_ok=True)
-        if _opened(out, made_of, stamps):
+        if _opened(out, dataset_spec, stamps):
             shutil.rmtree(staging, ignore_errors=True)
             print(f"{out / 'index.json'} is there already, of these sources and this config; nothing to do")
             return
         for left in staging.glob(".*.tmp"):
             shutil.rmtree(left)
-        lines = _staged(sources, staging, made_of, cfg.workers)
-        finish(out, lines, made_of, stamps)
+        lines = _staged(sources, staging, dataset_spec, cfg.workers)
+        finish(out, lines, dataset_spec, stamps)
 
 
-def finish(out: Path, lines: Sequence[shards.Line], made_of: Mapping[str, Any], stamps: Mapping[str, Any]) -> None:
+def finish(out: Path, lines: Sequence[shards.Line], dataset_spec: Mapping[str, Any], stamps: Mapping[str, Any]) -> None:
     """From staged sources to the data set; `index.json`, which ends it, comes last."""
     from avatar.data.preprocess import page  # brings matplotlib, for which workers, who import this module, would wait
 
     staging = out / ".staging"
     lines = shards.without_duplicates([{k: v for k, v in line.items() if k != "stamp"} for line in lines])
-    found = shards.samples(lines, staging, made_of["splits"])
-    written = shards.write(out / "shards", found, made_of["shard_mb"] * 1_000_000)
-    index = shards.index(lines, written, made_of)
+    found = shards.samples(lines, staging, dataset_spec["splits"])
+    written = shards.write(out / "shards", found, dataset_spec["shard_mb"] * 1_000_000)
+    index = shards.index(lines, written, dataset_spec)
     for stale in {f.name for f in (out / "shards").iterdir()} - {Path(shard["file"]).name for shard in written}:
         (out / "shards" / stale).unlink()
     write_text(out / "sources.jsonl", "".join(dumps(line) + "\n" for line in lines))
@@ -87,7 +89,9 @@ def finish(out: Path, lines: Sequence[shards.Line], made_of: Mapping[str, Any], 
     write_text(out / "index.json", json.dumps(index, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     shutil.rmtree(staging, ignore_errors=True)
     seconds = sum(split["seconds"] for split in index["splits"].values())
-    print(f"{len(found)} clips, {seconds / 60:.1f} minutes, of {_told(index['sources'])}: {out / 'report.html'}")
+    print(
+        f"{len(found)} clips, {seconds / 60:.1f} minutes, of {progress_text(index['sources'])}: {out / 'report.html'}"
+    )
     if not found:
         raise ValueError(f"no clip of {len(lines)} sources is left; {out / 'sources.jsonl'} says why for each")
 
@@ -114,18 +118,18 @@ def _check_splits(splits: Mapping[str, float]) -> None:
         raise ValueError(f"splits are named {', '.join(strange)}; wanted names of letters, as in {SPLITS_WANTED}")
 
 
-def _opened(out: Path, made_of: Mapping[str, Any], stamps: Mapping[str, Any]) -> bool:
+def _opened(out: Path, dataset_spec: Mapping[str, Any], stamps: Mapping[str, Any]) -> bool:
     """Whether the folder holds the whole data set; a folder with another, or with anything else, is refused."""
     config = out / "config.json"
     if not config.exists():
         if strange := [file.name for file in out.iterdir() if file.name != ".lock"]:
             raise FileExistsError(f"out={out} holds other things, such as {strange[0]}; give an empty or a new folder")
-        write_text(config, dumps(made_of) + "\n")
+        write_text(config, dumps(dataset_spec) + "\n")
         return False
     before = json.loads(config.read_text(encoding="utf-8"))
-    if before != json.loads(dumps(made_of)):
+    if before != json.loads(dumps(dataset_spec)):
         raise FileExistsError(
-            f"out={out} was begun with another {' and '.join(_differences(before, made_of))}; give these as they were "
+            f"out={out} was begun with another {' and '.join(_differences(before, dataset_spec))}; give these as they were "
             f"(they are in {config}), or another folder"
         )
     if not (out / "index.json").exists():
@@ -150,7 +154,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return names
 
 
-def _staged(sources: Sequence[Source], staging: Path, made_of: Mapping[str, Any], workers: int) -> list[shards.Line]:
+def _staged(
+    sources: Sequence[Source], staging: Path, dataset_spec: Mapping[str, Any], workers: int
+) -> list[shards.Line]:
     """The sources' lines, each staged now or before; progress goes by bytes, which say best what is left to do."""
     staging.mkdir(parents=True, exist_ok=True)
     size = {source.name: max(_size(source), 1) for source in sources}
@@ -161,14 +167,16 @@ def _staged(sources: Sequence[Source], staging: Path, made_of: Mapping[str, Any]
     lines = []
     with Progress(*columns, TextColumn("{task.description}")) as progress:
         bar = progress.add_task("", total=sum(size.values()))
-        for line in _each(queue, staging, made_of, workers):
+        for line in _each(queue, staging, dataset_spec, workers):
             lines.append(line)
             counted[line["reason"] or "accepted"] += 1
-            progress.update(bar, advance=size[line["source"]], description=_told(counted))
+            progress.update(bar, advance=size[line["source"]], description=progress_text(counted))
     return lines
 
 
-def _each(sources: Sequence[Source], staging: Path, made_of: Mapping[str, Any], workers: int) -> Iterator[shards.Line]:
+def _each(
+    sources: Sequence[Source], staging: Path, dataset_spec: Mapping[str, Any], workers: int
+) -> Iterator[shards.Line]:
     """Lines as they come from so many processes; 0: from this one, which has rules and tools at hand."""
     if workers == 0:
         for source in sources:
@@ -176,7 +184,7 @@ def _each(sources: Sequence[Source], staging: Path, made_of: Mapping[str, Any], 
         return
     # Spawned, not forked: FFmpeg's and torch's threads would not survive it.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_process, (made_of,))
+    pool = ProcessPoolExecutor(workers, context, _start_process, (dataset_spec,))
     try:
         asked = {pool.submit(_stage, source, staging): source for source in sources}
         for done in as_completed(asked):
@@ -195,7 +203,7 @@ def _each(sources: Sequence[Source], staging: Path, made_of: Mapping[str, Any], 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _told(counted: Mapping[str, int]) -> str:
+def progress_text(counted: Mapping[str, int]) -> str:
     return f"{sum(counted.values())} sources: " + ", ".join(f"{n} {name}" for name, n in sorted(counted.items()))
 
 
@@ -203,25 +211,25 @@ def _size(source: Source) -> int:
     return source.path.stat().st_size if source.path.exists() else 0
 
 
-_at_hand: dict[str, Any] = {}  # of a process: its rules and tools, made once
+_worker_state: dict[str, Any] = {}  # of a process: its rules and tools, made once
 
 
-def _start(made_of: Mapping[str, Any]) -> None:
-    rules: Rules = hydra.utils.instantiate(made_of["rules"])
-    encoders = Encoders(**_made(made_of["encode"] or {}))
+def _start(dataset_spec: Mapping[str, Any]) -> None:
+    rules: Rules = hydra.utils.instantiate(dataset_spec["rules"])
+    encoders = Encoders(**_made(dataset_spec["encode"] or {}))
     encoders.check(rules.temporal_stride, rules.multiple)
     for encoder in (encoders.autoencoder, encoders.audio, encoders.text):
         if isinstance(encoder, torch.nn.Module):
             encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    detectors = Detectors(**_made(made_of["detectors"]))
-    _at_hand.update(rules=rules, tools=Tools(detectors, _made(made_of["scorers"]), encoders))
+    detectors = Detectors(**_made(dataset_spec["detectors"]))
+    _worker_state.update(rules=rules, tools=Models(detectors, _made(dataset_spec["scorers"]), encoders))
 
 
 def _made(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: hydra.utils.instantiate(part) for name, part in parts.items()}
 
 
-def _start_process(made_of: Mapping[str, Any]) -> None:
+def _start_process(dataset_spec: Mapping[str, Any]) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -232,11 +240,11 @@ def _start_process(made_of: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     threading.Thread(target=follow, daemon=True).start()  # a killed parent leaves nobody behind
     torch.set_num_threads(1)
-    _start(made_of)
+    _start(dataset_spec)
 
 
 def _stage(source: Source, staging: Path) -> shards.Line:
-    return pipeline.stage(source, staging, _at_hand["rules"], _at_hand["tools"])
+    return pipeline.stage(source, staging, _worker_state["rules"], _worker_state["tools"])
 
 
 @contextlib.contextmanager

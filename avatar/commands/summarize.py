@@ -22,7 +22,9 @@ def summarize(cfg: DictConfig) -> None:
     Console().print(table)
 
 
-def clip_of(net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int) -> flops.Clip:
+def clip_of(
+    net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int
+) -> flops.ClipShape:
     """The network's latents of so many frames of height × width pixels. Raises ValueError unless they are whole, as are
     their patches."""
     if net.strides is None:
@@ -34,10 +36,10 @@ def clip_of(net: VideoDiT, frames: int, height: int, width: int, text_tokens: in
             f"{frames} frames of {height}×{width} pixels for latents of {s} frames and patches of {edge}×{edge} "
             "pixels; choose multiples by trainer.frames, trainer.height and trainer.width"
         )
-    return flops.Clip(frames // s, height // p, width // p, text_tokens, image_tokens)
+    return flops.ClipShape(frames // s, height // p, width // p, text_tokens, image_tokens)
 
 
-def lines(net: VideoDiT, clip: flops.Clip) -> list[tuple[str, str]]:
+def lines(net: VideoDiT, clip: flops.ClipShape) -> list[tuple[str, str]]:
     """(what, how much) of a backbone at work on such clips."""
     shared = wan_weights.names_of(net)
     wan = sum(parameter.numel() for name, parameter in net.named_parameters() if name in shared)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from avatar.protocols import ImageEncoder, VideoAutoencoder
 from avatar.types import Conditioning
 
-GREY = 29  # latents of grey frames that are ever made; the last one stands for all that follow
+MAX_GREY_LATENTS = 29  # latents of grey frames that are ever made; the last one stands for all that follow
 
 
 @dataclass(frozen=True)
-class Sight:
+class I2VConditioning:
     """The references of a batch, and what is told of them wherever on the timeline."""
 
     reference: Float[Tensor, "b c 1 h w"]
@@ -32,35 +32,37 @@ class Sight:
     # Of the timeline's first latents; all later ones have the last's.
     channels: Float[Tensor, "b j n h w"] | None = None
 
-    def told(self, cond: Conditioning, start: int = 0) -> Conditioning:
+    def apply(self, cond: Conditioning, start: int = 0) -> Conditioning:
         """A conditioning of latents from `start` on, with the fields of image-to-video networks filled, if there are
         any."""
         if self.image is None or self.channels is None:
             return cond
         places = torch.arange(start, start + cond.latents).clamp(max=self.channels.shape[2] - 1)
         channels = self.channels[:, :, places]
-        return replace(cond, image=self.image.to(cond.reference), channels=channels.to(cond.reference))
+        return replace(cond, image=self.image.to(cond.reference), concat_latents=channels.to(cond.reference))
 
 
 @torch.no_grad()
-def sight(
+def encode_reference(
     reference: Float[Tensor, "b c 1 h w"], autoencoder: VideoAutoencoder, image: ImageEncoder | None, latents: int
-) -> Sight:
+) -> I2VConditioning:
     """What is told of references on a timeline of so many latents, from the references' own latents alone.
 
-    Without an image encoder nothing is. What is made beyond `GREY` latents would be the same again.
+    Without an image encoder nothing is. What is made beyond `MAX_GREY_LATENTS` latents would be the same again.
     """
     if image is None:
-        return Sight(reference)
+        return I2VConditioning(reference)
     picture, stride = autoencoder.decode(reference), autoencoder.temporal_stride
     grey, stream = torch.zeros_like(picture).repeat_interleave(stride, dim=2), autoencoder.encoder_stream()
     stream.push(picture)
-    known = torch.cat([stream.push(grey) for _ in range(min(latents, GREY))], dim=2)
+    known = torch.cat([stream.push(grey) for _ in range(min(latents, MAX_GREY_LATENTS))], dim=2)
     mask = known.new_zeros(len(known), stride, *known.shape[2:])
-    return Sight(reference, image.encode(picture), torch.cat([mask, known], dim=1))
+    return I2VConditioning(reference, image.encode(picture), torch.cat([mask, known], dim=1))
 
 
-def completed(cond: Conditioning, autoencoder: VideoAutoencoder, image: ImageEncoder | None) -> Conditioning:
+def with_image_conditioning(
+    cond: Conditioning, autoencoder: VideoAutoencoder, image: ImageEncoder | None
+) -> Conditioning:
     """A clip's conditioning, from its timeline's start on, with what its networks are told of the reference.
 
     Without an image encoder it is complete as it is; else the encoders are moved to where the reference is.
@@ -70,4 +72,4 @@ def completed(cond: Conditioning, autoencoder: VideoAutoencoder, image: ImageEnc
     for encoder in (autoencoder, image):
         if isinstance(encoder, nn.Module):
             encoder.to(cond.reference.device)
-    return sight(cond.reference, autoencoder, image, cond.latents).told(cond)
+    return encode_reference(cond.reference, autoencoder, image, cond.latents).apply(cond)

@@ -93,7 +93,7 @@ class Draw:
         return Draw(int(rng.choice(self.pool)), self.length, self.kind, self.entropy, self.pool)
 
 
-class Plan:
+class BatchSchedule:
     """The batches of a run from samples of several sizes.
 
     A bucket is a (length, height, width). Each has an order of its own, in which all of its samples stand once before

@@ -14,21 +14,25 @@ class LengthBuckets:
     are accumulated. So it stays the same on another number of either.
 
     Args:
-        budget: the size of a batch, in latents; where clips differ in height and width, in their pixels (l·h·w).
-        multiple: of which a batch's clips are; it must be one of ranks × accumulate.
+        max_latents_per_batch: the size of a batch, in latents; where clips differ in height and width, in their pixels (l·h·w).
+        batch_multiple_of: of which a batch's clips are; it must be one of ranks × accumulate.
         accumulate: passes, one after the other, that a batch is shared out among.
     """
 
     lengths: Sequence[int]
     weights: Sequence[float]
-    budget: int
-    multiple: int = 1
+    max_latents_per_batch: int
+    batch_multiple_of: int = 1
     accumulate: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "lengths", tuple(self.lengths))
         object.__setattr__(self, "weights", tuple(self.weights))
-        counts = {"budget": self.budget, "multiple": self.multiple, "accumulate": self.accumulate}
+        counts = {
+            "max_latents_per_batch": self.max_latents_per_batch,
+            "batch_multiple_of": self.batch_multiple_of,
+            "accumulate": self.accumulate,
+        }
         counts |= {f"lengths[{n}]": length for n, length in enumerate(self.lengths)}
         if strange := [f"{name}={value}" for name, value in counts.items() if not isinstance(value, int)]:
             raise ValueError(f"buckets.{', '.join(strange)}; wanted whole numbers")
@@ -36,9 +40,9 @@ class LengthBuckets:
             raise ValueError(f"lengths {self.lengths} with weights {self.weights}; give one weight per length ≥ 1")
         if min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ValueError(f"weights {self.weights}; give one weight per length, none below 0 and one above")
-        if self.multiple < 1 or self.accumulate < 1:
+        if self.batch_multiple_of < 1 or self.accumulate < 1:
             raise ValueError(
-                f"batches in multiples of {self.multiple}, accumulated over {self.accumulate} passes; give whole "
+                f"batches in multiples of {self.batch_multiple_of}, accumulated over {self.accumulate} passes; give whole "
                 "numbers ≥ 1"
             )
         self.check_area(1)
@@ -46,11 +50,11 @@ class LengthBuckets:
     def check_area(self, area: int) -> None:
         """Raise ValueError where the budget has no room for `multiple` clips, of latents of `area` pixels each."""
         longest = max(self.lengths)
-        if self.budget < (needed := longest * area * self.multiple):
+        if self.max_latents_per_batch < (needed := longest * area * self.batch_multiple_of):
             size = f"{longest} latents" + (f" of {area} pixels" if area > 1 else "")
             raise ValueError(
-                f"a global batch of buckets.budget={self.budget} can't hold {self.multiple} clip(s) of {size}; raise "
-                f"it to buckets.budget={needed}, or make buckets.lengths shorter"
+                f"a global batch of buckets.max_latents_per_batch={self.max_latents_per_batch} can't hold {self.batch_multiple_of} clip(s) of {size}; raise "
+                f"it to buckets.max_latents_per_batch={needed}, or make buckets.lengths shorter"
             )
 
     def shares(self) -> np.ndarray:
@@ -60,9 +64,9 @@ class LengthBuckets:
 
     def count(self, length: int, area: int = 1) -> int:
         """Clips in a batch, of so many latents of `area` pixels each; none where `check_area` would object."""
-        return self.budget // (length * area) // self.multiple * self.multiple
+        return self.max_latents_per_batch // (length * area) // self.batch_multiple_of * self.batch_multiple_of
 
-    def told(self, ranks: int, areas: Collection[int] = (1,)) -> str:
+    def describe_batch(self, ranks: int, areas: Collection[int] = (1,)) -> str:
         """What an update learns from, in words; areas of the latents where the budget counts their pixels."""
         counts = [sorted({self.count(length, area) for area in (max(areas), min(areas))}) for length in self.lengths]
         spans = (" to ".join(map(str, span)) for span in counts)
@@ -77,14 +81,14 @@ class LengthBuckets:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """What one rank takes of every batch, in each of the passes that a batch is accumulated over."""
 
     rank: int = 0
     ranks: int = 1
     accumulate: int = 1
 
-    def of(self, index: int) -> tuple[int, slice]:
+    def locate(self, index: int) -> tuple[int, slice]:
         """The batch that the index-th pass is over, and which of its clips are this rank's."""
         step, turn = divmod(index, self.accumulate)
         return step, slice(turn * self.ranks + self.rank, None, self.ranks * self.accumulate)
@@ -92,11 +96,11 @@ class Share:
 
 def check_ranks(buckets: LengthBuckets, ranks: int, samples: int | None = None) -> None:
     """Raise ValueError where batches can't be shared out evenly, or there are more ranks than samples."""
-    if buckets.multiple % (parts := ranks * buckets.accumulate):
+    if buckets.batch_multiple_of % (parts := ranks * buckets.accumulate):
         passes = f" in {buckets.accumulate} passes" if buckets.accumulate > 1 else ""
         raise ValueError(
-            f"batches in multiples of {buckets.multiple} clips, on {ranks} ranks{passes}; all take as many clips: set "
-            f"buckets.multiple={parts} (a batch is global, that of all ranks and passes together: so is buckets.budget)"
+            f"batches in multiples of {buckets.batch_multiple_of} clips, on {ranks} ranks{passes}; all take as many clips: set "
+            f"buckets.batch_multiple_of={parts} (a batch is global, that of all ranks and passes together: so is buckets.max_latents_per_batch)"
         )
     if samples is not None and ranks > samples:
         raise ValueError(f"{ranks} ranks for {samples} samples; use fewer, or prepare more")

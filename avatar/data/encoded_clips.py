@@ -19,17 +19,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avatar.conditioning import audio_timeline
-from avatar.conditioning.prompts import own, tokens_of
+from avatar.conditioning.prompts import encode_prompt, strip_padding
 from avatar.files import load_tensors, save_tensors
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet import speech
-from avatar.puppet.clip import Clip, make_clip
+from avatar.puppet.clip import PuppetClip, make_clip
 from avatar.puppet.scene import Scene
 from avatar.puppet.worlds import World
 from avatar.types import SAMPLES_PER_FRAME, Batch, Conditioning
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
-VERSION = 4  # of what this module stores and of the puppets' looks and motion; part of the cache's key
+VERSION = 5  # of what this module stores and of the puppets' looks and motion; part of the cache's key
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ClipSet:
     identities: int = 10_000
     scene: Scene = field(default_factory=Scene)
 
-    def make(self, index: int, frames: int, speech_cache: Path | None) -> Clip:
+    def make(self, index: int, frames: int, speech_cache: Path | None) -> PuppetClip:
         return make_clip(
             self.first + index,
             self.split,
@@ -64,7 +64,7 @@ class EncodedClips:
     references: Float[Tensor, "n r c h w"]
     reference_at: Int[Tensor, "n r"]  # the latent that each reference's frame lies in
     features: Float[Tensor, "n roles f d"]  # of the timeline's frames, with the audio encoder's contexts around them
-    heard: Bool[Tensor, " n"]  # whether there is another voice
+    other: Bool[Tensor, " n"]  # whether there is another voice
     text: Shaped[Tensor, "u tokens ..."]  # all different captions' own tokens, zeros behind the shorter ones'
     captioned: Int[Tensor, "n k"]  # which of them holds at each latent
     labels: Int[Tensor, "n 3 k"]  # state, emotion, gesture
@@ -81,8 +81,8 @@ class EncodedClips:
         context = audio.left_context + audio.right_context
         stride = (self.features.shape[2] - context) // self.latents.shape[2]
         parts = [self._crop(int(n), int(s), length, audio, text, stride) for n, s in zip(which, start, strict=True)]
-        latents, regions, told = zip(*parts, strict=True)
-        cond = Conditioning(**{name: _stacked([crop[name] for crop in told]) for name in told[0]})
+        latents, regions, rows = zip(*parts, strict=True)
+        cond = Conditioning(**{name: _stacked([crop[name] for crop in rows]) for name in rows[0]})
         keys = [f"{n}@{s}" for n, s in zip(which.tolist(), start.tolist(), strict=True)]
         return Batch(torch.stack(latents).float(), cond, torch.stack(regions).float(), keys)
 
@@ -92,10 +92,10 @@ class EncodedClips:
         part = slice(start, start + length)
         away = (self.reference_at[n] - (start + (length - 1) / 2)).abs()
         windows = [audio.window(track.float(), stride)[part] for track in self.features[n]]
-        present = torch.stack([torch.ones(length, dtype=torch.bool), self.heard[n].expand(length)])
+        present = torch.stack([torch.ones(length, dtype=torch.bool), self.other[n].expand(length)])
         state, emotion, gesture = self.labels[n][:, part]
         captions, event = self.captioned[n][part].unique(return_inverse=True)  # only those of the crop
-        tokens, mask = zip(*(text.padded(own(caption)) for caption in self.text[captions]), strict=True)
+        tokens, mask = zip(*(text.padded(strip_padding(caption)) for caption in self.text[captions]), strict=True)
         return (
             self.latents[n][:, part],
             self.regions[n][:, part],
@@ -123,7 +123,7 @@ class _Drawn(Dataset):
     def __len__(self) -> int:
         return self.clips.count
 
-    def __getitem__(self, index: int) -> tuple[Clip, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[PuppetClip, Tensor, Tensor]:
         clip = self.clips.make(index, self.frames + self.extra, self.speech_cache)
         return clip, self.world.video(clip, 0, self.frames), self.world.regions(clip, 0, self.frames)
 
@@ -147,21 +147,21 @@ def encode_clips(
     drawn = _Drawn(clips, world, frames, frames_beyond(audio, frames - 1), cache / "speech")
     draws = torch.Generator()  # else the loader draws from the training's numbers, only when clips are encoded now
     loader = DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=None, generator=draws)
-    rows, told = [], []
+    rows, prompts = [], []
     for clip, video, regions in progress(loader):
         rows.append(_encode(clip, video, regions, autoencoder, audio))
-        told.append([clip.captions[i] for i in clip.captioned[_middles(frames, stride)]])
-    captions = {caption: number for number, caption in enumerate(dict.fromkeys(itertools.chain(*told)))}
+        prompts.append([clip.captions[i] for i in clip.captioned[_middles(frames, stride)]])
+    captions = {caption: number for number, caption in enumerate(dict.fromkeys(itertools.chain(*prompts)))}
     tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    tensors["text"] = _stacked([tokens_of(caption, text) for caption in captions])
-    tensors["captioned"] = torch.tensor([[captions[caption] for caption in row] for row in told])
+    tensors["text"] = _stacked([encode_prompt(caption, text) for caption in captions])
+    tensors["captioned"] = torch.tensor([[captions[caption] for caption in row] for row in prompts])
     save_tensors(tensors, path)
     return EncodedClips(**tensors)
 
 
 def frames_beyond(audio: AudioEncoder, frames: int) -> int:
     """Frames of sound after a timeline of so many that its features, right context included, depend on."""
-    return -(-audio_timeline.needed(audio, frames + audio.right_context) // SAMPLES_PER_FRAME) - frames
+    return -(-audio_timeline.samples_needed(audio, frames + audio.right_context) // SAMPLES_PER_FRAME) - frames
 
 
 def encoding_key(
@@ -182,7 +182,7 @@ def encoding_key(
 
 @torch.no_grad()
 def _encode(
-    clip: Clip, video: Tensor, regions: Tensor, autoencoder: VideoAutoencoder, audio: AudioEncoder
+    clip: PuppetClip, video: Tensor, regions: Tensor, autoencoder: VideoAutoencoder, audio: AudioEncoder
 ) -> dict[str, Tensor]:
     """One clip's row of `EncodedClips`, but for its text."""
     stride, frames = autoencoder.temporal_stride, video.shape[1]
@@ -196,8 +196,8 @@ def _encode(
         "latents": autoencoder.encode(video)[0, :, 1:].half().cpu(),
         "references": torch.stack([autoencoder.encode(video[:, :, i : i + 1])[0, :, 0] for i in at]).half().cpu(),
         "reference_at": (at - 1).clamp(min=0) // stride,
-        "features": torch.stack([_features(track, audio, frames - 1) for track in (clip.own, clip.heard)]).half(),
-        "heard": torch.tensor(bool(np.abs(clip.heard).max() > 0)),
+        "features": torch.stack([_features(track, audio, frames - 1) for track in (clip.own, clip.other)]).half(),
+        "other": torch.tensor(bool(np.abs(clip.other).max() > 0)),
         "labels": torch.from_numpy(labels.astype(np.int64)),
         "intensity": torch.from_numpy(clip.intensity[middle].astype(np.float32)),
         "regions": torch.nn.functional.avg_pool3d(regions[:, 1:], (stride, edge, edge)).half(),
@@ -219,6 +219,6 @@ def _stacked(rows: list[Tensor]) -> Tensor:
 
 def _features(track: Float[np.ndarray, " s"], audio: AudioEncoder, frames: int) -> Float[Tensor, "f d"]:
     """Features from `left_context` frames before a timeline, which starts at frame 1, to `right_context` after it."""
-    before = audio_timeline.silence(audio, -audio.left_context, audio.left_context - 1)
-    known = audio_timeline.known(audio, torch.from_numpy(track), first=-1)
+    before = audio_timeline.silent_features(audio, -audio.left_context, audio.left_context - 1)
+    known = audio_timeline.features_until(audio, torch.from_numpy(track), first=-1)
     return torch.cat([before, known[: 1 + frames + audio.right_context]])

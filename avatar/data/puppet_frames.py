@@ -96,7 +96,7 @@ class PuppetFrames(lightning.LightningDataModule):
         """Those of REGIONS that training clips have masks of."""
         return frozenset(REGIONS)
 
-    def told(self, ranks: int) -> str:
+    def describe_batch(self, ranks: int) -> str:
         """What an update learns from."""
         return f"an update learns from {self.batch} clips of {self.frames} frames"
 

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from avatar.conditioning import image_to_video
 from avatar.data.batch_schedule import EVENLY, ON_CHANGE, Placement, changes, place
-from avatar.data.bucketing import LengthBuckets, Share, check_ranks
+from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
 from avatar.data.encoded_clips import ClipSet, EncodedClips, encode_clips
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import World
 from avatar.types import REGIONS, Batch
 
-WHOLE_BATCHES = Share()
+WHOLE_BATCHES = BatchShard()
 
 
 class LatentBatches(Dataset):
@@ -35,7 +35,7 @@ class LatentBatches(Dataset):
         start: int,
         stop: int,
         placement: Placement = EVENLY,
-        share: Share = WHOLE_BATCHES,
+        share: BatchShard = WHOLE_BATCHES,
     ):
         self.clips, self.buckets, self.audio, self.text = clips, buckets, audio, text
         self.seed, self.start, self.stop = seed, start, stop
@@ -47,7 +47,7 @@ class LatentBatches(Dataset):
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> Batch:
-        step, part = self.share.of(self.start + index)
+        step, part = self.share.locate(self.start + index)
         rng = np.random.default_rng([self.seed, step])
         length, count = self.buckets.draw(rng)
         latents = self.clips.latents.shape[2]
@@ -58,7 +58,7 @@ class LatentBatches(Dataset):
                 which[n] = rng.choice(self.changing)
             start[n] = place(int(kind), rng, length, latents, self.changes[which[n]], int(start[n]))
         which, start = (torch.from_numpy(drawn[part]) for drawn in (which, start))
-        return replace(self.clips.batch(which, start, length, self.audio, self.text), part=part)
+        return replace(self.clips.batch(which, start, length, self.audio, self.text), shard=part)
 
 
 class PuppetLatents(lightning.LightningDataModule):
@@ -118,9 +118,9 @@ class PuppetLatents(lightning.LightningDataModule):
         height, width = self.world.shape
         return {(height // self.autoencoder.spatial_stride, width // self.autoencoder.spatial_stride)}
 
-    def told(self, ranks: int) -> str:
+    def describe_batch(self, ranks: int) -> str:
         """What an update learns from."""
-        return self.buckets.told(ranks)
+        return self.buckets.describe_batch(ranks)
 
     @property
     def regions(self) -> frozenset[str]:
@@ -140,14 +140,16 @@ class PuppetLatents(lightning.LightningDataModule):
 
     def _loader(self, name: str, seed: int, start: int, passes: int, accumulate: int) -> DataLoader:
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        share = Share(rank, ranks, accumulate)
+        share = BatchShard(rank, ranks, accumulate)
         batches = LatentBatches(
             self.clips[name], self.buckets, self.audio, self.text, seed, start, start + passes, self.placement, share
         )
         return DataLoader(batches, batch_size=None)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return replace(batch, conditioning=image_to_video.completed(batch.conditioning, self.autoencoder, self.image))
+        return replace(
+            batch, conditioning=image_to_video.with_image_conditioning(batch.conditioning, self.autoencoder, self.image)
+        )
 
     def held_out(self, clips: int, device: torch.device) -> Batch:
         """The first whole clips of the dev set, on this device."""

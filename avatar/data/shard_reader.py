@@ -22,7 +22,7 @@ SUBSTITUTES = 20  # for one clip of a batch; so many in a row are no accident
 log = logging.getLogger(__name__)
 
 
-class Reader:
+class SampleReader:
     """Crops of one split's samples; those that can't be read are named, and counted where all processes see it."""
 
     def __init__(self, entries: Sequence[Entry], recipe: Recipe, on_error: str, workers: int):
@@ -44,7 +44,7 @@ class Reader:
             try:
                 return self.recipe.read(self.tars, self.entries[draw.sample], draw)
             except READING as error:
-                fault = told(self.entries[draw.sample], error)
+                fault = format_read_error(self.entries[draw.sample], error)
                 if self.on_error == "raise":
                     raise ValueError(f"{fault}; {MEND}") from error
                 log.warning("skipped %s", fault)
@@ -62,7 +62,7 @@ class Reader:
         return f"skipped {int(self.faults.sum())} times what can't be read, of {len(which)} samples: {names}"
 
 
-def told(entry: Entry, error: BaseException) -> str:
+def format_read_error(entry: Entry, error: BaseException) -> str:
     """A sample that can't be read, and why, in one line."""
     reason = f"no {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())
     return f"{entry.key} of {entry.shard.path}: {reason}"
@@ -96,7 +96,7 @@ def check_captions(entries: Sequence[Entry], text: TextEncoder) -> None:
         try:
             text.check(_caption(tars, entry) if entry.caption is None else entry.caption)
         except READING as error:
-            raise ValueError(f"{told(entry, error)}; {MEND}") from error
+            raise ValueError(f"{format_read_error(entry, error)}; {MEND}") from error
 
 
 def _caption(tars: Tars, entry: Entry) -> str:
@@ -115,5 +115,5 @@ def latent_of(entries: Sequence[Entry]) -> Mapping[str, Any] | None:
             files = Tars().read(entry.shard.path, entry.key, frozenset(("meta.json",)))
             return json.loads(files["meta.json"])["latent"]
         except READING as error:
-            fault = fault or told(entry, error)
+            fault = fault or format_read_error(entry, error)
     raise ValueError(f"can't read {fault}; restore it")

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from avatar.conditioning import audio_timeline
-from avatar.conditioning.prompts import Prompts
+from avatar.conditioning.prompts import PromptCache
 from avatar.data.batch_schedule import Draw, changes, place
 from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
@@ -28,7 +28,7 @@ from avatar.media.frames import from_uint8
 from avatar.media.regions import mouth_in, shares
 from avatar.media.video_reader import open_video
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
-from avatar.types import REGIONS, SAMPLES_PER_FRAME, STATES, WHOLE, Batch, Conditioning
+from avatar.types import REGIONS, SAMPLES_PER_FRAME, STATES, WHOLE_BATCH, Batch, Conditioning
 
 COMMON = frozenset(
     ("meta.json", "afeat.npy", "audio.flac", "face.npy", "lips.npy", "text.npy", "txt", "state.npy", "vad.npy")
@@ -47,7 +47,7 @@ class Footage:
     conditioning: Conditioning  # without a reference
     regions: Float[Tensor, "b m l _ _"]  # as in Batch
     keys: list[str]
-    part: slice = field(default_factory=lambda: WHOLE)  # as in Batch
+    shard: slice = field(default_factory=lambda: WHOLE_BATCH)  # as in Batch
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Recipe:
         labels = torch.from_numpy(state[part].astype(np.int64))
         unsaid = torch.zeros_like(labels)
         silent = self.stride * (draw.length - 1) + self.audio.tokens(self.stride)
-        silence = audio_timeline.silence(self.audio, self.stride * start - self.audio.left_context, silent)
+        silence = audio_timeline.silent_features(self.audio, self.stride * start - self.audio.left_context, silent)
         fields = {
             "audio": torch.stack([own, self.audio.window(silence, self.stride)]),
             "audio_mask": torch.stack([mask, torch.zeros_like(mask)]),
@@ -173,12 +173,14 @@ class Recipe:
             if features.shape != (frames, audio.dim):
                 raise ValueError(f"audio features of {tuple(features.shape)}, wanted {(frames, audio.dim)}")
         else:
-            features = audio_timeline.known(audio, torch.from_numpy(_samples(files["audio.flac"], frames)), first=-1)
+            features = audio_timeline.features_until(
+                audio, torch.from_numpy(_samples(files["audio.flac"], frames)), first=-1
+            )
         if not features.isfinite().all():
             raise ValueError("audio features that are NaN or infinite")
         missing = 1 + self.stride * latents + audio.right_context - len(features)
-        before = audio_timeline.silence(audio, -audio.left_context, audio.left_context - 1)
-        after = audio_timeline.silence(audio, len(features) - 1, max(missing, 0))
+        before = audio_timeline.silent_features(audio, -audio.left_context, audio.left_context - 1)
+        after = audio_timeline.silent_features(audio, len(features) - 1, max(missing, 0))
         padded = torch.cat([before, features, after])
         ends = self.stride * (1 + torch.arange(latents)) + audio.right_context  # the last frame that each hears
         known = (ends < len(features)) & ("no_audio" not in meta["repairs"])
@@ -229,11 +231,11 @@ class Recipe:
         return state[1 + self.stride // 2 :: self.stride][: (frames - 1) // self.stride]
 
     @cached_property
-    def _prompts(self) -> Prompts:
-        return Prompts(self.text)
+    def _prompts(self) -> PromptCache:
+        return PromptCache(self.text)
 
 
-def gathered(crops: list[Crop]) -> Batch | Footage:
+def collate(crops: list[Crop]) -> Batch | Footage:
     """Crops of one length and size as a batch; shorter texts are filled up."""
     tokens = max(crop.fields["text"].shape[1] for crop in crops)
     for crop in crops:

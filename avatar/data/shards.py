@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avatar.conditioning import image_to_video
-from avatar.data.batch_schedule import AT_START, Draw, Placement, Plan
-from avatar.data.bucketing import LengthBuckets, Share, check_ranks
+from avatar.data.batch_schedule import AT_START, BatchSchedule, Draw, Placement
+from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
 from avatar.data.shard_index import Entry, Filters, Index
-from avatar.data.shard_reader import ON_ERROR, Reader, check_captions, check_shards, latent_of
-from avatar.data.shard_samples import PICTURES, Footage, Recipe, encoded, gathered
+from avatar.data.shard_reader import ON_ERROR, SampleReader, check_captions, check_shards, latent_of
+from avatar.data.shard_samples import PICTURES, Footage, Recipe, collate, encoded
 from avatar.media.frames import to_uint8
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.types import Batch
@@ -35,15 +35,15 @@ log = logging.getLogger(__name__)
 class ShardBatches(Dataset):
     """One share of all batches; what is still pictures is encoded by the data module."""
 
-    def __init__(self, reader: Reader, plan: Plan, start: int, stop: int, share: Share):
+    def __init__(self, reader: SampleReader, plan: BatchSchedule, start: int, stop: int, share: BatchShard):
         self.reader, self.plan, self.start, self.stop, self.share = reader, plan, start, stop, share
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> Batch | Footage:
-        step, part = self.share.of(self.start + index)
-        return replace(gathered([self.reader.crop(draw) for draw in self.plan.batch(step)[part]]), part=part)
+        step, part = self.share.locate(self.start + index)
+        return replace(collate([self.reader.crop(draw) for draw in self.plan.batch(step)[part]]), shard=part)
 
 
 class ShardClips(lightning.LightningDataModule):
@@ -55,7 +55,7 @@ class ShardClips(lightning.LightningDataModule):
         pictures: "latents", "video" (encoded while training), or None: latents if all sets have them.
         pause: frames without speech that don't end the state "speaking"; None: speech in the sound is no state.
         history: latents before a crop that the autoencoder sees when a video is encoded.
-        emphasis: what the objective adds to the weight of each of REGIONS; of those of 0, no boxes are read.
+        region_weights: what the objective adds to the weight of each of REGIONS; of those of 0, no boxes are read.
         on_error: "raise" or "skip" what can't be read.
         steps: batches of one run, each made in `buckets.accumulate` passes.
         image: the image encoder of image-to-video networks, for others None.
@@ -76,7 +76,7 @@ class ShardClips(lightning.LightningDataModule):
         text: TextEncoder,
         pause: int | None,
         history: int,
-        emphasis: Mapping[str, float],
+        region_weights: Mapping[str, float],
         buckets: LengthBuckets,
         placement: Placement,
         on_error: str,
@@ -92,11 +92,11 @@ class ShardClips(lightning.LightningDataModule):
             raise ValueError(f"history={history}, pause={pause}; wanted numbers of latents and frames, 0 or more")
         self.urls, self.train, self.dev, self.filters, self.pictures = urls, train, dev, filters, pictures
         self.autoencoder, self.audio, self.text, self.image = autoencoder.eval(), audio, text, image
-        self.pause, self.history, self.emphasis = pause, history, emphasis
+        self.pause, self.history, self.region_weights = pause, history, region_weights
         self.buckets, self.placement, self.on_error = buckets, placement, on_error
         self.steps, self.seed, self.workers = steps, seed, workers
         self.start = 0  # the pass that a resumed run goes on with
-        self.readers: dict[str, Reader] = {}
+        self.readers: dict[str, SampleReader] = {}
 
     @cached_property
     def entries(self) -> dict[str, list[Entry]]:
@@ -130,7 +130,7 @@ class ShardClips(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.readers = {
-            name: Reader(part, self._recipe, self.on_error, self.workers) for name, part in self.entries.items()
+            name: SampleReader(part, self._recipe, self.on_error, self.workers) for name, part in self.entries.items()
         }
 
     def train_dataloader(self) -> DataLoader:
@@ -148,8 +148,10 @@ class ShardClips(lightning.LightningDataModule):
         """The batch with its pictures encoded, if it has any, and its conditioning completed, where its tensors are."""
         if isinstance(batch, Footage):
             self.autoencoder.to(batch.reference.device)
-            batch = replace(encoded(batch, self.autoencoder), part=batch.part)
-        return replace(batch, conditioning=image_to_video.completed(batch.conditioning, self.autoencoder, self.image))
+            batch = replace(encoded(batch, self.autoencoder), shard=batch.shard)
+        return replace(
+            batch, conditioning=image_to_video.with_image_conditioning(batch.conditioning, self.autoencoder, self.image)
+        )
 
     def held_out(self, clips: int, device: torch.device) -> Batch:
         """The beginnings of the first clips of the dev split, as long as crops get, all of one size, on this device."""
@@ -159,7 +161,7 @@ class ShardClips(lightning.LightningDataModule):
         long_enough = np.flatnonzero(sizes[:, 0] >= length)
         alike = long_enough[(sizes[long_enough, 1:] == sizes[long_enough[0], 1:]).all(1)]
         draws = [Draw(int(sample), length, AT_START, (0, 0, int(sample), 1), alike) for sample in alike[:clips]]
-        crops = gathered([reader.crop(draw) for draw in draws])
+        crops = collate([reader.crop(draw) for draw in draws])
         return self.encoded(self.transfer_batch_to_device(crops, device, 0))
 
     def to_pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
@@ -171,9 +173,9 @@ class ShardClips(lightning.LightningDataModule):
             if summary := reader.summary():
                 log.warning("%s", summary)
 
-    def told(self, ranks: int) -> str:
+    def describe_batch(self, ranks: int) -> str:
         """What an update learns from."""
-        return self.buckets.told(ranks, {height * width for height, width in self.sizes()})
+        return self.buckets.describe_batch(ranks, {height * width for height, width in self.sizes()})
 
     @property
     def accumulate(self) -> int:
@@ -187,9 +189,9 @@ class ShardClips(lightning.LightningDataModule):
     def _loader(self, split: str, seed: int, start: int, passes: int, accumulate: int, workers: int) -> DataLoader:
         reader, stop = self.readers[split], start + passes
         steps = math.ceil(stop / accumulate)
-        plan = Plan(self._sizes(reader.entries, reader.recipe), self.buckets, self.placement, seed, steps)
+        plan = BatchSchedule(self._sizes(reader.entries, reader.recipe), self.buckets, self.placement, seed, steps)
         rank = self.trainer.global_rank if self.trainer else 0
-        batches = ShardBatches(reader, plan, start, stop, Share(rank, self._ranks, accumulate))
+        batches = ShardBatches(reader, plan, start, stop, BatchShard(rank, self._ranks, accumulate))
         return DataLoader(batches, batch_size=None, num_workers=workers)
 
     def _sizes(self, entries: Sequence[Entry], recipe: Recipe) -> Int[np.ndarray, "n 3"]:
@@ -212,7 +214,7 @@ class ShardClips(lightning.LightningDataModule):
             self.text,
             self.pause,
             self.history,
-            [name for name, added in self.emphasis.items() if added > 0],
+            [name for name, added in self.region_weights.items() if added > 0],
         )
         if recipe.pictures == "latents":
             for url, made in latent.items():

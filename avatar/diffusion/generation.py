@@ -52,7 +52,11 @@ class WholeClip:
     def _at(self, cond: Conditioning, start: int) -> Conditioning:
         part = cond.at(slice(start, start + self.window))
         # More channels tell how far the reference is, which stands before each window.
-        return part if cond.channels is None else replace(part, channels=cond.channels[:, :, : part.latents])
+        return (
+            part
+            if cond.concat_latents is None
+            else replace(part, concat_latents=cond.concat_latents[:, :, : part.latents])
+        )
 
     def _window(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...], start: int) -> Latents:
         x = Noise(seeds)(cond.reference.expand(-1, -1, cond.latents, -1, -1), start, 0)

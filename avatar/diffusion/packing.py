@@ -65,4 +65,4 @@ class TeacherForced:
         return packed_velocity(net, x_t, t, cond, self.plan.spec(x_t.shape[2]), clean=x0)
 
 
-Pattern = Bidirectional | TeacherForced
+AttentionPattern = Bidirectional | TeacherForced

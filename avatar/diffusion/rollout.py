@@ -146,13 +146,13 @@ class Rollout:
             raise ValueError(f"gradient {gradient!r}; choose exit_step or history")
         self.net, self.plan, self.cache, self.noise, self.gradient = net, plan, cache, noise, gradient
         self.position = 0
-        self.pending: tuple[Latents, Conditioning] | None = None  # a chunk that awaits its merged context pass
+        self.pending_context: tuple[Latents, Conditioning] | None = None  # a chunk that awaits its merged context pass
         self.last: ExitStep | None = None
 
     def prime(self, cond: Conditioning) -> "Rollout":
         """Read the reference in; in mid-stream, another one, for the chunks to come."""
-        if self.pending is not None:
-            self._remember()  # a chunk made with the old reference becomes context with it
+        if self.pending_context is not None:
+            self._cache_context()  # a chunk made with the old reference becomes context with it
         view = self.cache.prime()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "history"):
             chunk_step(self.net, cond.reference, 0.0, cond.blank(1), view)
@@ -162,8 +162,8 @@ class Rollout:
     def chunk(self, cond: Conditioning, exit_step: int | None = None) -> Latents:
         """The next chunk, as long as its conditioning; denoising stops after `exit_step` (default: the plan's last)."""
         exit_step = len(self.plan.times) - 1 if exit_step is None else exit_step
-        if self.pending is not None and torch.is_grad_enabled():
-            self._remember()  # a merged pass would carry gradients into the context half, or lose its history
+        if self.pending_context is not None and torch.is_grad_enabled():
+            self._cache_context()  # a merged pass would carry gradients into the context half, or lose its history
         start, length = self.position, cond.latents
         positions = range(start, start + length)
         x = self.noise(cond.reference.expand(-1, -1, length, -1, -1), start, 0)
@@ -178,13 +178,13 @@ class Rollout:
         if self.plan.context == "noisy":
             self.cache.advance(view, length)
         else:
-            self.pending = (x0, cond)
+            self.pending_context = (x0, cond)
             if self.plan.context == "clean":
-                self._remember()
+                self._cache_context()
         return x0
 
     def _denoise(self, x: Latents, t: float, cond: Conditioning, positions: range) -> tuple[Latents, View]:
-        if self.pending is not None:
+        if self.pending_context is not None:
             return self._merged(x, t, cond, positions)
         view = self.cache.view(positions, [positions.stop] * len(positions))
         return chunk_step(self.net, x, t, cond, view), view
@@ -192,8 +192,8 @@ class Rollout:
     def _merged(self, x: Latents, t: float, cond: Conditioning, positions: range) -> tuple[Latents, View]:
         """The chunk's first pass together with the last chunk's context pass; each half keeps its time and
         conditions."""
-        assert self.pending is not None
-        before, before_cond = self.pending
+        assert self.pending_context is not None
+        before, before_cond = self.pending_context
         n = before.shape[2]
         start = positions.start
         view = self.cache.view(range(start - n, positions.stop), [start] * n + [positions.stop] * len(positions))
@@ -201,14 +201,14 @@ class Rollout:
         both = torch.cat([before, x], dim=2)
         v = self.net(both, times, aligned([before_cond, cond]), view)
         self.cache.advance(view, n)
-        self.pending = None
+        self.pending_context = None
         return path.clean(both, v, times)[:, :, n:], view
 
-    def _remember(self) -> None:
+    def _cache_context(self) -> None:
         """The context pass of the pending chunk."""
-        assert self.pending is not None
-        x0, cond = self.pending
-        self.pending = None
+        assert self.pending_context is not None
+        x0, cond = self.pending_context
+        self.pending_context = None
         positions = range(self.position - x0.shape[2], self.position)
         view = self.cache.view(positions, [positions.stop] * len(positions))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "history"):

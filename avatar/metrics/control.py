@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 from avatar.metrics import statistics
-from avatar.metrics.state_estimation import ReadClip
+from avatar.metrics.state_estimation import EstimatedClip
 from avatar.puppet.motion import CHANNELS, FACES
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
 
@@ -117,7 +117,7 @@ def visible(states: Trajectory) -> tuple[str, ...]:
     return tuple(name for name in GESTURES if name in seen)
 
 
-def accuracy(readings: Sequence[ReadClip], attribute: str) -> float:
+def accuracy(readings: Sequence[EstimatedClip], attribute: str) -> float:
     """The share of stretches that are what they were asked to be, averaged over the classes that were asked for.
 
     A stretch is a run of one label of "emotion", "state" or "gesture", at least LEAST frames long; label 0 asks for
@@ -129,13 +129,13 @@ def accuracy(readings: Sequence[ReadClip], attribute: str) -> float:
     return _recall([(r.trajectory, getattr(r, attribute)) for r in readings], attribute)
 
 
-def unprompted(readings: Sequence[ReadClip]) -> float:
+def unprompted(readings: Sequence[EstimatedClip]) -> float:
     """`accuracy` of the gestures that words cause where none is asked for; beats don't count, for they may be left."""
     caused = [np.where((r.gesture == 0) & (r.doing != BEAT), r.doing, 0) for r in readings]
     return _recall([(r.trajectory, _shown(r, doing)) for r, doing in zip(readings, caused, strict=True)], "gesture")
 
 
-def _shown(reading: ReadClip, gestures: Labels) -> Labels:
+def _shown(reading: EstimatedClip, gestures: Labels) -> Labels:
     """Labels without the gestures that no frame of a clip could show, whether it was valid or not."""
     seen = [GESTURES.index(name) for name in ("none", *visible(reading.states))]
     return np.where(np.isin(gestures, seen), gestures, 0)

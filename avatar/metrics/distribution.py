@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.spatial.distance import cdist
 
 from avatar.metrics import statistics
-from avatar.metrics.state_estimation import ReadClip
+from avatar.metrics.state_estimation import EstimatedClip
 from avatar.puppet.motion import HIGH, LOW
 
 WINDOW, HOP = 24, 12  # frames: about a second, half overlapping
@@ -49,7 +49,7 @@ Motion = Float[np.ndarray, "2 s"]  # of each channel: variance within windows, a
 Gaussian = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
 
 
-def distribution(readings: Sequence[ReadClip], others: Sequence[Trajectory]) -> dict[str, float | list[float]]:
+def distribution(readings: Sequence[EstimatedClip], others: Sequence[Trajectory]) -> dict[str, float | list[float]]:
     """Fréchet distance, coverage, amount and roughness of readings beside the true states of other clips.
 
     `frechet` and `frechet_ci` are without the bias of few clips (`frechet`), so they may fall below 0; `coverage` lies

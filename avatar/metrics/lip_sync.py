@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from scipy.interpolate import CubicSpline
 
 from avatar.metrics import statistics
-from avatar.metrics.state_estimation import ReadClip
+from avatar.metrics.state_estimation import EstimatedClip
 from avatar.types import FRAME_RATE
 
 REACH = 15  # frames to either side in which the best lag is looked for: 600 ms
@@ -29,17 +29,17 @@ SHUT, OPEN = 0.15, 0.3  # apertures of closed lips, and of parted ones
 AT_S, AROUND_S = 0.04, 0.25  # how near to the middle of a p the lips must be shut, and parted
 
 
-def correlation(readings: Sequence[ReadClip]) -> float:
+def correlation(readings: Sequence[EstimatedClip]) -> float:
     """r(0), in [-1, 1]; 0 if no frame can be read, NaN if the mouth never moves or nothing is said."""
     return _pooled(_moments(readings, 0))
 
 
-def correlation_interval(readings: Sequence[ReadClip]) -> tuple[float, float]:
+def correlation_interval(readings: Sequence[EstimatedClip]) -> tuple[float, float]:
     """The 95 % interval of r(0), by a bootstrap over clips."""
     return statistics.interval(_moments(readings, 0), _pooled)
 
 
-def best_lag(readings: Sequence[ReadClip]) -> tuple[float, float]:
+def best_lag(readings: Sequence[EstimatedClip]) -> tuple[float, float]:
     """The lag in ms at which r is highest, and that r; a positive lag means that the lips come too late.
 
     r is measured at whole frames within 600 ms and interpolated by a cubic spline on a grid of 5 ms. Clips shorter than
@@ -59,7 +59,7 @@ def best_lag(readings: Sequence[ReadClip]) -> tuple[float, float]:
     return float(grid[best]), float(np.clip(curve[best], -1, 1))
 
 
-def silence_motion(readings: Sequence[ReadClip]) -> float:
+def silence_motion(readings: Sequence[EstimatedClip]) -> float:
     """How far the aperture moves from one silent frame to the next, on average, in [0, 1], unread ones left out."""
     moved = []
     for reading in readings:
@@ -68,7 +68,7 @@ def silence_motion(readings: Sequence[ReadClip]) -> float:
     return statistics.mean(np.concatenate(moved)) if moved else float("nan")
 
 
-def closure_recall(readings: Sequence[ReadClip]) -> float:
+def closure_recall(readings: Sequence[EstimatedClip]) -> float:
     """The share of p, b and m at which the lips shut, and are parted before or after, in [0, 1].
 
     Only those count at which the true lips do; a mouth that is always shut, or can't be read, meets none. NaN if there
@@ -92,7 +92,7 @@ def _shuts(
     return np.logical_and(shut.any(1), parted.any(1))
 
 
-def _moments(readings: Sequence[ReadClip], lag: int) -> Float[np.ndarray, "n 4"]:
+def _moments(readings: Sequence[EstimatedClip], lag: int) -> Float[np.ndarray, "n 4"]:
     """Per clip: sum x'y', sum x'², sum y'² and the number of frames that could be read, x being `lag` frames later."""
     rows = np.zeros((len(readings), 4))
     for row, reading in zip(rows, readings, strict=True):

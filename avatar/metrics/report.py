@@ -15,10 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from avatar.files import replacing
+from avatar.files import atomic_path
 from avatar.metrics import drift
 from avatar.metrics.scores import measured
-from avatar.metrics.state_estimation import ReadClip
+from avatar.metrics.state_estimation import EstimatedClip
 from avatar.provenance import git_revision, machine, versions
 from avatar.types import FRAME_RATE
 
@@ -162,7 +162,7 @@ def save_contact_sheet(path: Path, rows: Mapping[str, Sequence[Frames]], titles:
     _write(path, lambda temporary: sheet.save(temporary, "PNG"))
 
 
-def save_tracks(path: Path, readings: Mapping[str, Sequence[ReadClip]], titles: Sequence[str]) -> None:
+def save_tracks(path: Path, readings: Mapping[str, Sequence[EstimatedClip]], titles: Sequence[str]) -> None:
     """A PNG with a panel per title: the true aperture of that clip, and what was read of each system.
 
     Frames that couldn't be read are gaps. A clip shows its first 10 s.
@@ -183,7 +183,7 @@ def save_tracks(path: Path, readings: Mapping[str, Sequence[ReadClip]], titles: 
     _save(path, figure)
 
 
-def save_drift(path: Path, streams: Mapping[str, Sequence[ReadClip]]) -> None:
+def save_drift(path: Path, streams: Mapping[str, Sequence[EstimatedClip]]) -> None:
     """A PNG with a panel each for lip-sync r, ΔE, motion and undecodable frames, block by block along the stream."""
     quantities = {"lip_sync_r": "lip-sync r", "identity_delta_e": "identity ΔE", "motion": "motion per frame"}
     quantities |= {"undecodable_rate": "undecodable"}
@@ -243,5 +243,5 @@ def _save(path: Path, figure: Figure) -> None:
 
 
 def _write(path: Path, save: Callable[[Path], Any]) -> None:
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         save(temporary)

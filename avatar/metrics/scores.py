@@ -6,10 +6,10 @@ from typing import Any
 
 from avatar.metrics import control, drift, identity, lip_sync
 from avatar.metrics.distribution import Trajectory, distribution
-from avatar.metrics.state_estimation import ReadClip
+from avatar.metrics.state_estimation import EstimatedClip
 
 
-def score(readings: Sequence[ReadClip], others: Sequence[Trajectory] = ()) -> dict[str, Any]:
+def score(readings: Sequence[EstimatedClip], others: Sequence[Trajectory] = ()) -> dict[str, Any]:
     """The scores of clips, pooled; `others` are the true states of other clips, which show how puppets move.
 
     lip_sync_r: correlation of apertures at lag 0, `lip_sync_r_ci` its 95 % interval; lip_sync_lag_ms: positive if the

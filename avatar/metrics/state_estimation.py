@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from avatar.media.frames import to_uint8
-from avatar.puppet.clip import Clip
+from avatar.puppet.clip import PuppetClip
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
 from avatar.puppet.readout import READABLE, Readout, palette_error, readable
@@ -33,7 +33,7 @@ _READ = [channel(name) for name in READABLE]
 
 
 @dataclass(frozen=True)
-class ReadClip:
+class EstimatedClip:
     """f consecutive frames of one clip, as read and as they should be."""
 
     mouth_open: Float[np.ndarray, " f"]  # aperture that was read, 0: shut, 1: fully open
@@ -59,23 +59,23 @@ class ReadClip:
         """The states, NaN throughout in frames that aren't valid."""
         return np.where(self.valid[:, None], self.states, np.float32(np.nan))
 
-    def between(self, start: int, stop: int) -> "ReadClip":
+    def between(self, start: int, stop: int) -> "EstimatedClip":
         """The frames [start, stop) of it."""
         parts = {f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "closures_s"}
         times = self.closures_s - start / FRAME_RATE
-        return ReadClip(**parts, closures_s=times[(times >= 0) & (times < (stop - start) / FRAME_RATE)])
+        return EstimatedClip(**parts, closures_s=times[(times >= 0) & (times < (stop - start) / FRAME_RATE)])
 
 
 @runtime_checkable
-class Reader(Protocol):
+class VideoReader(Protocol):
     """How the frames of a world are read; frame 0 of `video` is frame `start` of the clip.
 
     `progress` wraps the loop over blocks of frames, for those who wait.
     """
 
     def read(
-        self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter
-    ) -> ReadClip: ...
+        self, clip: PuppetClip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter
+    ) -> EstimatedClip: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class PixelReader:
 
     size: int = 64
 
-    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter) -> ReadClip:
+    def read(
+        self, clip: PuppetClip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter
+    ) -> EstimatedClip:
         """Frames in [-1, 1], `size` pixels square; one with a NaN is not valid. Raises ValueError for other shapes."""
         wanted = (3, self.size, self.size)
         if (video.shape[0], *video.shape[2:]) != wanted:
@@ -106,7 +108,9 @@ class PixelReader:
 class StateReader:
     """Reads the state world, whose frames are states: nothing is lost, and there is no colour."""
 
-    def read(self, clip: Clip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter) -> ReadClip:
+    def read(
+        self, clip: PuppetClip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter
+    ) -> EstimatedClip:
         """A frame with a state far outside its range, or a NaN, is not valid. Raises ValueError for other shapes."""
         if (video.shape[0], *video.shape[2:]) != (len(CHANNELS), 1, 1):
             raise ValueError(
@@ -129,7 +133,7 @@ def motion(states: Float[np.ndarray, "f s"], valid: Bool[np.ndarray, " f"]) -> F
     return np.concatenate([[np.nan], moved])[: len(states)].astype(np.float32)
 
 
-def silence(clip: Clip) -> Bool[np.ndarray, " f"]:
+def silence(clip: PuppetClip) -> Bool[np.ndarray, " f"]:
     """Where no phoneme of the puppet's own voice is within HUSH_S of the frame."""
     starts = np.arange(len(clip.states)) / FRAME_RATE
     silent = np.ones(len(starts), bool)
@@ -138,26 +142,26 @@ def silence(clip: Clip) -> Bool[np.ndarray, " f"]:
     return silent
 
 
-def closures(clip: Clip) -> Float[np.ndarray, " n"]:
+def closures(clip: PuppetClip) -> Float[np.ndarray, " n"]:
     """The middle of each p, b and m, as the lips have it, in seconds from the clip's start; only those inside it."""
     shut = [(p.start_s + p.end_s) / 2 - LEAD_S for p in clip.phonemes if p.symbol[0] in CLOSED]
     return np.array([t for t in shut if 0 <= t < len(clip.states) / FRAME_RATE], dtype=np.float64)
 
 
 def _beside_truth(
-    clip: Clip,
+    clip: PuppetClip,
     start: int,
     states: Float[np.ndarray, "f s"],
     valid: Bool[np.ndarray, " f"],
     delta_e: Float[np.ndarray, " f"],
-) -> ReadClip:
+) -> EstimatedClip:
     """The reading of frames from `start` on, with the truth about them."""
     frames, mouth = len(clip.states), channel("mouth_open")
     if not 0 <= start <= start + len(states) <= frames:
         raise ValueError(
             f"{len(states)} frames from frame {start} on, but the clip {clip.key} has {frames}; crop them to the clip"
         )
-    whole = ReadClip(
+    whole = EstimatedClip(
         mouth_open=np.zeros(frames, np.float32),
         valid=np.zeros(frames, bool),
         delta_e=np.zeros(frames, np.float32),

@@ -44,7 +44,7 @@ class Origin:
         """`_target_` and constructor arguments."""
         return self.config["network"]
 
-    def made(self, part: str, weights: str | None = None) -> Any:
+    def build_encoder(self, part: str, weights: str | None = None) -> Any:
         """An encoder of the config, "audio", "text" or "image", built; the last is None for most networks.
 
         `weights` say where its weights lie, if elsewhere than then.
@@ -58,7 +58,7 @@ class Origin:
                 raise ValueError(f"weights.{part}={weights}, for a {self.kind} without {part} encoder; leave it out")
             return None
         if weights is not None:
-            if weightless(config):
+            if has_no_weights(config):
                 raise ValueError(f"weights.{part}={weights}, for {config['_target_']}, which has none; leave it out")
             config = _with_weights(config, weights)
         try:
@@ -96,7 +96,7 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
     with nullcontext() if bundle.kind == "autoencoder" else torch.device("meta"):
         net = _built(origin)
     expected = net.state_dict()
-    if wrong := misfits(expected, bundle.weights):
+    if wrong := state_dict_mismatches(expected, bundle.weights):
         raise ValueError(f"{path} does not fit its own config: {'; '.join(wrong[:8])}; make the bundle anew")
     net.load_state_dict({name: w.to(expected[name].dtype) for name, w in bundle.weights.items()}, assign=True)
     return net.eval()
@@ -135,7 +135,7 @@ def write(bundle: Bundle, path: Path) -> None:
     save_tensors(bundle.weights, path, {"avatar": json.dumps(header, sort_keys=True)})
 
 
-def misfits(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
+def state_dict_mismatches(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
     """What is missing, unknown or of another shape among the weights of a network, each by its name."""
     wrong = [f"missing {name}" for name in wanted.keys() - got.keys()]
     wrong += [f"unknown {name}" for name in got.keys() - wanted.keys()]
@@ -184,12 +184,12 @@ def check_encoders(net: nn.Module, config: Mapping[str, Any], encoders: Mapping[
             )
 
 
-def known_encoders(encoders: Mapping[str, Any]) -> dict[str, str]:
+def encoder_fingerprints(encoders: Mapping[str, Any]) -> dict[str, str]:
     """Of encoders with weights, what tells them from others wherever these lie; of all others, the config says all."""
     return {part: repr(encoder) for part, encoder in encoders.items() if isinstance(encoder, nn.Module)}
 
 
-def weightless(config: Mapping[str, Any] | None) -> bool:
+def has_no_weights(config: Mapping[str, Any] | None) -> bool:
     """Whether this is the config of an encoder, and of one that needs no weights."""
     return config is not None and _with_weights(config, "") == _with_weights(config, "elsewhere")
 

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
-from avatar.files import fault
+from avatar.files import short_error
 
 # What networks keep for their own training only, and files often leave out.
 UNUSED = {"masked_spec_embed"}
@@ -75,7 +75,7 @@ def load(network: Any, path: Path, dtype: torch.dtype | str = torch.float32) -> 
         )
     except BROKEN as error:
         raise ValueError(
-            f"{path} holds no readable weights of a {network.__name__} ({fault(error)}); get them anew"
+            f"{path} holds no readable weights of a {network.__name__} ({short_error(error)}); get them anew"
         ) from error
     wrong = [name for name in report["missing_keys"] if name.rpartition(".")[2] not in UNUSED]
     wrong += [str(entry) for entry in report["mismatched_keys"]]

@@ -1,6 +1,6 @@
 """What is done to a network before it is trained, in place: adapters, recomputed activations, compiled blocks.
 
-    python train.py prepare.net.lora='{_target_: avatar.models.transforms.LoRA, rank: 64, alpha: 64}'
+    python train.py transforms.net.lora='{_target_: avatar.models.transforms.LoRA, rank: 64, alpha: 64}'
 
 A preparation is a callable that takes the network; names of weights stay what they are, but for the adapters', which
 `merged` takes away again. Sharding comes after all of them (`avatar.objectives.sharding`).
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from avatar.nn.masks import MaskView, OpenView
+from avatar.nn.masks import FullView, MaskView
 from avatar.nn.rope import Rotation
 from avatar.protocols import View
 
@@ -27,7 +27,7 @@ KEPT = ("aten._scaled_dot_product",)
 GRAPHS = 64  # that may be compiled; beyond torch's own bound, 8, it would go on without a compiler, and hardly say so
 
 
-def prepare(networks: nn.Module, by: Mapping[str, Mapping[str, Preparation | None] | None]) -> None:
+def apply_transforms(networks: nn.Module, by: Mapping[str, Mapping[str, Preparation | None] | None]) -> None:
     """Prepare the named networks among a module's children, each by its preparations in their order; None is none.
 
     Raises:
@@ -37,7 +37,7 @@ def prepare(networks: nn.Module, by: Mapping[str, Mapping[str, Preparation | Non
     for name, preparations in by.items():
         chosen = [preparation for preparation in (preparations or {}).values() if preparation is not None]
         if chosen and name not in children:
-            raise ValueError(f"prepare.{name}: the networks here are {', '.join(children)}; name one of them")
+            raise ValueError(f"transforms.{name}: the networks here are {', '.join(children)}; name one of them")
         for preparation in chosen:
             preparation(children[name])
 
@@ -70,7 +70,7 @@ class LoRA:
 
 
 @dataclass(frozen=True)
-class Checkpointing:
+class ActivationCheckpointing:
     """Activations inside blocks are computed again in the backward pass instead of being kept.
 
     Args:
@@ -133,7 +133,7 @@ def merged(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _on_whole_clips(fast: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(x: Tensor, time: Tensor, text: Any, audio: Any, view: View, rotation: Rotation) -> Tensor:
-        chosen = fast if isinstance(view, MaskView | OpenView) else plain
+        chosen = fast if isinstance(view, MaskView | FullView) else plain
         return chosen(x, time, text, audio, view, rotation)
 
     return forward
@@ -142,7 +142,7 @@ def _on_whole_clips(fast: Callable[..., Tensor], plain: Callable[..., Tensor]) -
 def _blocks(net: nn.Module) -> nn.ModuleList:
     blocks = getattr(net, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):
-        raise ValueError(f"a {type(net).__name__} has no blocks to prepare, as backbones have; leave out prepare=")
+        raise ValueError(f"a {type(net).__name__} has no blocks to transform, as backbones have; leave out transforms=")
     return blocks
 
 

@@ -15,16 +15,16 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from avatar.nn.attention import Addition, CrossAttention, ImageKeys, SelfAttention, silence
+from avatar.nn.attention import AdditiveInjection, CrossAttention, ImageKeys, SelfAttention, zero_init_
 from avatar.nn.embeddings import (
-    AudioEntrance,
-    ByteTextEntrance,
-    Carry,
-    FeatureTextEntrance,
-    ImageEntrance,
+    AudioEmbedder,
+    ByteTextEncoder,
+    ImageProjection,
+    InputSkip,
     LabelEmbedding,
     PatchEmbedding,
     ScalarEmbedding,
+    TextProjection,
     per_latent_text,
     unpatched,
 )
@@ -47,12 +47,12 @@ class Block(nn.Module):
         self.norm_text = LayerNorm(dim, eps=1e-6)
         self.text = CrossAttention(dim, heads, ImageKeys(dim) if image else None)
         self.norm_audio = LayerNorm(dim, eps=1e-6) if audio == "attention" else nn.Identity()
-        self.audio = CrossAttention(dim, heads) if audio == "attention" else Addition(dim, audio_tokens)
+        self.audio = CrossAttention(dim, heads) if audio == "attention" else AdditiveInjection(dim, audio_tokens)
         self.norm2 = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn), nn.GELU(approximate="tanh"), nn.Linear(ffn, dim))
         self.modulation = nn.Parameter(torch.empty(6, dim))
         self.reset_parameters()
-        silence(self.audio.out)
+        zero_init_(self.audio.out)
 
     def reset_parameters(self) -> None:
         """The start of its own parameter, not of its layers'."""
@@ -62,10 +62,10 @@ class Block(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (time + self.modulation).unbind(2)
         x = gated(x, self.attention(modulate(self.norm1(x), shift, scale), view, rotation), gate)
         x = x + self.text(self.norm_text(x), *text)
-        x = self._hear(x, *audio)
+        x = self._audio_attention(x, *audio)
         return gated(x, self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale)), ffn_gate)
 
-    def _hear(self, x: Tensor, tokens: Float[Tensor, "b l m d"], mask: Tensor) -> Tensor:
+    def _audio_attention(self, x: Tensor, tokens: Float[Tensor, "b l m d"], mask: Tensor) -> Tensor:
         """The tokens x with what their latent hears; every latent listens to its own sound alone."""
         b, l = tokens.shape[:2]
         queries = self.norm_audio(x).reshape(b * l, -1, x.shape[-1])
@@ -85,7 +85,7 @@ class VideoDiT(nn.Module):
         reference_sink: whether it stands before the timeline; if not, the sink is there and empty.
         audio_injection: a latent's tokens attend to its sound ("attention"), or its sound is added to all of them
             ("addition"), in every block.
-        more_channels: that the patches take beside the latents' own, from `Conditioning.channels`.
+        extra_in_channels: that the patches take beside the latents' own, from `Conditioning.concat_latents`.
         image: the entrance of the reference as an image encoder sees it, from `Conditioning.image`.
         audio_layers: of a frozen network that the audio features are the states of, mixed as the network learns.
         strides: frames and pixels of a latent, of the autoencoder that it is made for; None: of any.
@@ -101,12 +101,12 @@ class VideoDiT(nn.Module):
         patch: int,
         audio_features: int,
         audio_tokens: int,
-        text: ByteTextEntrance | FeatureTextEntrance,
+        text: ByteTextEncoder | TextProjection,
         reference_channels: bool = True,
         reference_sink: bool = True,
         audio_injection: Injection = "attention",
-        more_channels: int = 0,
-        image: ImageEntrance | None = None,
+        extra_in_channels: int = 0,
+        image: ImageProjection | None = None,
         audio_layers: int = 1,
         strides: Sequence[int] | None = None,
     ):
@@ -128,41 +128,41 @@ class VideoDiT(nn.Module):
             raise ValueError("the reference enters nowhere; give reference_channels or reference_sink or both")
         if audio_injection not in get_args(Injection):
             raise ValueError(f"audio_injection={audio_injection!r}; choose one of {', '.join(get_args(Injection))}")
-        self.reference_sink, self.more_channels = reference_sink, more_channels
+        self.reference_sink, self.extra_in_channels = reference_sink, extra_in_channels
         self.audio_injection, self.ffn = audio_injection, ffn
         self.channels, self.dim, self.heads, self.layers, self.patch = channels, dim, heads, layers, patch
         self.strides = None if strides is None else tuple(strides)
         self.rope = Rope(dim // heads)
-        self.patches = PatchEmbedding(channels, patch, dim, reference_channels, more_channels)
+        self.patches = PatchEmbedding(channels, patch, dim, reference_channels, extra_in_channels)
         self.time = ScalarEmbedding(dim)
         self.target_time, self.guidance = ScalarEmbedding(dim), ScalarEmbedding(dim)
         self.labels = LabelEmbedding(dim)
         self.modulation = nn.Linear(dim, 6 * dim)
-        self.audio = AudioEntrance(audio_features, audio_tokens, dim, audio_layers)
+        self.audio = AudioEmbedder(audio_features, audio_tokens, dim, audio_layers)
         self.text, self.image = text, image
-        heard = 1 + len(ROLES) * audio_tokens  # the entrance's null token is one of them
+        audio_tokens = 1 + len(ROLES) * audio_tokens  # the entrance's null token is one of them
         self.blocks = nn.ModuleList(
-            Block(dim, ffn, heads, layer, image is not None, audio_injection, heard) for layer in range(layers)
+            Block(dim, ffn, heads, layer, image is not None, audio_injection, audio_tokens) for layer in range(layers)
         )
         self.norm_out = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Parameter(torch.empty(2, dim))
         self.reset_parameters()
         self.out = nn.Linear(dim, channels * patch * patch)
-        self.carry = Carry(dim, channels, patch, reference_channels)
+        self.input_skip = InputSkip(dim, channels, patch, reference_channels)
         for late in (self.target_time.linear_2, self.guidance.linear_2, self.out):
-            silence(late)
+            zero_init_(late)
 
     def reset_parameters(self) -> None:
         """The start of its own parameter, not of its layers'."""
         nn.init.normal_(self.modulation_out, std=1 / math.sqrt(self.dim))
 
-    def silence_additions(self) -> None:
+    def zero_init_added_layers(self) -> None:
         """Let all that Wan's networks lack start at zero, so that a loaded network computes what it computed."""
-        added = [self.target_time.linear_2, self.guidance.linear_2, self.carry.shares, self.patches.reference]
+        added = [self.target_time.linear_2, self.guidance.linear_2, self.input_skip.weights, self.patches.reference]
         added += [self.labels.state, self.labels.emotion, self.labels.gesture]
         for layer in (*added, *(block.get_submodule("audio.out") for block in self.blocks)):
             if layer is not None:
-                silence(layer)
+                zero_init_(layer)
 
     def check_inputs(self, autoencoder: VideoAutoencoder, audio: AudioEncoder, image: ImageEncoder | None) -> None:
         """Raise ValueError unless it takes what these make."""
@@ -179,7 +179,7 @@ class VideoDiT(nn.Module):
                 f"of {edge}×{edge}; choose the world= of its latents, such as world=wan22 for Wan 2.2's"
             )
         self.check_audio(audio, stride)
-        wanted = (0 if self.image is None else self.image.features, self.more_channels)
+        wanted = (0 if self.image is None else self.image.features, self.extra_in_channels)
         given = (0, 0) if image is None else (image.dim, stride + self.channels)
         if wanted != given:
             raise ValueError(
@@ -197,7 +197,7 @@ class VideoDiT(nn.Module):
                 "take the audio encoder that it was trained with, or set model.network.audio_tokens and audio_features"
             )
 
-    def check_forms(
+    def check_shapes(
         self, audio_layers: int, text: Shaped[Tensor, "e n ..."], sizes: Collection[tuple[int, int]]
     ) -> None:
         """Raise ValueError unless it can read audio of the states of so many layers, texts like this, and latents of
@@ -262,14 +262,14 @@ class VideoDiT(nn.Module):
             y = block(y, modulation, text, audio, view, rotation)
         shift, scale = (time[:, :, None] + self.modulation_out).unbind(2)
         y = modulate(self.norm_out(y), shift, scale).unflatten(1, (latents, per_latent))
-        return unpatched(self.out(y), self.patch, height, width) + self.carry(y, x, cond.reference)
+        return unpatched(self.out(y), self.patch, height, width) + self.input_skip(y, x, cond.reference)
 
     def _with_more(self, x: Latents, cond: Conditioning) -> Float[Tensor, "b k l h w"]:
-        given = 0 if cond.channels is None else cond.channels.shape[1]
-        if given != self.more_channels:
+        given = 0 if cond.concat_latents is None else cond.concat_latents.shape[1]
+        if given != self.extra_in_channels:
             raise ValueError(
-                f"{given} channels beside the latents' own, wanted {self.more_channels}: see Conditioning.channels"
+                f"{given} channels beside the latents' own, wanted {self.extra_in_channels}: see Conditioning.concat_latents"
             )
         if (cond.image is None) != (self.image is None):
             raise ValueError(f"image features are {'missing' if self.image else 'not wanted'}: see Conditioning.image")
-        return x if cond.channels is None else torch.cat([x, cond.channels], dim=1)
+        return x if cond.concat_latents is None else torch.cat([x, cond.concat_latents], dim=1)

@@ -20,12 +20,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from avatar.files import replacing, save_tensors
+from avatar.files import atomic_path, save_tensors
 from avatar.models import bundle
 from avatar.models.video_dit import VideoDiT
 from avatar.models.weight_files import Published, opened
-from avatar.nn.attention import silence
-from avatar.nn.embeddings import FeatureTextEntrance
+from avatar.nn.attention import zero_init_
+from avatar.nn.embeddings import TextProjection
 
 # Module here, in diffusers' layout, in the original one; N stands for the number of a block.
 MODULES = (
@@ -88,8 +88,8 @@ def load(
     published = opened(Path(weights))
     with torch.device("meta"):
         net: VideoDiT = bundle.new(network)
-    if not isinstance(net.text, FeatureTextEntrance):
-        raise ValueError(f"text by {type(net.text).__name__}; Wan's networks take features: FeatureTextEntrance")
+    if not isinstance(net.text, TextProjection):
+        raise ValueError(f"text by {type(net.text).__name__}; Wan's networks take features: TextProjection")
     pairs = names_of(net, _layout(published))
     found = _fitting(net, published, pairs, allow)
     _start(net, [name for name in net.state_dict() if name not in found], DTYPES[dtype])
@@ -110,7 +110,7 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} isn't empty, and nothing in it is overwritten; give another folder")
     pairs, config = names_of(net, DIFFUSERS), json.dumps(_diffusers_config(net), indent=2, sort_keys=True)
-    loud = [name for name in _loud(net) if not _allowed(allow, name)]
+    loud = [name for name in _nonzero_additions(net) if not _allowed(allow, name)]
     if loud:
         raise ValueError(
             f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: "
@@ -119,7 +119,7 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     state = net.state_dict()
     tensors = {theirs: _theirs(ours, state[ours], net.patch) for ours, theirs in pairs.items()}
     save_tensors(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    with replacing(folder / "config.json") as temporary:
+    with atomic_path(folder / "config.json") as temporary:
         temporary.write_text(config)
 
 
@@ -205,16 +205,16 @@ def _start(net: VideoDiT, names: Collection[str], dtype: torch.dtype) -> None:
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             module.register_parameter(leaf, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
         module.reset_parameters()  # pyright: ignore[reportCallIssue]
-    net.silence_additions()
+    net.zero_init_added_layers()
     for number, block in enumerate(net.blocks):
         if f"blocks.{number}.attention.out.weight" in names:  # a deeper network than the file's
             for leaf in ("attention.out", "text.out", "ffn.2"):
-                silence(block.get_submodule(leaf))
+                zero_init_(block.get_submodule(leaf))
 
 
-def _loud(net: VideoDiT) -> list[str]:
+def _nonzero_additions(net: VideoDiT) -> list[str]:
     """What Wan's networks lack and is not zero where it enters."""
-    quiet = ("labels.", "target_time.linear_2.", "guidance.linear_2.", "carry.shares.", "patches.reference.")
+    quiet = ("labels.", "target_time.linear_2.", "guidance.linear_2.", "input_skip.weights.", "patches.reference.")
     return [
         name
         for name, parameter in net.named_parameters()
@@ -224,14 +224,14 @@ def _loud(net: VideoDiT) -> list[str]:
 
 def _diffusers_config(net: VideoDiT) -> dict[str, Any]:
     image, text = net.image, net.text
-    if not isinstance(text, FeatureTextEntrance):
+    if not isinstance(text, TextProjection):
         raise ValueError(f"a network whose text enters by {type(text).__name__}; Wan's enters as an encoder's features")
     return {
         "_class_name": "WanTransformer3DModel",
         "patch_size": [1, net.patch, net.patch],
         "num_attention_heads": net.heads,
         "attention_head_dim": net.dim // net.heads,
-        "in_channels": net.channels + net.more_channels,
+        "in_channels": net.channels + net.extra_in_channels,
         "out_channels": net.channels,
         "text_dim": text.features,
         "freq_dim": net.time.frequencies,

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from avatar.files import fault
+from avatar.files import short_error
 
 WRAPPERS = re.compile(r"(^|\.)(module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
 PARTS = ("generator_ema", "generator")  # of a .pt file, the better one first
@@ -39,7 +39,7 @@ def opened(path: Path) -> Published:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} is no file of tensors alone ({fault(error)}); files that carry code are refused"
+            f"{path} is no file of tensors alone ({short_error(error)}); files that carry code are refused"
         ) from error
     held = _described(state)
     if isinstance(state, Mapping):

@@ -73,28 +73,28 @@ class CrossAttention(nn.Module):
         return rearrange(y, "b n (a d) -> b a n d", a=self.heads)
 
 
-class Addition(nn.Module):
+class AdditiveInjection(nn.Module):
     """The same to every query: a sum of the memory's tokens, weighted by place and channel (after arXiv:2506.18866)."""
 
     def __init__(self, dim: int, tokens: int):
         super().__init__()
-        self.shares = nn.Parameter(torch.empty(tokens, dim))
+        self.weights = nn.Parameter(torch.empty(tokens, dim))
         self.out = nn.Linear(dim, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """All tokens alike."""
-        nn.init.constant_(self.shares, 1 / len(self.shares))
+        nn.init.constant_(self.weights, 1 / len(self.weights))
 
     def forward(
         self, x: Float[Tensor, "b n d"], memory: Float[Tensor, "b m d"], mask: Bool[Tensor, "b 1 m"]
     ) -> Float[Tensor, "b 1 d"]:
         """One row for all queries."""
-        heard = (memory * self.shares * mask.transpose(1, 2)).sum(1, keepdim=True)
-        return self.out(heard)
+        summed = (memory * self.weights * mask.transpose(1, 2)).sum(1, keepdim=True)
+        return self.out(summed)
 
 
-def silence(layer: nn.Module) -> None:
+def zero_init_(layer: nn.Module) -> None:
     """Start a layer at zero, so that what it adds to a loaded network changes nothing at first."""
     for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)

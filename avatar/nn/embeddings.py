@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from avatar.nn.attention import silence
+from avatar.nn.attention import zero_init_
 from avatar.nn.norm import LayerNorm
 from avatar.types import EMOTIONS, GESTURES, ROLES, STATES, Conditioning
 
@@ -75,7 +75,7 @@ class LayerMix(nn.Module):
         return (states * self.weights.softmax(0)[:, None]).sum(-2)
 
 
-class AudioEntrance(nn.Module):
+class AudioEmbedder(nn.Module):
     """Audio features around each latent, by role → the tokens that this latent attends to, a null token first.
 
     Args:
@@ -111,7 +111,7 @@ class AudioEntrance(nn.Module):
         return torch.cat([null, tokens], 2), torch.cat([torch.ones_like(on[..., :1]), on], 2)
 
 
-class ByteTextEntrance(nn.Module):
+class ByteTextEncoder(nn.Module):
     """Byte ids → tokens, by a small transformer trained with the backbone; the null token first."""
 
     def __init__(self, dim: int, width: int = 64, layers: int = 2, heads: int = 2, max_bytes: int = 128):
@@ -155,7 +155,7 @@ class ByteTextEntrance(nn.Module):
         return 2 * tokens * (len(self.encoder.layers) * layer + width * dim)
 
 
-class FeatureTextEntrance(nn.Module):
+class TextProjection(nn.Module):
     """Features of a frozen text encoder → tokens, as Wan's networks take them; a null token first.
 
     Wan attends to the zero features that a prompt is padded with (`text_mask` says so: it is the encoder's policy), so
@@ -190,7 +190,7 @@ class FeatureTextEntrance(nn.Module):
         return 2 * (tokens + 1) * (self.features * dim + dim * dim)
 
 
-class ImageEntrance(nn.Module):
+class ImageProjection(nn.Module):
     """Features of a frozen image encoder → tokens, as Wan 2.1's image-to-video networks take them."""
 
     def __init__(self, features: int, dim: int):
@@ -230,14 +230,14 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Linear((channels + more) * patch * patch, dim)
         self.reference = nn.Linear(channels * patch * patch, dim) if reference else None
         if self.reference is not None:
-            silence(self.reference)
+            zero_init_(self.reference)
 
     def forward(self, x: Float[Tensor, "b k l h w"], reference: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b l n d"]:
         tokens = self.proj(patches(x, self.patch))
         return tokens if self.reference is None else tokens + self.reference(patches(reference, self.patch))
 
 
-class Carry(nn.Module):
+class InputSkip(nn.Module):
     """What goes straight from input to output: learned shares, by token and channel, of the noisy latents and (if it
     enters by channels) of the reference; nothing at first.
 
@@ -248,16 +248,16 @@ class Carry(nn.Module):
     def __init__(self, dim: int, channels: int, patch: int, reference: bool):
         super().__init__()
         self.patch, self.inputs = patch, 1 + reference
-        self.shares = nn.Linear(dim, self.inputs * channels)
-        silence(self.shares)
+        self.weights = nn.Linear(dim, self.inputs * channels)
+        zero_init_(self.weights)
 
     def forward(
         self, y: Float[Tensor, "b l n d"], x: Float[Tensor, "b c l h w"], reference: Float[Tensor, "b c 1 h w"]
     ) -> Float[Tensor, "b c l h w"]:
         rows, p = x.shape[-2] // self.patch, self.patch
-        shares = rearrange(self.shares(y), "b l (h w) (i c) -> i b c l h w", i=self.inputs, h=rows)
-        shares = shares.repeat_interleave(p, dim=-2).repeat_interleave(p, dim=-1)
-        return (shares * torch.stack([x, reference.expand_as(x)][: self.inputs])).sum(0)
+        weights = rearrange(self.weights(y), "b l (h w) (i c) -> i b c l h w", i=self.inputs, h=rows)
+        weights = weights.repeat_interleave(p, dim=-2).repeat_interleave(p, dim=-1)
+        return (weights * torch.stack([x, reference.expand_as(x)][: self.inputs])).sum(0)
 
 
 def patches(x: Float[Tensor, "b c l h w"], p: int) -> Float[Tensor, "b l n d"]:

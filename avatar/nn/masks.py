@@ -57,7 +57,7 @@ class MaskSpec:
 
 
 @dataclass(frozen=True)
-class Group:
+class QueryGroup:
     """Query tokens that see the same key tokens, wherever these lie."""
 
     queries: slice
@@ -74,7 +74,7 @@ class MaskView:
 
     positions: Int[Tensor, " l"]
     sink_positions: tuple[int, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[QueryGroup, ...]
     tokens: int  # per latent
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
@@ -85,7 +85,7 @@ class MaskView:
         values = torch.cat([v[:, :, :n]] * copies + [v[:, :, n:]], dim=2)
         return torch.cat(
             [
-                attention(q[:, :, group.queries], _picked(keys, group.keys), _picked(values, group.keys))
+                attention(q[:, :, group.queries], _gather_spans(keys, group.keys), _gather_spans(values, group.keys))
                 for group in self.groups
             ],
             dim=2,
@@ -93,7 +93,7 @@ class MaskView:
 
 
 @dataclass(frozen=True)
-class OpenView:
+class FullView:
     """A view of a whole clip without a sink, every latent seeing every other, as public video models are trained."""
 
     positions: Int[Tensor, " l"]
@@ -112,9 +112,9 @@ def mask_view(spec: MaskSpec, tokens: int, device: torch.device) -> MaskView:
     noisy = clip + spec.latents
     starts = [end - length for end, length in zip(accumulate(spec.chunks), spec.chunks, strict=True)]
 
-    def group(query: int, latents: int, *keys: tuple[int, int]) -> Group:
-        spans = [slice(first * tokens, last * tokens) for first, last in _joined(keys)]
-        return Group(slice(query * tokens, (query + latents) * tokens), tuple(spans))
+    def group(query: int, latents: int, *keys: tuple[int, int]) -> QueryGroup:
+        spans = [slice(first * tokens, last * tokens) for first, last in _merge_spans(keys)]
+        return QueryGroup(slice(query * tokens, (query + latents) * tokens), tuple(spans))
 
     def seen(start: int, length: int) -> tuple[tuple[int, int], int]:
         """The sink among the keys, and the first latent of the window, for the chunk that starts here."""
@@ -135,7 +135,7 @@ def mask_view(spec: MaskSpec, tokens: int, device: torch.device) -> MaskView:
     return MaskView(torch.tensor([SINK] + timeline * copies, device=device), places, tuple(groups), tokens)
 
 
-def _joined(spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+def _merge_spans(spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     """Spans without empty ones, neighbours made one."""
     joined: list[tuple[int, int]] = []
     for first, last in spans:
@@ -146,5 +146,5 @@ def _joined(spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     return joined
 
 
-def _picked(x: Tensor, spans: tuple[slice, ...]) -> Tensor:
+def _gather_spans(x: Tensor, spans: tuple[slice, ...]) -> Tensor:
     return x[:, :, spans[0]] if len(spans) == 1 else torch.cat([x[:, :, span] for span in spans], dim=2)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.flow_matching import scheduled
-from avatar.objectives.weighting import Emphasis
+from avatar.objectives.weighting import RegionWeights
 from avatar.protocols import VideoAutoencoder
 from avatar.types import REGIONS, Frames, Latents, Pixels
 
@@ -28,7 +28,7 @@ class AutoencoderTraining(lightning.LightningModule):
 
     Args:
         noise: standard deviation of what is added to the normalised latents.
-        emphasis: on regions of the picture.
+        region_weights: on regions of the picture.
         optimizer: parameters → optimiser.
     """
 
@@ -37,12 +37,12 @@ class AutoencoderTraining(lightning.LightningModule):
         autoencoder: CausalConvAutoencoder,
         optimizer: Callable[[Iterable], Optimizer],
         noise: float,
-        emphasis: Emphasis,
+        region_weights: RegionWeights,
         steps: int,
     ):
         super().__init__()
         self.net, self.optimizer = autoencoder, optimizer
-        self.noise, self.emphasis, self.steps = noise, emphasis, steps
+        self.noise, self.region_weights, self.steps = noise, region_weights, steps
 
     def on_train_start(self) -> None:
         if self.trainer.global_step == 0:
@@ -53,7 +53,7 @@ class AutoencoderTraining(lightning.LightningModule):
         latents, cut = behind_references(self.net, batch), len(batch.video) // 2
         target = torch.cat([torch.cat([batch.reference[:cut], batch.video[:cut, :, 1:]], 2), batch.video[cut:]])
         video = self.net.decode(latents + self.noise * torch.randn_like(latents))
-        loss = losses.reconstruction(video, target, self.emphasis(batch.regions))
+        loss = losses.reconstruction(video, target, self.region_weights(batch.regions))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -21,11 +21,11 @@ from avatar.diffusion.packing import TeacherForced
 from avatar.diffusion.timesteps import shifted
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.distributed import drawn
+from avatar.objectives.distributed import sample_globally
 from avatar.objectives.flow_matching import learned, scheduled
 from avatar.objectives.sharding import shard_networks
-from avatar.objectives.weighting import Emphasis, Weighting
-from avatar.types import WHOLE, Batch, Conditioning, Latents, Times
+from avatar.objectives.weighting import RegionWeights, Weighting
+from avatar.types import WHOLE_BATCH, Batch, Conditioning, Latents, Times
 
 
 class Consistency(lightning.LightningModule):
@@ -35,7 +35,7 @@ class Consistency(lightning.LightningModule):
         model: the student, usually started from the teacher's weights.
         teacher: a frozen causal network of the same pattern.
         discretisation: N, the number of steps of the teacher's trajectory.
-        emphasis: on regions of the picture.
+        region_weights: on regions of the picture.
         weighting: λ, of the earlier times: at the later ones pure noise, whose SNR is 0, might not count at all.
     """
 
@@ -48,31 +48,31 @@ class Consistency(lightning.LightningModule):
         discretisation: int,
         shift: float,
         optimizer: Callable[[Iterable], Optimizer],
-        emphasis: Emphasis,
+        region_weights: RegionWeights,
         weighting: Weighting,
         steps: int,
     ):
         super().__init__()
         self.net, self.teacher = model, teacher.requires_grad_(False).eval()
         self.pattern, self.guidance, self.discretisation, self.shift = pattern, guidance, discretisation, shift
-        self.optimizer, self.emphasis, self.weighting, self.steps = optimizer, emphasis, weighting, steps
+        self.optimizer, self.region_weights, self.weighting, self.steps = optimizer, region_weights, weighting, steps
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         x0, cond = batch.latents, batch.conditioning
-        t, r = self.draw_times(x0, batch.part)
-        x_t = path.noised(x0, drawn(torch.randn, batch.part)(*x0.shape, device=x0.device), t)
+        t, r = self.draw_times(x0, batch.shard)
+        x_t = path.noised(x0, sample_globally(torch.randn, batch.shard)(*x0.shape, device=x0.device), t)
         with torch.no_grad():
             x_r = path.step(x_t, self._teacher_velocity(x_t, t, cond, x0), t, r)
             target = self._endpoint(x_r, r, cond, x0)
-        weight = self.emphasis(batch.regions) * path.per_latent(self.weighting.of_clean(r))
+        weight = self.region_weights(batch.regions) * path.per_latent(self.weighting.of_clean(r))
         loss = losses.consistency(self._endpoint(x_t, t, cond, x0), target, weight)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def draw_times(self, x0: Latents, part: slice = WHOLE) -> tuple[Times, Times]:
+    def draw_times(self, x0: Latents, part: slice = WHOLE_BATCH) -> tuple[Times, Times]:
         """Neighbouring times of the discretised trajectory, one pair per chunk; the earlier may be 0."""
         n = self.discretisation
-        u = self.pattern.times(drawn(self._steps, part), x0)
+        u = self.pattern.times(sample_globally(self._steps, part), x0)
         return shifted(u, self.shift), shifted((u * n - 1).round() / n, self.shift)
 
     def _steps(self, *shape: int, device: torch.device) -> Tensor:

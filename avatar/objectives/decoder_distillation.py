@@ -19,7 +19,7 @@ from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.autoencoder import START_BATCHES, behind_references, psnr
 from avatar.objectives.flow_matching import scheduled
-from avatar.objectives.weighting import Emphasis
+from avatar.objectives.weighting import RegionWeights
 from avatar.types import Frames, Latents, Pixels
 
 
@@ -30,7 +30,7 @@ class DecoderDistillation(lightning.LightningModule):
         autoencoder: the small decoder, with the teacher's encoder.
         teacher: the whole autoencoder.
         noise: standard deviation of what is added to the normalised latents that the small decoder sees.
-        emphasis: on regions of the picture.
+        region_weights: on regions of the picture.
         optimizer: parameters → optimiser.
     """
 
@@ -40,7 +40,7 @@ class DecoderDistillation(lightning.LightningModule):
         teacher: Any,
         optimizer: Callable[[Iterable], Optimizer],
         noise: float,
-        emphasis: Emphasis,
+        region_weights: RegionWeights,
         steps: int,
     ):
         super().__init__()
@@ -49,7 +49,7 @@ class DecoderDistillation(lightning.LightningModule):
             raise ValueError(f"a decoder for latents of autoencoder {wanted} with teacher {got}; make it for this one")
         self.net, self.teacher = autoencoder, teacher.requires_grad_(False).eval()
         self.optimizer = optimizer
-        self.noise, self.emphasis, self.steps = noise, emphasis, steps
+        self.noise, self.region_weights, self.steps = noise, region_weights, steps
 
     @torch.no_grad()
     def on_train_start(self) -> None:
@@ -61,7 +61,7 @@ class DecoderDistillation(lightning.LightningModule):
     def training_step(self, batch: Frames, index: int) -> Tensor:
         latents, target = self._example(batch)
         video = self.net.decode(latents + self.noise * torch.randn_like(latents))
-        loss = losses.reconstruction(video, target, self.emphasis(batch.regions))
+        loss = losses.reconstruction(video, target, self.region_weights(batch.regions))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 Sampler = Callable[..., Tensor]  # (*shape, device) -> numbers; the first axis is the batch
 
 
-def drawn(sampler: Sampler, part: slice) -> Sampler:
+def sample_globally(sampler: Sampler, part: slice) -> Sampler:
     """A sampler for a part of a batch, whose draws are those that the part has of the whole batch's.
 
     The whole batch's numbers exist for a moment; they are gone before a network runs.
@@ -33,7 +33,7 @@ def drawn(sampler: Sampler, part: slice) -> Sampler:
 
 def local_gradients(module: lightning.LightningModule) -> AbstractContextManager:
     """Backward passes inside leave each rank its own gradients, for `average_gradients` to average."""
-    if ranks() == 1:
+    if world_size() == 1:
         return nullcontext()
     strategy = module.trainer.strategy
     assert isinstance(strategy, ParallelStrategy)
@@ -42,32 +42,32 @@ def local_gradients(module: lightning.LightningModule) -> AbstractContextManager
 
 def average_gradients(net: nn.Module) -> None:
     """Replace gradients by their mean over the ranks. Those of sharded weights are averaged already."""
-    if ranks() == 1:
+    if world_size() == 1:
         return
     gradients = [p.grad for p in net.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
     for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
         work.wait()  # pyright: ignore[reportOptionalMemberAccess]
     for gradient in gradients:
-        gradient /= ranks()
+        gradient /= world_size()
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor that may be sharded, whole on every rank."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def gathered(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights that may be sharded, whole and on the CPU of the first rank; of the other ranks, which all have to call
     it, none holds more than one of them at a time."""
-    first = ranks() == 1 or dist.get_rank() == 0
+    first = world_size() == 1 or dist.get_rank() == 0
     found = {}
     for name, weight in weights.items():
-        tensor = whole(weight)
+        tensor = full_tensor(weight)
         if first:
             found[name] = tensor.cpu()
     return found
 
 
-def ranks() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -20,10 +20,10 @@ from avatar.diffusion.packing import Bidirectional, TimestepSampler
 from avatar.diffusion.rollout import Noise, Plan, generate, replay
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.distributed import average_gradients, drawn, local_gradients, whole
+from avatar.objectives.distributed import average_gradients, full_tensor, local_gradients, sample_globally
 from avatar.objectives.flow_matching import learned
 from avatar.objectives.sharding import shard_networks
-from avatar.objectives.weighting import Emphasis, Weighting
+from avatar.objectives.weighting import RegionWeights, Weighting
 from avatar.types import Batch, Conditioning, Latents, Times
 
 
@@ -34,7 +34,7 @@ class DistributionMatching(lightning.LightningModule):
         model, critic: trained; the critic usually starts from the teacher's weights.
         critic_steps: critic updates per student update.
         accumulate: passes per update of either; `clip` bounds the norm of an update's gradient.
-        emphasis: on regions of the picture.
+        region_weights: on regions of the picture.
         critic_weighting: of times, in the critic's flow matching.
         gradient: of the rollout: `exit_step`; `replayed`, the same with the memory of one chunk; or `history`.
     """
@@ -53,7 +53,7 @@ class DistributionMatching(lightning.LightningModule):
         gradient: str,
         optimizer: Callable[[Iterable], Optimizer],
         critic_optimizer: Callable[[Iterable], Optimizer],
-        emphasis: Emphasis,
+        region_weights: RegionWeights,
         critic_weighting: Weighting,
     ):
         super().__init__()
@@ -67,7 +67,7 @@ class DistributionMatching(lightning.LightningModule):
         self.plan, self.guidance, self.timesteps = plan, guidance, timesteps
         self.critic_steps, self.accumulate, self.clip, self.gradient = critic_steps, accumulate, clip, gradient
         self.optimizer, self.critic_optimizer = optimizer, critic_optimizer
-        self.emphasis, self.critic_weighting = emphasis, critic_weighting
+        self.region_weights, self.critic_weighting = region_weights, critic_weighting
 
     def training_step(self, batch: Batch, index: int) -> None:
         student, critic = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
@@ -82,12 +82,12 @@ class DistributionMatching(lightning.LightningModule):
         cond = batch.conditioning
         exit_step = int(torch.randint(len(self.plan.times), ()))
         x = self._rollout(batch, exit_step)
-        t = self._times(x, batch.part)
+        t = self._times(x, batch.shard)
         with torch.no_grad():
-            x_t = path.noised(x, drawn(torch.randn, batch.part)(*x.shape, device=x.device), t)
+            x_t = path.noised(x, sample_globally(torch.randn, batch.shard)(*x.shape, device=x.device), t)
             real = path.clean(x_t, guided(self._velocity(self.teacher, t), x_t, cond, self.guidance), t)
             fake = path.clean(x_t, self._velocity(self.critic, t)(x_t, cond), t)
-        loss = losses.distribution_matching(x, real, fake, self.emphasis(batch.regions))
+        loss = losses.distribution_matching(x, real, fake, self.region_weights(batch.regions))
         logged = {"train/student_loss": loss, "train/score_gap": (fake - real).abs().mean()}
         self.log_dict(logged, prog_bar=True, sync_dist=True)
         return loss
@@ -98,9 +98,9 @@ class DistributionMatching(lightning.LightningModule):
         exit_step = int(torch.randint(len(self.plan.times), ()))
         with torch.no_grad():
             x = generate(self.net, cond, self.plan, self._noise(batch), exit_step).latents
-        t, eps = self._times(x, batch.part), drawn(torch.randn, batch.part)(*x.shape, device=x.device)
+        t, eps = self._times(x, batch.shard), sample_globally(torch.randn, batch.shard)(*x.shape, device=x.device)
         v = self._velocity(self.critic, t)(path.noised(x, eps, t), cond)
-        weight = self.emphasis(batch.regions) * path.per_latent(self.critic_weighting.of_velocity(t))
+        weight = self.region_weights(batch.regions) * path.per_latent(self.critic_weighting.of_velocity(t))
         loss = losses.flow_matching(v, x, eps, weight)
         self.log("train/critic_loss", loss, prog_bar=True, sync_dist=True)
         return loss
@@ -128,16 +128,16 @@ class DistributionMatching(lightning.LightningModule):
         if (index + 1) % self.accumulate:
             return
         average_gradients(net)
-        norm = whole(nn.utils.clip_grad_norm_(net.parameters(), self.clip))
+        norm = full_tensor(nn.utils.clip_grad_norm_(net.parameters(), self.clip))
         self.log("train/student_norm" if net is self.net else "train/critic_norm", norm)
         optimizer.step()
         optimizer.zero_grad()
 
     def _times(self, x: Latents, part: slice) -> Times:
-        return Bidirectional().times(drawn(self.timesteps, part), x)
+        return Bidirectional().times(sample_globally(self.timesteps, part), x)
 
     def _noise(self, batch: Batch) -> Noise:
-        seeds = drawn(lambda n, device: torch.randint(2**62, (n,), device=device), batch.part)
+        seeds = sample_globally(lambda n, device: torch.randint(2**62, (n,), device=device), batch.shard)
         return Noise(tuple(seeds(len(batch.latents)).tolist()))
 
     def _velocity(self, net: VideoDiT, t: Times) -> Callable[[Latents, Conditioning], Latents]:

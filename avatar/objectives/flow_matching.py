@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avatar.diffusion import path
-from avatar.diffusion.packing import Pattern, TimestepSampler
+from avatar.diffusion.packing import AttentionPattern, TimestepSampler
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.distributed import drawn
+from avatar.objectives.distributed import sample_globally
 from avatar.objectives.sharding import shard_networks
-from avatar.objectives.weighting import Emphasis, Weighting
-from avatar.types import WHOLE, Batch, Conditioning
+from avatar.objectives.weighting import RegionWeights, Weighting
+from avatar.types import WHOLE_BATCH, Batch, Conditioning
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Dropout:
     text: float = 0.1
     labels: float = 0.1
 
-    def __call__(self, cond: Conditioning, part: slice = WHOLE) -> Conditioning:
+    def __call__(self, cond: Conditioning, part: slice = WHOLE_BATCH) -> Conditioning:
         """The conditioning of a part of a batch, with what is dropped of it."""
         b, device = len(cond.reference), cond.reference.device
-        uniform = drawn(torch.rand, part)
+        uniform = sample_globally(torch.rand, part)
         return cond.without(
             **{name: uniform(b, device=device) < getattr(self, name) for name in ("audio", "text", "labels")}
         )
@@ -40,7 +40,7 @@ class FlowMatching(lightning.LightningModule):
 
     Args:
         model: the backbone; `pattern` says what it sees.
-        emphasis: on regions of the picture.
+        region_weights: on regions of the picture.
         weighting: of times.
         steps: of the run, for the learning rate's schedule.
     """
@@ -48,20 +48,20 @@ class FlowMatching(lightning.LightningModule):
     def __init__(
         self,
         model: VideoDiT,
-        pattern: Pattern,
+        pattern: AttentionPattern,
         timesteps: TimestepSampler,
         dropout: Dropout,
         optimizer: Callable[[Iterable], Optimizer],
-        emphasis: Emphasis,
+        region_weights: RegionWeights,
         weighting: Weighting,
         steps: int,
     ):
         super().__init__()
         self.net, self.pattern, self.timesteps, self.dropout = model, pattern, timesteps, dropout
-        self.optimizer, self.emphasis, self.weighting, self.steps = optimizer, emphasis, weighting, steps
+        self.optimizer, self.region_weights, self.weighting, self.steps = optimizer, region_weights, weighting, steps
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self._loss(batch, self.dropout(batch.conditioning, batch.part))
+        loss = self._loss(batch, self.dropout(batch.conditioning, batch.shard))
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
@@ -73,10 +73,10 @@ class FlowMatching(lightning.LightningModule):
 
     def _loss(self, batch: Batch, cond: Conditioning) -> Tensor:
         x0 = batch.latents
-        t = self.pattern.times(drawn(self.timesteps, batch.part), x0)
-        eps = drawn(torch.randn, batch.part)(*x0.shape, device=x0.device)
+        t = self.pattern.times(sample_globally(self.timesteps, batch.shard), x0)
+        eps = sample_globally(torch.randn, batch.shard)(*x0.shape, device=x0.device)
         v = self.pattern.velocity(self.net, path.noised(x0, eps, t), t, cond, x0)
-        weight = self.emphasis(batch.regions) * path.per_latent(self.weighting.of_velocity(t))
+        weight = self.region_weights(batch.regions) * path.per_latent(self.weighting.of_velocity(t))
         return losses.flow_matching(v, x0, eps, weight)
 
     def configure_model(self) -> None:

@@ -20,7 +20,7 @@ from avatar.types import REGIONS, Times
 
 
 @dataclass(frozen=True)
-class Emphasis:
+class RegionWeights:
     """What is added to the weight of a pixel that is all of a region; where regions overlap, it is their sum.
 
     Weights have mean 1 over each clip, whatever else is in its batch. A clip whose regions are not known counts evenly.
@@ -35,7 +35,9 @@ class Emphasis:
     def __post_init__(self):
         for name, added in asdict(self).items():
             if not 0 <= added < math.inf:
-                raise ValueError(f"emphasis.{name}={added}; wanted a number from 0 on, such as 4.0, or 0.0 for none")
+                raise ValueError(
+                    f"region_weights.{name}={added}; wanted a number from 0 on, such as 4.0, or 0.0 for none"
+                )
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ class Weighting(Protocol):
 
 
 @dataclass(frozen=True)
-class Even:
+class Uniform:
     """1 at every time, of whatever is compared."""
 
     def of_clean(self, t: Times) -> Times:

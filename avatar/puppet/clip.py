@@ -4,7 +4,7 @@
 identity: identity seeds count train, dev, test, train, dev, test, ... Frames are rendered on demand and never
 stored.
 
-The puppet speaks, listens (another voice in `heard`, its own silent) or idles (both silent). A clip is cut out of a
+The puppet speaks, listens (another voice in `other`, its own silent) or idles (both silent). A clip is cut out of a
 longer scene, so it may begin and end in mid-sentence.
 """
 
@@ -60,13 +60,13 @@ CALM = Scene()
 
 
 @dataclass(frozen=True)
-class Clip:
+class PuppetClip:
     """One clip of f frames and f·640 samples, with everything that is true of it."""
 
     key: str
     identity: Identity
     own: Float[np.ndarray, " n"]  # the puppet's voice, 16 kHz, in [-1, 1]
-    heard: Float[np.ndarray, " n"]  # the voice that it listens to
+    other: Float[np.ndarray, " n"]  # the voice that it listens to
     states: Float[np.ndarray, "f s"]  # rows of motion.CHANNELS
     state: Int[np.ndarray, " f"]  # index into types.STATES
     emotion: Int[np.ndarray, " f"]  # index into types.EMOTIONS
@@ -101,7 +101,7 @@ def make_clip(
     backend: str | None = None,
     cache: Path | None = None,
     directed: Scene = CALM,
-) -> Clip:
+) -> PuppetClip:
     """The clip number `seed` of a split.
 
     `schedule` is "mixed" (mostly speaking, at times listening or idle) or "speaking" (nothing else, for lip-sync
@@ -132,27 +132,27 @@ def make_clip(
         events=events,
         target=None if setting.thing is None else setting.thing.gaze,
         liveliness=1.0 if directed.lively == 0 else 1.5 if more.random() < directed.lively else 0.65,
-        heard_pauses=scene.reactions(timeline, more),
+        other_pauses=scene.reactions(timeline, more),
     )
     motion = animate(*mouth, timeline.state, emotions, intensity, int(rng.integers(2**31)), direction)
     if more.random() < directed.noise:
         timeline.own = scene.with_noise(timeline.own, directed, more)
     kept = slice(MARGIN, MARGIN + frames)
-    heard_at = slice(MARGIN * SAMPLES_PER_FRAME, (MARGIN + frames) * SAMPLES_PER_FRAME)
+    window = slice(MARGIN * SAMPLES_PER_FRAME, (MARGIN + frames) * SAMPLES_PER_FRAME)
     shift = MARGIN / FRAME_RATE
     doing = scene.gesture_track(events, timeline.frames)[kept]
-    told = np.zeros_like(doing) if free and directed.gestures else doing
-    captions, captioned = _captions(identity, emotions[kept], timeline.state[kept], told)
-    return Clip(
+    commanded = np.zeros_like(doing) if free and directed.gestures else doing
+    captions, captioned = _captions(identity, emotions[kept], timeline.state[kept], commanded)
+    return PuppetClip(
         key=f"puppet-{split}-{schedule}-{seed}",
         identity=identity,
-        own=timeline.own[heard_at],
-        heard=timeline.heard[heard_at],
+        own=timeline.own[window],
+        other=timeline.other[window],
         states=motion[kept],
         state=timeline.state[kept],
         emotion=emotions[kept],
         intensity=intensity[kept],
-        gesture=told,
+        gesture=commanded,
         doing=doing,
         captions=captions,
         captioned=captioned,
@@ -188,16 +188,16 @@ def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: in
 
 
 def _captions(
-    identity: Identity, emotions: Int[np.ndarray, " f"], states: Int[np.ndarray, " f"], told: Int[np.ndarray, " f"]
+    identity: Identity, emotions: Int[np.ndarray, " f"], states: Int[np.ndarray, " f"], commanded: Int[np.ndarray, " f"]
 ) -> tuple[tuple[str, ...], Int[np.ndarray, " f"]]:
     """The captions of a clip, and which of them holds at each frame: a new one where mood or gesture changes."""
-    cuts = np.flatnonzero(np.diff(emotions, prepend=-1) | np.diff(told, prepend=-1))
+    cuts = np.flatnonzero(np.diff(emotions, prepend=-1) | np.diff(commanded, prepend=-1))
     captions: list[str] = []
     captioned = np.zeros(len(states), int)
     for start, stop in zip(cuts, [*cuts[1:], len(states)], strict=True):
         part = states[start:stop]
-        order = part[np.flatnonzero(np.diff(part, prepend=-1))[: 1 if told[start] > 1 else 3]]
-        text = caption(identity, int(emotions[start]), order.tolist(), int(told[start]))
+        order = part[np.flatnonzero(np.diff(part, prepend=-1))[: 1 if commanded[start] > 1 else 3]]
+        text = caption(identity, int(emotions[start]), order.tolist(), int(commanded[start]))
         if text not in captions:
             captions.append(text)
         captioned[start:stop] = captions.index(text)

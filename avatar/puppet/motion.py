@@ -61,7 +61,7 @@ class Direction:
     events: Sequence[gestures.Event] = ()
     target: tuple[float, float] | None = None  # gaze_x and gaze_y of a thing that draws the eyes
     liveliness: float = 1.0  # of head and body, relative
-    heard_pauses: Sequence[int] = ()  # frames soon after the other's voice pauses, at which a listener nods and blinks
+    other_pauses: Sequence[int] = ()  # frames soon after the other's voice pauses, at which a listener nods and blinks
 
 
 def channel(name: str) -> int:
@@ -89,10 +89,10 @@ def animate(
     sway = {name: _drift(rng, frames, 1.0) * liveliness for name in ("x", "y", "roll", "yaw", "pitch")}
     faces = np.array([FACES[name] for name in EMOTIONS])
     smile, raised, tilt, lid, bowed = _eased(faces[emotions] * intensity[:, None]).T
-    nods = _nods(rng, listening, direction.heard_pauses)
+    nods = _nods(rng, listening, direction.other_pauses)
     # Stressed syllables lift the brows and dip the head a little.
     accents = _eased(mouth_open) - _eased(mouth_open, 0.5)
-    blinks = _blinks(rng, frames, direction.heard_pauses)
+    blinks = _blinks(rng, frames, direction.other_pauses)
     gaze_x, gaze_y = _gaze(rng, listening, idle, direction.target)
     held, added = gestures.perform(direction.events, np.clip(2 * accents, 0, 1))
     out = {

@@ -49,7 +49,7 @@ WORK = 128  # larger frames are compared with renders of this size
 
 _CENTRE, _HALF = (HIGH + LOW) / 2, (HIGH - LOW) / 2
 _ARMS = [channel(name) for name in ARMS]
-WHOLE = (0.0, 0.0, 1.0)  # a box: left, top and side in frame units
+WHOLE_BATCH = (0.0, 0.0, 1.0)  # a box: left, top and side in frame units
 Frames = UInt8[np.ndarray, "f h w 3"]
 
 
@@ -80,7 +80,7 @@ class Readout:
         self.identity, self.size, self.setting = identity, size, setting
         self._work = min(size, WORK)
         head = setting.camera.box()
-        self._boxes = (WHOLE,) if setting.framing == "portrait" else (WHOLE, head)
+        self._boxes = (WHOLE_BATCH,) if setting.framing == "portrait" else (WHOLE_BATCH, head)
         rng = np.random.default_rng(0)
         self._arms = None
         if setting.framing != "portrait":
@@ -151,7 +151,9 @@ def readable(setting: Setting) -> tuple[str, ...]:
     return (*READABLE, "shoulders") if setting.framing == "portrait" else WITH_ARMS
 
 
-def features(frames: Frames, boxes: tuple[tuple[float, float, float], ...] = (WHOLE,)) -> Float[np.ndarray, "f n"]:
+def features(
+    frames: Frames, boxes: tuple[tuple[float, float, float], ...] = (WHOLE_BATCH,)
+) -> Float[np.ndarray, "f n"]:
     """Frames blurred and sampled on a grid of CELLS x CELLS in each box; each colour less its mean over the grid."""
     grids = []
     for box in boxes:

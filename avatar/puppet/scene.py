@@ -83,7 +83,7 @@ class Timeline:
     """
 
     def __init__(self, frames: int, split: str, rng: np.random.Generator, backend: str | None, cache: Path | None):
-        self.own, self.heard = np.zeros((2, frames * SAMPLES_PER_FRAME), np.float32)
+        self.own, self.other = np.zeros((2, frames * SAMPLES_PER_FRAME), np.float32)
         self.phonemes: list[Phoneme] = []
         self.state = np.full(frames, STATES.index("idle"))
         self.sentences: list[tuple[str, int, int]] = []  # of the puppet: text, first frame (before 0: cut), last
@@ -114,7 +114,7 @@ class Timeline:
         late = int(self.rng.uniform(0, 0.6) * len(spoken.samples)) if frame == 0 else 0
         begin, samples = frame * SAMPLES_PER_FRAME, spoken.samples[late:]
         samples = samples[: len(self.own) - begin]
-        track = self.own if state == "speaking" else self.heard
+        track = self.own if state == "speaking" else self.other
         track[begin : begin + len(samples)] = samples
         shift = (begin - late) / SAMPLE_RATE
         moved = [Phoneme(p.symbol, p.start_s + shift, p.end_s + shift) for p in spoken.phonemes]

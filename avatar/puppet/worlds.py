@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from avatar.media.frames import from_uint8, to_uint8
-from avatar.puppet.clip import Clip
+from avatar.puppet.clip import PuppetClip
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import HIGH, LOW
 from avatar.puppet.render import render
@@ -32,9 +32,9 @@ class World(Protocol):
         """Height and width of its frames."""
         ...
 
-    def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]: ...
+    def video(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "c f h w"]: ...
 
-    def regions(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
+    def regions(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
         """The share of each pixel that is each of REGIONS."""
         ...
 
@@ -57,10 +57,10 @@ class PixelWorld:
     def shape(self) -> tuple[int, int]:
         return self.size, self.size
 
-    def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
+    def video(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
         return from_uint8(clip.frames(self.size, start, stop))
 
-    def regions(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
+    def regions(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
         return torch.from_numpy(clip.regions(self.size, start, stop))
 
     def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
@@ -76,10 +76,10 @@ class StateWorld:
 
     shape: ClassVar[tuple[int, int]] = (1, 1)
 
-    def video(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
+    def video(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
         return torch.from_numpy(clip.states[start:stop].T.copy())[:, :, None, None].float()
 
-    def regions(self, clip: Clip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
+    def regions(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
         return torch.ones(len(REGIONS), stop - start, 1, 1)
 
     def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:

@@ -32,24 +32,24 @@ class AudioWindow:
     def __init__(self, encoder: AudioEncoder, stride: int, history: int = 0):
         self.encoder, self.stride, self.history = encoder, stride, history
         self.latent, self.frame, self.received = 0, 0, 0  # the next to leave, the next to encode, samples so far
-        self.start = -encoder.memory  # where on the timeline `samples` begins
-        self.samples = torch.zeros(encoder.memory)
-        self.features = audio_timeline.silence(
+        self.start = -encoder.left_samples  # where on the timeline `samples` begins
+        self.samples = torch.zeros(encoder.left_samples)
+        self.features = audio_timeline.silent_features(
             encoder, -encoder.left_context, encoder.left_context
         )  # of those before `frame`
 
-    def needed(self, latents: int) -> int:
+    def samples_needed(self, latents: int) -> int:
         """Samples after which so many latents are known."""
-        return audio_timeline.needed(self.encoder, latents * self.stride + self.encoder.right_context)
+        return audio_timeline.samples_needed(self.encoder, latents * self.stride + self.encoder.right_context)
 
     def push(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "l k d"]:
         """The windows of the latents that these samples complete."""
         self.samples = torch.cat([self.samples, samples])
         self.received += len(samples)
         rows = [self.features]
-        while self.received >= audio_timeline.needed(self.encoder, self.frame + self.encoder.hop):
+        while self.received >= audio_timeline.samples_needed(self.encoder, self.frame + self.encoder.hop_frames):
             rows.append(self._hop())
-            self.frame += self.encoder.hop
+            self.frame += self.encoder.hop_frames
         self.features = torch.cat(rows)
         begun = self._first(self.latent) - (self.frame - len(self.features))  # rows before what the next latent hears
         features, tokens = self.features[begun:], self.encoder.tokens(self.stride)
@@ -64,7 +64,7 @@ class AudioWindow:
     def finish(self) -> Float[Tensor, "l k d"]:
         """The windows of the last latents that anything was heard of, followed by silence."""
         latents = -(-self.received // (self.stride * SAMPLES_PER_FRAME))
-        missing = self.needed(latents) - self.received if latents > self.latent else 0
+        missing = self.samples_needed(latents) - self.received if latents > self.latent else 0
         return self.push(torch.zeros(missing))
 
     def rewind(self, latent: int) -> None:
@@ -78,7 +78,7 @@ class AudioWindow:
         self.received = latent * self.stride * SAMPLES_PER_FRAME
         self.samples = self.samples[: self.received - self.start]
         silent = max(0, -self._first(latent))
-        self.features = audio_timeline.silence(self.encoder, -silent, silent)
+        self.features = audio_timeline.silent_features(self.encoder, -silent, silent)
 
     def _first(self, latent: int) -> int:
         """The first frame that a latent hears."""
@@ -86,16 +86,18 @@ class AudioWindow:
 
     def _hop_of(self, latent: int) -> int:
         """Where the hop begins that holds the first frame of sound that a latent hears."""
-        return max(0, self._first(latent)) // self.encoder.hop * self.encoder.hop
+        return max(0, self._first(latent)) // self.encoder.hop_frames * self.encoder.hop_frames
 
     def _hop(self) -> Float[Tensor, "h d"]:
         """The features of the next hop, from no more of its surroundings than they depend on."""
-        begin = self.frame * SAMPLES_PER_FRAME - self.encoder.memory - self.start
-        length = self.encoder.memory + self.encoder.hop * SAMPLES_PER_FRAME + self.encoder.reach
+        begin = self.frame * SAMPLES_PER_FRAME - self.encoder.left_samples - self.start
+        length = (
+            self.encoder.left_samples + self.encoder.hop_frames * SAMPLES_PER_FRAME + self.encoder.lookahead_samples
+        )
         return self.encoder.interior(self.samples[begin : begin + length])
 
     def _forget(self) -> None:
         """Let go of the sound that neither a coming hop nor a rewind asks for."""
         oldest = min(self.frame, self._hop_of(self.latent - self.history))
-        gone = max(0, oldest * SAMPLES_PER_FRAME - self.encoder.memory - self.start)
+        gone = max(0, oldest * SAMPLES_PER_FRAME - self.encoder.left_samples - self.start)
         self.samples, self.start = self.samples[gone:].clone(), self.start + gone

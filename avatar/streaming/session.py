@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avatar.conditioning import image_to_video
-from avatar.conditioning.image_to_video import Sight
+from avatar.conditioning.image_to_video import I2VConditioning
 from avatar.diffusion.rollout import Noise, Plan, Rollout
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
@@ -26,17 +26,17 @@ from avatar.streaming.audio_window import AudioWindow
 from avatar.streaming.inputs import Sink, Sound, check_sound, index, latent_of, shape
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, ROLES, SAMPLES_PER_FRAME, STATES, Conditioning, Latents, Pixels
 
-Film = Float[Tensor, "c f h w"]
+Video = Float[Tensor, "c f h w"]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SessionSnapshot:
     """Where a session stood before the chunk at `position`; the sound isn't here, for its windows rewind themselves."""
 
     position: int
-    pending: tuple[Latents, Conditioning] | None
+    pending_context: tuple[Latents, Conditioning] | None
     sink: dict[int, KeysValues]
-    seen: Sight  # of the reference that the sink was made of
+    reference: I2VConditioning  # of the reference that the sink was made of
     decoder: Any
 
 
@@ -78,10 +78,10 @@ class Session:
         self.net, self.autoencoder, self.text, self.image, self.plan = net, autoencoder, text, image, plan
         self.stride = autoencoder.temporal_stride
         self.weight = next(net.parameters())  # has the device and precision of all that the network takes
-        self.sight = self._sighted(reference, latent)
+        self.next_reference = self._encode_reference(reference, latent)
         self.set_prompt(prompt)
-        height, width = self.sight.reference.shape[-2:]
-        net.check_forms(audio.states, self.prompt[0], [(height, width)])
+        height, width = self.next_reference.reference.shape[-2:]
+        net.check_shapes(audio.num_layers, self.prompt[0], [(height, width)])
         self.state, self.emotion, self.intensity = 0, 0, 0.0
         self.gestures = (0, 0)  # the gesture, and the latent that it ends before
 
@@ -91,7 +91,7 @@ class Session:
         self.windows = [AudioWindow(audio, self.stride, spare) for _ in ROLES]
         self.waiting = torch.zeros(len(ROLES), 0)  # sound that has come and that no chunk was made of yet
         self.received = 0  # samples on the timeline
-        self.listening: set[int] = set()  # latents from `position` on during which a voice was heard
+        self.other_voice: set[int] = set()  # latents from `position` on during which a voice was heard
         self.end: int | None = None  # the frame that the stream ends before, once that is known
 
         cache = RingCache(
@@ -106,12 +106,12 @@ class Session:
             self.weight.dtype,
         )
         self.cache, self.rollout = cache, Rollout(net, plan, cache, Noise((seed,)))
-        self._see()
+        self._prime_reference()
         self.decoder = autoencoder.decoder_stream()
         with torch.no_grad():
             # The reference's own frame is not on the timeline.
-            self.empty = self.decoder.push(self.sight.reference)[0, :, :0]
-        self.checkpoints = deque([self._checkpoint()], maxlen=max_rollback + 1)
+            self.empty = self.decoder.push(self.next_reference.reference)[0, :, :0]
+        self.snapshots = deque([self._snapshot()], maxlen=max_rollback + 1)
 
     @property
     def frames(self) -> int:
@@ -119,7 +119,7 @@ class Session:
         made = self.rollout.position * self.stride
         return made if self.end is None else min(made, self.end)
 
-    # Wishes
+    # Controls
 
     def set_prompt(self, prompt: str) -> None:
         """What the text says of the frames to come; "" says nothing."""
@@ -148,39 +148,39 @@ class Session:
 
         For an image-to-video network this call encodes some 100 frames.
         """
-        sight, own = self._sighted(pixels, latent), self.sight.reference
-        if sight.reference.shape != own.shape:
+        next_reference, own = self._encode_reference(pixels, latent), self.next_reference.reference
+        if next_reference.reference.shape != own.shape:
             raise ValueError(
-                f"a reference with a latent of {shape(sight.reference)} in a session of {shape(own)}; "
+                f"a reference with a latent of {shape(next_reference.reference)} in a session of {shape(own)}; "
                 "crop it to the first one's size or open another session"
             )
-        self.sight = sight
+        self.next_reference = next_reference
 
     # Sound in, frames out
 
-    def push(self, speech: Sound, heard: Sound | None = None) -> Film:
+    def push(self, own: Sound, other: Sound | None = None) -> Video:
         """Take in what the avatar says, and the voice it listens to meanwhile; the frames that are complete now."""
-        self.hear(speech, heard)
-        return self._film(self.chunks())
+        self.push_audio(own, other)
+        return self._video(self.chunks())
 
-    def finish(self) -> Film:
+    def finish(self) -> Video:
         """The frames that are left, with silence after the last sound: one for each 640 samples, or part, in all."""
         self.close()
-        return self._film(self.chunks())
+        return self._video(self.chunks())
 
-    def hear(self, speech: Sound, heard: Sound | None = None) -> None:
+    def push_audio(self, own: Sound, other: Sound | None = None) -> None:
         """Take in sound without making frames of it yet."""
         if self.end is not None:
             raise ValueError("sound after the stream's end; open another session, or interrupt this one first")
-        check_sound("speech", speech)
-        if heard is not None:
-            check_sound("heard", heard)
-            if len(heard) != len(speech):
+        check_sound("speech", own)
+        if other is not None:
+            check_sound("other", other)
+            if len(other) != len(own):
                 raise ValueError(
-                    f"{len(speech)} samples of speech with {len(heard)} of the heard voice; both are on one clock: "
+                    f"{len(own)} samples of the avatar's voice with {len(other)} of the other one; both are on one clock: "
                     "pad the shorter with silence"
                 )
-        self._take(speech, heard)
+        self._enqueue(own, other)
 
     def close(self) -> None:
         """End the timeline with the sound that has come; silence fills the last chunk."""
@@ -191,32 +191,32 @@ class Session:
         while latents * self.stride < self.end:
             latents += self.plan.chunk if latents else self.plan.first_chunk
         if latents > self.rollout.position:
-            silence = torch.zeros(self.windows[0].needed(latents) - self.received)
+            silence = torch.zeros(self.windows[0].samples_needed(latents) - self.received)
             last = (self.received - 1) // (self.stride * SAMPLES_PER_FRAME)
-            self._take(silence, silence if last in self.listening else None)
+            self._enqueue(silence, silence if last in self.other_voice else None)
 
-    def chunks(self) -> Iterator[Film]:
+    def chunks(self) -> Iterator[Video]:
         """Make the chunks that are complete, one by one; a later wish changes those that weren't asked for yet."""
         while (frames := self.step()) is not None:
             yield frames
 
     @torch.no_grad()
-    def step(self) -> Film | None:
+    def step(self) -> Video | None:
         """Make the next chunk, if all its sound has come."""
         position = self.rollout.position
         length = self.plan.chunk if position else self.plan.first_chunk
-        missing = self.windows[0].needed(position + length) - self.windows[0].received
+        missing = self.windows[0].samples_needed(position + length) - self.windows[0].received
         if self.waiting.shape[1] < missing or (self.end is not None and position * self.stride >= self.end):
             return None
-        if self.sight.reference is not self.seen.reference:
-            self._see()
+        if self.next_reference.reference is not self.reference.reference:
+            self._prime_reference()
         sound, self.waiting = self.waiting[:, :missing], self.waiting[:, missing:].clone()
         audio = torch.stack([window.push(track) for window, track in zip(self.windows, sound, strict=True)])
         latents = self.rollout.chunk(self._conditioning(audio, position))
-        self.listening = {latent for latent in self.listening if latent >= position + length}
+        self.other_voice = {latent for latent in self.other_voice if latent >= position + length}
         before = position * self.stride
-        frames = self.decoder.push(latents.to(self.sight.reference.dtype))[0]
-        self.checkpoints.append(self._checkpoint())
+        frames = self.decoder.push(latents.to(self.next_reference.reference.dtype))[0]
+        self.snapshots.append(self._snapshot())
         return frames if self.end is None else frames[:, : self.end - before]
 
     def interrupt(self, shown_frames: int | None = None) -> int:
@@ -230,35 +230,35 @@ class Session:
         shown = self.frames if shown_frames is None else shown_frames
         if not 0 <= shown <= self.frames:
             raise ValueError(f"{shown} frames shown of {self.frames} that are out; give a number between")
-        whole = [c for c in self.checkpoints if c.position * self.stride <= shown]
+        whole = [c for c in self.snapshots if c.position * self.stride <= shown]
         if not whole:
             raise ValueError(
                 f"{shown} frames shown, but the session goes back to frame "
-                f"{self.checkpoints[0].position * self.stride} at most; interrupt it sooner or raise max_rollback"
+                f"{self.snapshots[0].position * self.stride} at most; interrupt it sooner or raise max_rollback"
             )
         to = whole[-1]
-        self.checkpoints = deque(whole, maxlen=self.checkpoints.maxlen)
-        self.rollout.position, self.rollout.pending = to.position, to.pending
-        self.cache.sink, self.seen = to.sink, to.seen
+        self.snapshots = deque(whole, maxlen=self.snapshots.maxlen)
+        self.rollout.position, self.rollout.pending_context = to.position, to.pending_context
+        self.cache.sink, self.reference = to.sink, to.reference
         self.decoder.restore(to.decoder)
         for window in self.windows:
             window.rewind(to.position)
         self.waiting, self.end = self.waiting[:, :0], None
         self.received = self.windows[0].received
-        self.listening = set()
+        self.other_voice = set()
         return to.position * self.stride
 
-    # Inside
+    # Internals
 
-    def _take(self, speech: Sound, heard: Sound | None) -> None:
-        tracks = torch.stack([speech, torch.zeros_like(speech) if heard is None else heard])
+    def _enqueue(self, own: Sound, other: Sound | None) -> None:
+        tracks = torch.stack([own, torch.zeros_like(own) if other is None else other])
         self.waiting = torch.cat([self.waiting, tracks.detach().cpu().float()], dim=1)
-        if heard is not None and len(heard):
+        if other is not None and len(other):
             latent = self.stride * SAMPLES_PER_FRAME
-            self.listening.update(range(self.received // latent, (self.received + len(heard) - 1) // latent + 1))
-        self.received += len(speech)
+            self.other_voice.update(range(self.received // latent, (self.received + len(other) - 1) // latent + 1))
+        self.received += len(own)
 
-    def _film(self, chunks: Iterator[Film]) -> Film:
+    def _video(self, chunks: Iterator[Video]) -> Video:
         return torch.cat([self.empty, *chunks], dim=1)
 
     def _conditioning(self, audio: Float[Tensor, "r l k d"], position: int) -> Conditioning:
@@ -271,9 +271,9 @@ class Session:
             return torch.tensor([values], device=device)
 
         cond = Conditioning(
-            reference=self.seen.reference.to(self.weight),
+            reference=self.reference.reference.to(self.weight),
             audio=audio[None].to(self.weight),
-            audio_mask=each([[True for _ in latents], [latent in self.listening for latent in latents]]),
+            audio_mask=each([[True for _ in latents], [latent in self.other_voice for latent in latents]]),
             text=ids[None].to(self.weight if ids.is_floating_point() else device),
             text_mask=mask[None].to(device),
             text_event=each([0 for _ in latents]),
@@ -282,20 +282,22 @@ class Session:
             emotion_intensity=each([self.intensity for _ in latents]).to(self.weight),
             gesture=each([gesture if latent < until else 0 for latent in latents]),
         )
-        return self.seen.told(cond, position)
+        return self.reference.apply(cond, position)
 
     @torch.no_grad()
-    def _see(self) -> None:
+    def _prime_reference(self) -> None:
         """Make the reference the sink."""
-        self.seen = self.sight
+        self.reference = self.next_reference
         tokens = self.windows[0].encoder.tokens(self.stride)
         silence = torch.zeros(len(ROLES), 1, tokens, self.windows[0].encoder.dim)
         self.rollout.prime(self._conditioning(silence, self.rollout.position))
 
-    def _sighted(self, pixels: Pixels | None, latent: Sink | None) -> Sight:
+    def _encode_reference(self, pixels: Pixels | None, latent: Sink | None) -> I2VConditioning:
         reference = latent_of(pixels, latent, self.autoencoder, self.weight.device)
-        return image_to_video.sight(reference, self.autoencoder, self.image, image_to_video.GREY)
+        return image_to_video.encode_reference(reference, self.autoencoder, self.image, image_to_video.MAX_GREY_LATENTS)
 
-    def _checkpoint(self) -> Checkpoint:
+    def _snapshot(self) -> SessionSnapshot:
         rollout = self.rollout
-        return Checkpoint(rollout.position, rollout.pending, self.cache.sink, self.seen, self.decoder.snapshot())
+        return SessionSnapshot(
+            rollout.position, rollout.pending_context, self.cache.sink, self.reference, self.decoder.snapshot()
+        )

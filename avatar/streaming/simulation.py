@@ -36,7 +36,7 @@ def stream(
     session: Session,
     speech: Float[Tensor, " s"],
     packet: int = SAMPLES_PER_FRAME,
-    heard: Float[Tensor, " s"] | None = None,
+    other: Float[Tensor, " s"] | None = None,
 ) -> Iterator[Emitted]:
     """Feed a recording to a fresh session in packets of so many samples, and yield its chunks as they come."""
     if packet < 1:
@@ -53,7 +53,7 @@ def stream(
             part = slice(start, min(start + packet, len(speech)))
             free = max(free, part.stop / SAMPLE_RATE)
             begun = time.perf_counter()
-            session.hear(speech[part], None if heard is None else heard[part])
+            session.push_audio(speech[part], None if other is None else other[part])
             if part.stop == len(speech):
                 session.close()
             while True:

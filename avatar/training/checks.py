@@ -25,10 +25,10 @@ def check_inputs(
 ) -> None:
     """Raise ValueError unless a network can read what these make, in latents of these heights and widths."""
     net.check_inputs(autoencoder, audio, image)
-    net.check_forms(audio.states, text.encode([""])[0], sizes)
+    net.check_shapes(audio.num_layers, text.encode([""])[0], sizes)
 
 
-def unseen(window: int, lengths: Collection[int]) -> str | None:
+def window_note(window: int, lengths: Collection[int]) -> str | None:
     """What to say of a plan whose window no clip of training fills: a stream will look back further."""
     if window <= max(lengths):
         return None
@@ -76,11 +76,11 @@ def check_accumulation(trainer: Any, objective: Any, data: TrainingData) -> None
 
 def check_regions(objective: Any, data: TrainingData) -> None:
     """Raise ValueError where a region is to count more, and no training sample has a mask of it."""
-    for name in objective.emphasis.regions:
+    for name in objective.region_weights.regions:
         if name not in data.regions:
             raise ValueError(
-                f"objective.emphasis.{name}={getattr(objective.emphasis, name)}, but no training sample has a mask of "
-                f"its {name}; set objective.emphasis.{name}=0, or prepare the videos with a face detector: "
+                f"objective.region_weights.{name}={getattr(objective.region_weights, name)}, but no training sample has a mask of "
+                f"its {name}; set objective.region_weights.{name}=0, or prepare the videos with a face detector: "
                 "detectors.face, see data/README.md"
             )
 

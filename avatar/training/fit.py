@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from avatar.errors import require_int
 from avatar.models import bundle
-from avatar.models.transforms import prepare
+from avatar.models.transforms import apply_transforms
 from avatar.models.video_dit import VideoDiT
 from avatar.process import set_up_torch
 from avatar.protocols import LatentData, TrainingData
@@ -56,7 +56,7 @@ def fit(cfg: DictConfig) -> None:
     checks.check_regions(objective, data)
     checks.check_optimizers(objective)
     # Dataclasses would otherwise come back as configs.
-    prepare(objective, hydra.utils.instantiate(cfg.prepare, _convert_="all"))
+    apply_transforms(objective, hydra.utils.instantiate(cfg.transforms, _convert_="all"))
     resume = cfg.resume
     if resume == "last":
         resume = run_checkpoint.newest(Path(cfg.folder, "checkpoints"))
@@ -71,9 +71,9 @@ def fit(cfg: DictConfig) -> None:
     data.check(trainer.world_size)
     _open_folder(Path(cfg.folder), settings)
     if trainer.is_global_zero:
-        print(data.told(trainer.world_size))
+        print(data.describe_batch(trainer.world_size))
         streamed = data if isinstance(data, LatentData) and cfg.kind in ("causal_teacher", "student") else None
-        if streamed is not None and (note := checks.unseen(cfg.plan.window, streamed.buckets.lengths)):
+        if streamed is not None and (note := checks.window_note(cfg.plan.window, streamed.buckets.lengths)):
             print(note)
     try:
         trainer.fit(objective, data, ckpt_path=resume, weights_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from avatar.files import fault
+from avatar.files import short_error
 
 BESIDE_WEIGHTS = "meta.pt"  # what else a folder holds; written last
 AVERAGE = "average."  # before the names of averaged weights, in a folder
@@ -44,7 +44,7 @@ def shapes(path: Path) -> dict[str, torch.Size]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         return {name: weight.shape for name, weight in state.items()}
     except _BROKEN as error:
-        raise ValueError(f"{path} is no checkpoint of a training run ({fault(error)})") from error
+        raise ValueError(f"{path} is no checkpoint of a training run ({short_error(error)})") from error
 
 
 def newest(folder: Path) -> Path | None:

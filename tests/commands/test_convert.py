@@ -9,7 +9,7 @@ from avatar.commands.convert import convert
 from avatar.models import bundle
 from tests.models.test_wan_weights import difference, network, saved, theirs
 
-BYTES = {"_target_": "avatar.models.text_encoders.bytes.ByteEncoder"}
+BYTES = {"_target_": "avatar.models.text_encoders.bytes.ByteTokenizer"}
 CLIP = {"_target_": "avatar.models.image_encoders.clip.CLIP", "weights": "elsewhere"}
 
 

@@ -58,7 +58,7 @@ def test_a_teacher_alone_is_scored_whole_clip_by_whole_clip(folder):
 
 def test_motion_and_control_are_scored_where_clips_are_long_enough(folder):
     bundle = random_bundle(folder / "labels.safetensors", "student", *STATES)
-    many = ("clips=4", "latents=12", "others=4", "control=2", "schedule=mixed", "scene=grown", "world=states")
+    many = ("clips=4", "latents=12", "others=4", "control=2", "schedule=mixed", "scene=full", "world=states")
     report = evaluated(folder, "control", *many, f"student='{bundle}'", "teacher=null")
     truth = report["controls"]["ground_truth"]
     assert truth["motion_amount"] > 0.5 and report["controls"]["frozen"]["motion_amount"] == 0

@@ -17,7 +17,7 @@ from tests.models import speech_networks
 
 # As deep as Wan 2.1's and so of the same memory, but narrow.
 CONFIG = {"base_dim": 2, "z_dim": CHANNELS, "latents_mean": [0.1, 0.2, -0.3], "latents_std": [2.0, 1.0, 0.5]}
-WHOLE = 34  # latents: beyond those of which there are different ones
+WHOLE_CLIP = 34  # latents: beyond those of which there are different ones
 
 
 @pytest.fixture(scope="module")
@@ -55,49 +55,55 @@ def conditioning(reference: torch.Tensor, latents: int):
 def expected(theirs, autoencoder, reference) -> torch.Tensor:
     """The latents of a video that begins with the references and is grey for long, all encoded at once by diffusers."""
     picture = autoencoder.decode(reference)
-    video = torch.cat([picture, torch.zeros(2, 3, 4 * WHOLE, *picture.shape[-2:])], dim=2)
+    video = torch.cat([picture, torch.zeros(2, 3, 4 * WHOLE_CLIP, *picture.shape[-2:])], dim=2)
     mean, std = (torch.tensor(CONFIG[f"latents_{name}"]).view(-1, 1, 1, 1) for name in ("mean", "std"))
     return (theirs.encode(video).latent_dist.mode() - mean) / std
 
 
 @pytest.mark.parametrize("latents", [1, 5])
 def test_the_timeline_is_grey_and_unknown(autoencoder, image, reference, expected, latents):
-    cond = image_to_video.completed(conditioning(reference, latents), autoencoder, image)
-    assert cond.channels.shape == (2, 4 + CHANNELS, latents, 2, 3) and not cond.channels[:, :4].any()
-    torch.testing.assert_close(cond.channels[:, 4:], expected[:, :, 1 : 1 + latents], rtol=1e-4, atol=1e-5)
+    cond = image_to_video.with_image_conditioning(conditioning(reference, latents), autoencoder, image)
+    assert cond.concat_latents.shape == (2, 4 + CHANNELS, latents, 2, 3) and not cond.concat_latents[:, :4].any()
+    torch.testing.assert_close(cond.concat_latents[:, 4:], expected[:, :, 1 : 1 + latents], rtol=1e-4, atol=1e-5)
     assert torch.equal(cond.image, image.encode(autoencoder.decode(reference)))
 
 
 def test_a_stream_is_told_at_any_place_what_a_whole_clip_is_told(autoencoder, image, reference, expected):
-    told = image_to_video.sight(reference, autoencoder, image, WHOLE)
-    assert told.channels.shape[2] == image_to_video.GREY < WHOLE
-    for start in (0, 3, image_to_video.GREY - 1, WHOLE - 2, 10_000):
-        channels = told.told(conditioning(reference, 2), start).channels
-        place = 1 + min(start, WHOLE - 2)
+    told = image_to_video.encode_reference(reference, autoencoder, image, WHOLE_CLIP)
+    assert told.channels.shape[2] == image_to_video.MAX_GREY_LATENTS < WHOLE_CLIP
+    for start in (0, 3, image_to_video.MAX_GREY_LATENTS - 1, WHOLE_CLIP - 2, 10_000):
+        channels = told.apply(conditioning(reference, 2), start).concat_latents
+        place = 1 + min(start, WHOLE_CLIP - 2)
         torch.testing.assert_close(channels[:, 4:], expected[:, :, place : place + 2], rtol=1e-4, atol=1e-5)
 
 
 def test_the_bound_is_the_memory_of_wans_encoder(expected):
     """Before it latents differ, the last of them by little; from it on they are the same."""
     change = (expected[:, :, 1:] - expected[:, :, -1:]).abs().amax((0, 1, 3, 4))
-    assert change[image_to_video.GREY - 1 :].max() < 1e-6 and change[image_to_video.GREY - 7] > 1e-4
+    assert (
+        change[image_to_video.MAX_GREY_LATENTS - 1 :].max() < 1e-6
+        and change[image_to_video.MAX_GREY_LATENTS - 7] > 1e-4
+    )
 
 
 def test_the_sink_knows_the_reference(autoencoder, image, reference):
-    cond = image_to_video.completed(conditioning(reference, 3), autoencoder, image)
-    channels = join([cond.blank(1), cond], "l").channels
+    cond = image_to_video.with_image_conditioning(conditioning(reference, 3), autoencoder, image)
+    channels = join([cond.blank(1), cond], "l").concat_latents
     assert torch.equal(channels[:, :4, 0], torch.ones(2, 4, 2, 3)) and torch.equal(
         channels[:, 4:, 0], reference[:, :, 0]
     )
-    assert torch.equal(channels[:, :, 1:], cond.channels)
+    assert torch.equal(channels[:, :, 1:], cond.concat_latents)
 
 
 def test_other_networks_are_told_nothing_and_pay_nothing(autoencoder, reference, monkeypatch):
     cond = conditioning(reference, 3)
     for work in ("decode", "encoder_stream", "to"):
         monkeypatch.setattr(autoencoder, work, lambda *_: pytest.fail("was asked to work"))
-    assert image_to_video.completed(cond, autoencoder, None) is cond
-    assert image_to_video.sight(reference, autoencoder, None, 3).told(cond) is cond and cond.blank(1).channels is None
+    assert image_to_video.with_image_conditioning(cond, autoencoder, None) is cond
+    assert (
+        image_to_video.encode_reference(reference, autoencoder, None, 3).told(cond) is cond
+        and cond.blank(1).concat_latents is None
+    )
 
 
 @pytest.mark.slow  # to import diffusers' pipelines takes longer than all else here
@@ -115,16 +121,16 @@ def test_wans_own_pipeline_tells_the_same(theirs, autoencoder, image, reference)
         _execution_device="cpu",
     )
     with torch.no_grad():
-        cond = image_to_video.completed(conditioning(reference, 20), autoencoder, image)
+        cond = image_to_video.with_image_conditioning(conditioning(reference, 20), autoencoder, image)
         picture = autoencoder.decode(reference)[:1]
         _, wanted = WanImageToVideoPipeline.prepare_latents(
             pipeline, picture[:, :, 0], 1, CHANNELS, 16, 24, 81, torch.float32, "cpu"
         )
         shown = ((picture[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         seen = WanImageToVideoPipeline.encode_image(pipeline, shown, "cpu")
-    torch.testing.assert_close(cond.channels[:1], wanted[:, :, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cond.concat_latents[:1], wanted[:, :, 1:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(cond.image[:1], seen, rtol=1e-4, atol=1e-5)
-    sink = cond.blank(1).channels[:1]
+    sink = cond.blank(1).concat_latents[:1]
     assert torch.equal(sink[:, :4], wanted[:, :4, :1])
     # Their picture's latent is that of the decoded picture, ours is the reference itself.
     torch.testing.assert_close(autoencoder.encode(picture), wanted[:, 4:, :1], rtol=1e-4, atol=1e-5)

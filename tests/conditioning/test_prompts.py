@@ -5,8 +5,8 @@ import pickle
 import torch
 
 from avatar.conditioning import prompts
-from avatar.conditioning.prompts import Prompts, own, tokens_of
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.conditioning.prompts import PromptCache, encode_prompt
+from avatar.models.text_encoders.bytes import ByteTokenizer
 
 
 class Features:
@@ -28,24 +28,26 @@ class Features:
 
 
 def test_what_is_kept_of_a_prompt_is_its_own_tokens_and_pads_to_what_was_encoded():
-    features, ids = tokens_of("a happy cat", Features()), tokens_of("a cat", ByteEncoder(96))
+    features, ids = encode_prompt("a happy cat", Features()), encode_prompt("a cat", ByteTokenizer(96))
     assert features.shape == (3, 2) and features.dtype == torch.float16
     assert ids.shape == (6,) and ids.dtype == torch.long
     for prompt in ("a cat", ""):
-        (expected,), (mask,) = ByteEncoder(96).encode([prompt])
-        padded, known = ByteEncoder(96).padded(tokens_of(prompt, ByteEncoder(96)))
+        (expected,), (mask,) = ByteTokenizer(96).encode([prompt])
+        padded, known = ByteTokenizer(96).padded(encode_prompt(prompt, ByteTokenizer(96)))
         assert torch.equal(padded, expected) and torch.equal(known, mask)
 
 
 def test_no_tokens_are_no_tokens():
-    assert own(torch.zeros(0, 4)).shape == (0, 4) and own(torch.zeros(0, dtype=torch.long)).shape == (0,)
+    assert strip_padding(torch.zeros(0, 4)).shape == (0, 4) and strip_padding(
+        torch.zeros(0, dtype=torch.long)
+    ).shape == (0,)
 
 
 def test_prompts_that_come_again_are_not_encoded_again_and_the_oldest_are_forgotten(monkeypatch):
     monkeypatch.setattr(prompts, "KNOWN", 2)
     text = Features()
-    known = Prompts(text)
+    known = PromptCache(text)
     for prompt in ("a", "b", "a", "c", "a", "b"):
-        assert torch.equal(known.tokens(prompt), tokens_of(prompt, Features()))
+        assert torch.equal(known.tokens(prompt), encode_prompt(prompt, Features()))
     assert text.asked == ["a", "b", "c", "b"]  # "b" was asked for longest ago when "c" came
     assert torch.equal(pickle.loads(pickle.dumps(known)).tokens("a"), known.tokens("a"))  # for workers that are spawned

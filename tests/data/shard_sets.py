@@ -14,9 +14,9 @@ from PIL import Image
 
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 
-AUDIO, TEXT, STRIDE = LogMel(mels=8), ByteEncoder(96), 4
+AUDIO, TEXT, STRIDE = LogMel(mels=8), ByteTokenizer(96), 4
 NUMBERS = 3  # of a state of this small world
 Files = dict[str, Any]  # of a sample: name → array, text, or bytes
 

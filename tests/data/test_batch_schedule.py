@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.data.batch_schedule import ANYWHERE, AT_START, EVENLY, ON_CHANGE, Placement, Plan, changes, place
-from avatar.data.bucketing import LengthBuckets, Share, check_ranks
+from avatar.data.batch_schedule import ANYWHERE, AT_START, EVENLY, ON_CHANGE, BatchSchedule, Placement, changes, place
+from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
 from avatar.data.encoded_clips import EncodedClips
 from avatar.data.puppet_latents import WHOLE_BATCHES, LatentBatches
 from avatar.models.audio_encoders.log_mel import LogMel
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.types import REGIONS, Batch
 from tests.stages import composed
 
@@ -21,22 +21,22 @@ STEPS = 400
 
 
 def plan(seed: int = 1, steps: int = STEPS, buckets: LengthBuckets = BUCKETS, placement: Placement = EVENLY):
-    return Plan(SIZES, buckets, placement, seed, steps)
+    return BatchSchedule(SIZES, buckets, placement, seed, steps)
 
 
 plan_batches = [plan().batch(step) for step in range(STEPS)]
 
 
-def told(draws) -> list[tuple]:
+def describe_batch(draws) -> list[tuple]:
     return [(draw.sample, draw.length, draw.kind, draw.rng().random()) for draw in draws]
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
     forwards, backwards, longer = plan(), plan(), plan(steps=3 * STEPS)
-    expected = [told(forwards.batch(step)) for step in range(60)]
-    assert [told(backwards.batch(step)) for step in reversed(range(60))] == expected[::-1]
-    assert [told(longer.batch(step)) for step in range(60)] == expected
-    assert [told(plan(seed=2).batch(step)) for step in range(60)] != expected
+    expected = [describe_batch(forwards.batch(step)) for step in range(60)]
+    assert [describe_batch(backwards.batch(step)) for step in reversed(range(60))] == expected[::-1]
+    assert [describe_batch(longer.batch(step)) for step in range(60)] == expected
+    assert [describe_batch(plan(seed=2).batch(step)) for step in range(60)] != expected
 
 
 def test_batches_hold_one_bucket_within_the_budget():
@@ -71,12 +71,12 @@ def test_every_sample_comes_once_before_any_comes_again_and_every_time_in_anothe
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_share_a_batch_evenly_and_a_run_goes_on_with_another_number_of_them(ranks):
     """Steps 0 … 9 on one rank, 10 … on several: nothing is repeated or left out."""
-    buckets = LengthBuckets((1, 3, 6), (1.0, 1.0, 2.0), 48, multiple=4)
+    buckets = LengthBuckets((1, 3, 6), (1.0, 1.0, 2.0), 48, batch_multiple_of=4)
     check_ranks(buckets, ranks)
     first, again = plan(buckets=buckets), plan(buckets=buckets)
-    alone = [told(first.batch(step)) for step in range(25)]
+    alone = [describe_batch(first.batch(step)) for step in range(25)]
     for step in range(10, 25):
-        parts = [told(again.batch(step)[rank::ranks]) for rank in range(ranks)]
+        parts = [describe_batch(again.batch(step)[rank::ranks]) for rank in range(ranks)]
         assert len({len(part) for part in parts}) == 1
         assert len({draw[1] for part in parts for draw in part}) == 1  # the same bucket on all of them
         assert sorted(draw for part in parts for draw in part) == sorted(alone[step])
@@ -84,40 +84,40 @@ def test_ranks_share_a_batch_evenly_and_a_run_goes_on_with_another_number_of_the
 
 def test_batches_that_ranks_cannot_share_evenly_are_refused():
     with pytest.raises(ValueError, match=r"on 3 ranks.*multiple=3"):
-        check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=2), 3)
+        check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=2), 3)
     with pytest.raises(ValueError, match=r"on 2 ranks in 3 passes.*multiple=6"):
-        check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=4, accumulate=3), 2)
+        check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=4, accumulate=3), 2)
     with pytest.raises(ValueError, match="4 ranks for 3 samples"):
-        check_ranks(LengthBuckets((1,), (1.0,), 24, multiple=4), 4, samples=3)
+        check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=4), 4, samples=3)
     with pytest.raises(ValueError, match=r"budget=24 can't hold 4 clip.* of 8 latents; .*budget=32"):
-        LengthBuckets((8,), (1.0,), 24, multiple=4)
+        LengthBuckets((8,), (1.0,), 24, batch_multiple_of=4)
     with pytest.raises(ValueError, match="none below 0"):
         LengthBuckets((1, 2), (1.0, -1.0), 24)
     with pytest.raises(ValueError, match="multiples of 0"):
-        LengthBuckets((1,), (1.0,), 24, multiple=0)
+        LengthBuckets((1,), (1.0,), 24, batch_multiple_of=0)
 
 
 def test_a_batch_is_told_in_clips_for_all_ranks_and_passes():
-    told = LengthBuckets((3, 8), (0.2, 0.8), 192, multiple=4, accumulate=2).told(ranks=2)
+    describe_batch = LengthBuckets((3, 8), (0.2, 0.8), 192, batch_multiple_of=4, accumulate=2).describe_batch(ranks=2)
     clips = "64 clips of 3 latents or 24 clips of 8 latents"
-    assert told == f"an update learns from {clips}, shared out among 2 ranks × 2 passes"
-    of_sizes = LengthBuckets((3, 8), (0.2, 0.8), 512, multiple=2).told(1, {4, 9, 16})
+    assert describe_batch == f"an update learns from {clips}, shared out among 2 ranks × 2 passes"
+    of_sizes = LengthBuckets((3, 8), (0.2, 0.8), 512, batch_multiple_of=2).describe_batch(1, {4, 9, 16})
     assert of_sizes == "an update learns from 10 to 42 clips of 3 latents or 4 to 16 clips of 8 latents"
 
 
 def test_ranks_and_passes_take_every_clip_of_every_batch_once():
-    shares = [Share(rank, ranks=3, accumulate=2) for rank in range(3)]
+    shares = [BatchShard(rank, ranks=3, accumulate=2) for rank in range(3)]
     for step in range(4):
         taken = []
         for turn in range(2):
-            parts = [share.of(2 * step + turn) for share in shares]
+            parts = [share.locate(2 * step + turn) for share in shares]
             assert [batch for batch, _ in parts] == [step] * 3
             taken += [clip for _, part in parts for clip in range(12)[part]]
         assert sorted(taken) == list(range(12))
 
 
 def test_a_batch_is_never_larger_than_its_budget():
-    buckets = LengthBuckets((1, 24), (0.5, 0.5), 12288, multiple=8)
+    buckets = LengthBuckets((1, 24), (0.5, 0.5), 12288, batch_multiple_of=8)
     buckets.check_area(64)  # 64 x 64 pixels
     with pytest.raises(ValueError, match=rf"can't hold 8 clip.* of 24 latents of 65 pixels; .*budget={8 * 24 * 65},"):
         buckets.check_area(65)
@@ -130,7 +130,9 @@ def test_a_batch_is_never_larger_than_its_budget():
 
 
 def test_the_batch_of_large_models_has_room_for_64_ranks():
-    cfg = composed("train", "experiment=large/teacher", "data.urls=x", "data.buckets.multiple=64", "accumulate=1")
+    cfg = composed(
+        "train", "experiment=large/teacher", "data.urls=x", "data.buckets.batch_multiple_of=64", "accumulate=1"
+    )
     buckets = LengthBuckets(**{k: v for k, v in cfg.data.buckets.items() if k != "_target_"})
     buckets.check_area(60 * 104)
     assert buckets.count(20, 60 * 104) == 64
@@ -193,7 +195,7 @@ def test_shares_that_are_none_are_refused(shares):
 
 # Batches of puppets, by the same placement.
 
-AUDIO, TEXT = LogMel(mels=2), ByteEncoder(8)
+AUDIO, TEXT = LogMel(mels=2), ByteTokenizer(8)
 
 
 def puppets(state: np.ndarray) -> EncodedClips:
@@ -206,7 +208,7 @@ def puppets(state: np.ndarray) -> EncodedClips:
         references=torch.randn(n, 4, 2, 1, 1),
         reference_at=torch.linspace(0, k - 1, 4).long().expand(n, 4),
         features=torch.randn(n, 2, AUDIO.left_context + 4 * k + AUDIO.right_context, AUDIO.dim),
-        heard=torch.ones(n, dtype=torch.bool),
+        other=torch.ones(n, dtype=torch.bool),
         text=torch.ones(1, 4, dtype=torch.long),
         captioned=torch.zeros(n, k, dtype=torch.long),
         labels=labels,
@@ -220,7 +222,7 @@ STATE[2, 15:] = STATE[5, 3:] = 2
 CLIPS = puppets(STATE)
 
 
-def drawn(placement: Placement = EVENLY, steps: int = 30, share: Share = WHOLE_BATCHES) -> list[Batch]:
+def drawn(placement: Placement = EVENLY, steps: int = 30, share: BatchShard = WHOLE_BATCHES) -> list[Batch]:
     batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, TEXT, 1, 0, steps, placement, share)
     return [batches[i] for i in range(steps)]
 
@@ -248,7 +250,7 @@ def test_puppets_are_drawn_as_they_were_where_nothing_is_on_purpose():
 
 def test_ranks_share_batches_of_puppets():
     placement = Placement(starts=0.25, short=2, transitions=0.5)
-    parts = [drawn(placement, 6, Share(rank, 2)) for rank in (0, 1)]
+    parts = [drawn(placement, 6, BatchShard(rank, 2)) for rank in (0, 1)]
     for batch, even, odd in zip(drawn(placement, 6), *parts, strict=True):
         assert even.keys == batch.keys[0::2] and odd.keys == batch.keys[1::2]
         assert torch.equal(odd.latents, batch.latents[1::2])

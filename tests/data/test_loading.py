@@ -16,14 +16,14 @@ from avatar.data.puppet_frames import FrameBatches, PuppetFrames
 from avatar.data.puppet_latents import LatentBatches, PuppetLatents
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.puppet import speech
 from avatar.puppet.motion import CHANNELS
 from avatar.puppet.scene import Scene
 from avatar.puppet.worlds import PixelWorld, StateWorld
 from avatar.types import REGIONS, SAMPLES_PER_FRAME
 
-AUDIO, TEXT, LATENTS, STRIDE = LogMel(mels=8), ByteEncoder(96), 6, 4
+AUDIO, TEXT, LATENTS, STRIDE = LogMel(mels=8), ByteTokenizer(96), 6, 4
 CLIPS = ClipSet("train", "mixed", 3, LATENTS)
 BUCKETS = LengthBuckets((2, 5), (0.5, 0.5), 10)
 
@@ -34,7 +34,7 @@ def autoencoder(mean: float = 0.0):
 
 
 def encode(cache, mean: float = 0.0):
-    return encode_clips(CLIPS, StateWorld(), autoencoder(mean), AUDIO, ByteEncoder(96), cache, 0, iter)
+    return encode_clips(CLIPS, StateWorld(), autoencoder(mean), AUDIO, ByteTokenizer(96), cache, 0, iter)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_clips_are_known_again_after_their_encoder_was_used(monkeypatch):
     """An encoder may keep what it has computed, such as its silence; that makes no other encoder of it."""
 
     def key() -> str:
-        return encoded_clips.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteEncoder(96))
+        return encoded_clips.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteTokenizer(96))
 
     audio = LogMel(mels=8)
     before = key()
@@ -159,7 +159,7 @@ def test_clips_are_known_again_after_their_encoder_was_used(monkeypatch):
 @pytest.mark.parametrize("other", [LogMel(mels=8, left_context=4, right_context=1), LogMel(mels=10)])
 def test_clips_of_another_encoder_are_kept_apart(other):
     first, second = (
-        encoded_clips.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteEncoder(96))
+        encoded_clips.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteTokenizer(96))
         for audio in (AUDIO, other)
     )
     assert first != second
@@ -186,7 +186,7 @@ def test_buckets_longer_than_the_clips_are_refused_at_once(short):
             StateWorld(),
             autoencoder(),
             AUDIO,
-            ByteEncoder(96),
+            ByteTokenizer(96),
             **sets,
             buckets=buckets,
             steps=1,

@@ -20,7 +20,7 @@ from avatar.data.tar import Tars
 from avatar.media.video_reader import Decord, PyAV, open_video
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.types import REGIONS, STATES
 from tests.data.preprocess.films import talk
 from tests.data.shard_sets import AUDIO, STRIDE, TEXT, autoencoder, flac, mp4, png, sample, write_set
@@ -136,7 +136,7 @@ def test_workers_change_neither_the_number_of_batches_nor_what_is_in_them(whole,
 
 
 def test_ranks_take_equal_parts_of_the_batches_of_one(whole):
-    buckets = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12, multiple=2)
+    buckets = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12, batch_multiple_of=2)
     alone = list(data(whole, buckets=buckets).train_dataloader())
     parts = [list(data(whole, buckets=buckets, ranks=2, rank=rank).train_dataloader()) for rank in (0, 1)]
     for batch, *ranks in zip(alone, *parts, strict=True):
@@ -293,11 +293,11 @@ def test_where_some_have_masks_the_others_count_evenly(whole, tmp_path):
     some = write_set(tmp_path / "some", {"train": 4, "dev": 2}, make=make)
     module = data(whole, some)
     assert module.regions == {"face", "lips"} and data(whole).regions == set()
-    told = {}
+    describe_batch = {}
     for batch in module.train_dataloader():
-        told |= dict(zip(batch.keys, batch.regions.flatten(1).any(dim=1).tolist(), strict=True))
-    assert {key.split("@")[0] for key, known in told.items() if known} <= {"train-some-001", "train-some-003"}
-    assert any(told.values()) and not all(told.values())
+        describe_batch |= dict(zip(batch.keys, batch.regions.flatten(1).any(dim=1).tolist(), strict=True))
+    assert {key.split("@")[0] for key, known in describe_batch.items() if known} <= {"train-some-001", "train-some-003"}
+    assert any(describe_batch.values()) and not all(describe_batch.values())
     assert data(some, train="dev", filters=Filters({"motion": [None, 1.0]}, "keep")).regions == {"face", "lips"}
 
 
@@ -319,9 +319,9 @@ def test_a_region_that_no_sample_has_a_mask_of_is_refused_before_anything_else(f
             tmp_path / "run",
             "data=shards",
             f"data.urls='{fresh}'",
-            "objective.emphasis.lips=0.0",
-            f"objective.emphasis.{region}=3.0",
-            "data.buckets.budget=24",
+            "objective.region_weights.lips=0.0",
+            f"objective.region_weights.{region}=3.0",
+            "data.buckets.max_latents_per_batch=24",
             tiny=ANY_DATA,
         )
 
@@ -332,7 +332,7 @@ def test_captions_are_encoded_once_by_each_reader(tmp_path):
     def make(key, frames, height, width):
         return sample(key, frames, height, width) | {"txt": "one for all"}
 
-    folder, text = write_set(tmp_path / "t", {"train": 6, "dev": 1}, make=make), ByteEncoder(96)
+    folder, text = write_set(tmp_path / "t", {"train": 6, "dev": 1}, make=make), ByteTokenizer(96)
     asked, encode = [], text.encode
     object.__setattr__(text, "encode", lambda prompts: asked.extend(prompts) or encode(prompts))
     batches = list(data(folder, text=text).train_dataloader())
@@ -418,16 +418,16 @@ def test_sets_that_are_not_there_or_not_finished_are_refused(fresh, tmp_path):
     ],
     ids=["schema", "nothing", "dot", "twice", "no size"],
 )
-def test_an_index_that_is_another_is_refused(fresh, change, told):
+def test_an_index_that_is_another_is_refused(fresh, change, describe_batch):
     path = fresh / "index.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=describe_batch):
         data(fresh)
 
 
 def test_other_mistakes_are_told_before_the_first_step(whole):
     with pytest.raises(ValueError, match="8 ranks for 4 samples"):
-        data(whole, train="dev", ranks=8, buckets=LengthBuckets((1,), (1.0,), 24, multiple=8))
+        data(whole, train="dev", ranks=8, buckets=LengthBuckets((1,), (1.0,), 24, batch_multiple_of=8))
     with pytest.raises(ValueError, match=r"on 2 ranks"):
         data(whole, ranks=2)
     with pytest.raises(ValueError, match=r"crops of 11 latents.*'train' has 10"):
@@ -456,7 +456,7 @@ def test_boxes_that_are_none_are_named(tmp_path, boxes):
 def test_boxes_of_regions_that_do_not_count_are_not_looked_at(tmp_path):
     boxes = {"face.npy": np.full((33, 4), np.inf, np.float32)}
     folder = write_set(tmp_path / "d", {"train": 1, "dev": 1}, make=lambda *of: sample(*of) | boxes)
-    for batch in data(folder, emphasis={"face": 0.0, "lips": 0.0}).train_dataloader():
+    for batch in data(folder, region_weights={"face": 0.0, "lips": 0.0}).train_dataloader():
         assert not batch.regions.any()
 
 
@@ -503,7 +503,7 @@ def test_trouble_while_training_is_named_or_skipped_and_counted(fresh, caplog, h
 
 def test_substitutes_are_the_same_on_another_number_of_ranks_and_workers(fresh):
     damage(shard(fresh), "cut off")
-    buckets = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12, multiple=2)
+    buckets = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12, batch_multiple_of=2)
     alone = keys(data(fresh, on_error="skip", buckets=buckets).train_dataloader())
     parts = [
         keys(data(fresh, on_error="skip", buckets=buckets, ranks=2, rank=rank, workers=rank).train_dataloader())
@@ -662,7 +662,7 @@ def test_image_to_video_networks_are_told_of_the_reference_in_every_batch(footag
     ]
     for batch in batches:
         cond = batch.conditioning
-        assert cond.channels.shape == (len(batch.keys), 4 + 4, *batch.latents.shape[2:])
+        assert cond.concat_latents.shape == (len(batch.keys), 4 + 4, *batch.latents.shape[2:])
         torch.testing.assert_close(cond.image, Brightness().encode(net.decode(cond.reference)))
 
 
@@ -697,7 +697,7 @@ def test_what_is_prepared_is_read_alike_from_latents_and_videos(tmp_path):
     changes = ["rules.shortest_s=1.0", "rules.longest_s=1.2", "rules.preset=ultrafast", "workers=0"]
     changes += ["splits={train: 1.0, dev: 0, test: 0}", "encode='${shipped}'", f"out={tmp_path / 'set'}"]
     changes.append("detectors.face={_target_: tests.data.preprocess.test_clips.FaceWithMouth}")
-    preprocess.preprocess(composed("prepare", f"source='{tmp_path}/*.mov'", "folder=/tmp", *changes))
+    preprocess.preprocess(composed("preprocess", f"source='{tmp_path}/*.mov'", "folder=/tmp", *changes))
     net = bundle.load("data/nano/autoencoder.safetensors")
     of = {"dev": "train", "autoencoder": net, "audio": LogMel(), "buckets": LengthBuckets((2,), (1.0,), 384)}
     latents, video = (data(tmp_path / "set", pictures=name, steps=3, **of) for name in (None, "video"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from avatar.metrics import statistics
-from avatar.metrics.state_estimation import PixelReader, ReadClip
+from avatar.metrics.state_estimation import EstimatedClip, PixelReader
 from avatar.puppet.clip import make_clip
 from avatar.puppet.motion import CHANNELS
 from avatar.puppet.worlds import PixelWorld
@@ -39,7 +39,7 @@ def true_readings(clips, videos):
 def reading():
     """A reading of a smooth random mouth, `shift` frames late, `noise` off; the rest as given."""
 
-    def make(seed: int = 0, frames: int = 400, shift: int = 0, noise: float = 0.0, **changes) -> ReadClip:
+    def make(seed: int = 0, frames: int = 400, shift: int = 0, noise: float = 0.0, **changes) -> EstimatedClip:
         rng = np.random.default_rng(seed)
         raw = np.convolve(rng.standard_normal(frames + 84), np.hanning(5), "same")[20:-20]
         track = (0.4 + 0.15 * raw).clip(0, 1).astype(np.float32)
@@ -57,6 +57,6 @@ def reading():
             "truth_states": np.zeros((frames, len(CHANNELS)), np.float32),
             **dict.fromkeys(("state", "emotion", "gesture", "doing"), np.zeros(frames, int)),
         }
-        return ReadClip(**fields | changes)
+        return EstimatedClip(**fields | changes)
 
     return make

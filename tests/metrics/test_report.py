@@ -9,7 +9,7 @@ from PIL import Image
 from avatar import files
 from avatar.metrics import report
 from avatar.metrics.scores import score
-from avatar.metrics.state_estimation import ReadClip
+from avatar.metrics.state_estimation import EstimatedClip
 from avatar.puppet.motion import CHANNELS
 
 STREAM = {
@@ -21,10 +21,10 @@ STREAM = {
 }
 
 
-def reading(seed: int, frames: int = 120, noise: float = 0.1) -> ReadClip:
+def reading(seed: int, frames: int = 120, noise: float = 0.1) -> EstimatedClip:
     rng = np.random.default_rng(seed)
     truth = (0.5 + 0.4 * np.sin(np.cumsum(rng.uniform(0.2, 0.9, frames)))).astype(np.float32)
-    return ReadClip(
+    return EstimatedClip(
         mouth_open=(truth + rng.normal(0, noise, frames)).clip(0, 1).astype(np.float32),
         valid=np.arange(frames) != 17,
         delta_e=rng.uniform(1, 2, frames).astype(np.float32),
@@ -39,7 +39,7 @@ def reading(seed: int, frames: int = 120, noise: float = 0.1) -> ReadClip:
     )
 
 
-def clips(noise: float, frames: int = 120) -> list[ReadClip]:
+def clips(noise: float, frames: int = 120) -> list[EstimatedClip]:
     return [reading(seed, frames, noise) for seed in range(3)]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.metrics.state_estimation import PixelReader, Reader, StateReader, closures, silence
+from avatar.metrics.state_estimation import PixelReader, StateReader, VideoReader, closures, silence
 from avatar.puppet.clip import make_clip
 from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
 from avatar.puppet.readout import readable
@@ -18,7 +18,7 @@ from avatar.types import FRAME_RATE
 def test_pixels_and_states_are_read_alike(clips, true_readings):
     clip, pixels = clips[0], true_readings[0]
     states = StateReader().read(clip, StateWorld().video(clip, 0, len(clip.states)))
-    assert isinstance(StateReader(), Reader) and isinstance(PixelReader(64), Reader)
+    assert isinstance(StateReader(), VideoReader) and isinstance(PixelReader(64), VideoReader)
     np.testing.assert_array_equal(states.mouth_open, clip.states[:, 0])
     np.testing.assert_allclose(states.motion[1:], states.truth_motion[1:])
     assert states.valid.all() and pixels.valid.all() and np.isnan(states.delta_e).all()

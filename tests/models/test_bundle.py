@@ -122,10 +122,16 @@ def test_nor_can_what_is_built_of_it_later(tmp_path, part):
     bundle.write(make_bundle(config=config), tmp_path / "a.safetensors")
     origin = bundle.origin_of(bundle.load(str(tmp_path / "a.safetensors")))
     with pytest.raises(ValueError, match="only classes of this package"):
-        origin.made(part)
+        origin.build_encoder(part)
 
 
-WHOLE = {"kind": "student", "config": {"network": NETWORK}, "components": {}, "plan": None, "format": bundle.FORMAT}
+WHOLE_BATCH = {
+    "kind": "student",
+    "config": {"network": NETWORK},
+    "components": {},
+    "plan": None,
+    "format": bundle.FORMAT,
+}
 
 
 @pytest.mark.parametrize(
@@ -134,12 +140,12 @@ WHOLE = {"kind": "student", "config": {"network": NETWORK}, "components": {}, "p
         "[]",
         "5",
         "{",
-        json.dumps({name: value for name, value in WHOLE.items() if name != "components"}),
-        json.dumps(WHOLE | {"author": "nobody"}),
-        json.dumps(WHOLE | {"config": {}}),
-        json.dumps(WHOLE | {"config": []}),
-        json.dumps(WHOLE | {"config": None}),
-        json.dumps(WHOLE | {"format": bundle.FORMAT + 1}),
+        json.dumps({name: value for name, value in WHOLE_BATCH.items() if name != "components"}),
+        json.dumps(WHOLE_BATCH | {"author": "nobody"}),
+        json.dumps(WHOLE_BATCH | {"config": {}}),
+        json.dumps(WHOLE_BATCH | {"config": []}),
+        json.dumps(WHOLE_BATCH | {"config": None}),
+        json.dumps(WHOLE_BATCH | {"format": bundle.FORMAT + 1}),
     ],
 )
 def test_a_damaged_header_is_told(tmp_path, header):

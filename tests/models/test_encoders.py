@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avatar.models.audio_encoders.log_mel import OVERLAP, LogMel
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.types import SAMPLES_PER_FRAME
 
 
@@ -37,16 +37,16 @@ def test_contexts_that_can_not_be_had_are_refused(wrong):
 
 
 def test_bytes_come_back():
-    ids, mask = ByteEncoder(32).encode(["Grüße, kleine Katze", "hi"])
+    ids, mask = ByteTokenizer(32).encode(["Grüße, kleine Katze", "hi"])
     assert bytes(i - 3 for i in ids[0][mask[0]][:-1].tolist()).decode() == "Grüße, kleine Katze"
     assert mask.sum(dim=1).tolist() == [len("Grüße, kleine Katze".encode()) + 1, 3]
 
 
 def test_an_empty_prompt_says_nothing_at_all():
-    _, mask = ByteEncoder().encode([""])
+    _, mask = ByteTokenizer().encode([""])
     assert not mask.any()
 
 
 def test_a_prompt_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match="room is for 7"):
-        ByteEncoder(8).encode(["12345678"])
+        ByteTokenizer(8).encode(["12345678"])

@@ -13,7 +13,7 @@ from avatar.cli import CONFIGS
 from avatar.commands.summarize import clip_of, lines
 from avatar.diffusion.packing import Bidirectional
 from avatar.models import flops, wan_weights
-from avatar.nn.embeddings import FeatureTextEntrance
+from avatar.nn.embeddings import TextProjection
 from avatar.types import Conditioning
 from tests.conftest import make_net
 
@@ -30,10 +30,10 @@ def on_meta(name: str, *overrides: str):
         return instantiate(cfg.model)
 
 
-def counted(net, clip: flops.Clip) -> int:
+def counted(net, clip: flops.ClipShape) -> int:
     """What torch counts in a bidirectional pass over such a clip."""
     b, l, tokens = 1, clip.latents, clip.text_tokens
-    features = isinstance(net.text, FeatureTextEntrance)
+    features = isinstance(net.text, TextProjection)
     with torch.device("meta"):
         nothing = torch.zeros(b, l, dtype=torch.long)
         cond = Conditioning(
@@ -48,7 +48,9 @@ def counted(net, clip: flops.Clip) -> int:
             emotion_intensity=torch.zeros(b, l),
             gesture=nothing,
             image=net.image and torch.zeros(b, clip.image_tokens, net.image.features),
-            channels=torch.zeros(b, net.more_channels, l, clip.height, clip.width) if net.more_channels else None,
+            concat_latents=torch.zeros(b, net.extra_in_channels, l, clip.height, clip.width)
+            if net.extra_in_channels
+            else None,
         )
         x = torch.zeros(b, net.channels, l, clip.height, clip.width)
         with FlopCounterMode(display=False) as counter:
@@ -58,14 +60,14 @@ def counted(net, clip: flops.Clip) -> int:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_operations_are_those_that_torch_counts(name):
-    clip = flops.Clip(latents=3, height=8, width=12, text_tokens=96, image_tokens=17)
+    clip = flops.ClipShape(latents=3, height=8, width=12, text_tokens=96, image_tokens=17)
     net = on_meta(name, "model.network.layers=2")  # more are more of the same, and would hide what is around them
     assert flops.forward_flops(net, clip) == pytest.approx(counted(net, clip), rel=1e-4)
 
 
 @pytest.mark.parametrize("change", ["audio_injection=addition", "reference_channels=false"])
 def test_options_are_counted_too(change):
-    clip = flops.Clip(latents=2, height=4, width=4, text_tokens=16, image_tokens=5)
+    clip = flops.ClipShape(latents=2, height=4, width=4, text_tokens=16, image_tokens=5)
     small = ("wan_1_3b", "model.network.layers=2")
     net = on_meta(*small, f"model.network.{change}")
     assert flops.forward_flops(net, clip) == pytest.approx(counted(net, clip), rel=1e-4)
@@ -113,11 +115,11 @@ def test_parameters_are_counted_once_each():
 
 
 def test_the_report_fits_a_terminal_and_refuses_no_clip():
-    told = lines(on_meta("dit_20b"), flops.Clip(20, 60, 104, 512, 257))
+    told = lines(on_meta("dit_20b"), flops.ClipShape(20, 60, 104, 512, 257))
     assert dict(told)["parameters"].startswith("20.4 G")
     assert max(len(value) for _, value in told) < 60
     with pytest.raises(ValueError, match="at least 1"):
-        flops.Clip(0, 60, 104, 512, 257)
+        flops.ClipShape(0, 60, 104, 512, 257)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_the_report_fits_a_terminal_and_refuses_no_clip():
 )
 def test_a_clip_of_pixels_has_the_latents_that_its_model_is_made_for(name, world, latents):
     cfg, net = dry(world), on_meta(name, f"world={world}", "model.network.layers=1")
-    assert clip_of(net, **cfg.trainer) == flops.Clip(*latents, text_tokens=512, image_tokens=257)
+    assert clip_of(net, **cfg.trainer) == flops.ClipShape(*latents, text_tokens=512, image_tokens=257)
     with pytest.raises(ValueError, match="80 frames of 480×840 pixels"):  # no whole patches
         clip_of(net, **{**cfg.trainer, "width": 840})
 

@@ -20,7 +20,7 @@ from avatar.models.audio_encoders.whisper import Whisper
 from avatar.models.audio_encoders.windowed import WindowedEncoder
 from avatar.models.image_encoders.clip import CLIP
 from avatar.models.text_encoders.umt5 import UMT5
-from avatar.nn.embeddings import AudioEntrance, LayerMix
+from avatar.nn.embeddings import AudioEmbedder, LayerMix
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder
 from avatar.streaming.audio_window import AudioWindow
 from tests.models import speech_networks
@@ -73,32 +73,34 @@ def test_a_stream_has_the_features_of_the_whole_clip_for_every_cut(encoder, pack
     assert torch.equal(got, torch.cat([once.push(samples), once.finish()]))
     frames = latents * STRIDE + encoder.right_context
     whole = encoder.encode(torch.nn.functional.pad(samples, (0, 20 * FRAME)))[:frames]
-    before = audio_timeline.silence(encoder, -encoder.left_context, encoder.left_context)
+    before = audio_timeline.silent_features(encoder, -encoder.left_context, encoder.left_context)
     wanted = encoder.window(torch.cat([before, whole]), STRIDE)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 def test_a_hop_hears_its_window_to_the_sample_and_nothing_beyond(encoder):
-    samples, hop = sound(20), slice(10, 12)
-    first, last = 10 * FRAME - encoder.memory, 12 * FRAME + encoder.reach - 1
-    plain = encoder.encode(samples)[hop]
+    samples, hop_frames = sound(20), slice(10, 12)
+    first, last = 10 * FRAME - encoder.left_samples, 12 * FRAME + encoder.lookahead_samples - 1
+    plain = encoder.encode(samples)[hop_frames]
     for at, heard in ((first - 1, False), (first + 20, True), (last - 20, True), (last + 1, False)):
         changed = samples.clone()
         changed[at] += 1.0
-        assert torch.equal(encoder.encode(changed)[hop], plain) != heard, at
+        assert torch.equal(encoder.encode(changed)[hop_frames], plain) != heard, at
 
 
 def test_latency_is_the_right_context_up_to_a_hop_and_the_future(encoder):
     window = AudioWindow(encoder, STRIDE)
-    needed = window.needed(1)
-    assert needed == (4 + 2 + 1) * FRAME + encoder.network.margins[1]  # right context 1, in a hop of 2, and future 1
-    samples = sound(12)[:needed]
+    samples_needed = window.samples_needed(1)
+    assert (
+        samples_needed == (4 + 2 + 1) * FRAME + encoder.network.margins[1]
+    )  # right context 1, in a hop of 2, and future 1
+    samples = sound(12)[:samples_needed]
     assert len(window.push(samples[:-1])) == 0 and len(window.push(samples[-1:])) == 1
 
 
 def test_silence_is_what_a_silent_stretch_sounds_like(encoder):
     features = encoder.encode(torch.zeros(20 * FRAME))
-    torch.testing.assert_close(features, audio_timeline.silence(encoder, 0, 20), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features, audio_timeline.silent_features(encoder, 0, 20), rtol=0, atol=1e-5)
     assert (encoder.encode(sound(20)) - features).abs().mean() > 0.1
 
 
@@ -110,10 +112,12 @@ def test_a_piece_of_a_timeline_is_on_the_timelines_grid(encoder, first):
     samples[: max(0, -first) * FRAME] = 0
     whole = AudioWindow(encoder, STRIDE)
     whole.push(timeline)
-    got = audio_timeline.known(encoder, samples, first)
+    got = audio_timeline.features_until(encoder, samples, first)
     known = (first + 9) * FRAME  # samples of the timeline
     assert (
-        audio_timeline.needed(encoder, first + len(got)) <= known < audio_timeline.needed(encoder, first + len(got) + 1)
+        audio_timeline.samples_needed(encoder, first + len(got))
+        <= known
+        < audio_timeline.samples_needed(encoder, first + len(got) + 1)
     )
     wanted = encoder.encode(timeline)[max(first, 0) : first + len(got)]
     torch.testing.assert_close(got[max(0, -first) :], wanted, rtol=0, atol=1e-5)
@@ -203,15 +207,15 @@ def test_the_configs_build_what_a_bundle_names(weights, kind):
     changes = [f"audio.network.weights={weights[kind]}", "audio.past=5"]
     cfg = composed("train", f"audio_encoder@audio={kind}", *changes)
     config = OmegaConf.to_container(cfg.audio, resolve=True)
-    encoder = bundle.Origin({"network": {}, "audio": config}).made("audio")
+    encoder = bundle.Origin({"network": {}, "audio": config}).build_encoder("audio")
     assert encoder.tokens(STRIDE) == 7 and encoder.dim == 3 * 16
-    assert repr(encoder) == repr(windowed(NETWORKS[kind](weights[kind]), future=2, hop=4, right_context=0))
+    assert repr(encoder) == repr(windowed(NETWORKS[kind](weights[kind]), future=2, hop_frames=4, right_context=0))
 
 
 def test_the_text_config_builds_what_a_bundle_names(weights):
     cfg = composed("train", "text_encoder@text=umt5", f"text.weights={weights['umt5']}")
     config = OmegaConf.to_container(cfg.text, resolve=True)
-    encoder = bundle.Origin({"network": {}, "text": config}).made("text")
+    encoder = bundle.Origin({"network": {}, "text": config}).build_encoder("text")
     assert repr(encoder) == repr(UMT5(weights["umt5"]))
 
 
@@ -231,10 +235,10 @@ def test_the_mix_begins_as_the_mean_and_learns_a_weighted_sum():
 
 def test_features_of_one_piece_have_no_mix():
     names = {"null", "place", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"}
-    assert AudioEntrance(6, 2, 8).state_dict().keys() == names
-    assert AudioEntrance(6, 2, 8, layers=3).state_dict().keys() == names | {"mix.weights"}
+    assert AudioEmbedder(6, 2, 8).state_dict().keys() == names
+    assert AudioEmbedder(6, 2, 8, layers=3).state_dict().keys() == names | {"mix.weights"}
     with pytest.raises(ValueError, match="width 6"):
-        AudioEntrance(6, 2, 8, layers=4)
+        AudioEmbedder(6, 2, 8, layers=4)
 
 
 # Text
@@ -324,10 +328,10 @@ def test_pictures_of_another_size_than_the_networks_are_refused(tmp_path):
 def test_the_image_config_builds_what_a_bundle_names(weights):
     cfg = composed("train", "image_encoder@image=clip", f"image.weights={weights['clip']}")
     config = OmegaConf.to_container(cfg.image, resolve=True)
-    encoder = bundle.Origin({"network": {}, "image": config}).made("image")
+    encoder = bundle.Origin({"network": {}, "image": config}).build_encoder("image")
     picture = torch.rand(1, 3, 1, 32, 32)
     assert torch.equal(encoder.encode(picture), CLIP(weights["clip"]).encode(picture))
-    assert composed("train").image is None and bundle.Origin({"network": {}}).made("image") is None
+    assert composed("train").image is None and bundle.Origin({"network": {}}).build_encoder("image") is None
 
 
 # Weights
@@ -417,5 +421,7 @@ def test_the_default_encoder_is_on_the_same_footing():
     """Its hops are single frames; what it says of its grid is what its features show."""
     encoder = LogMel(8)
     samples = sound(9)
-    assert torch.equal(audio_timeline.known(encoder, samples, -1), encoder.encode(samples)[:-1])
-    assert audio_timeline.needed(encoder, 3) == 3 * FRAME + 120 and audio_timeline.frames_around(encoder) == (1, 1)
+    assert torch.equal(audio_timeline.features_until(encoder, samples, -1), encoder.encode(samples)[:-1])
+    assert audio_timeline.samples_needed(encoder, 3) == 3 * FRAME + 120 and audio_timeline.receptive_field_frames(
+        encoder
+    ) == (1, 1)

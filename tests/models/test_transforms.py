@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from avatar.cli import CONFIGS
 from avatar.diffusion.packing import Bidirectional
-from avatar.models.transforms import Checkpointing, LoRA, merged, prepare
+from avatar.models.transforms import ActivationCheckpointing, LoRA, apply_transforms, merged
 from tests.conftest import make_cond, make_net
 
 
@@ -37,7 +37,7 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(net, selective):
     before, expected = kept_and_learnt(net)
     names = list(net.state_dict())
     net.zero_grad()
-    Checkpointing(selective)(net)
+    ActivationCheckpointing(selective)(net)
     after, got = kept_and_learnt(net)
     assert after < before / 2 and list(net.state_dict()) == names
     torch.testing.assert_close(got, expected)
@@ -61,7 +61,7 @@ def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, re
 
     expected = gradients()
     if recomputed is not None:
-        preparation.Checkpointing(selective=recomputed)(net)
+        preparation.ActivationCheckpointing(selective=recomputed)(net)
     preparation.Compiled()(net)
     torch._dynamo.utils.counters.clear()
     torch.testing.assert_close(gradients(), expected)
@@ -86,7 +86,7 @@ def test_clips_of_many_lengths_are_compiled(compilable):
 
 def rebuilt(net, compilable):
     """The network without the checks of shapes."""
-    text = compilable("avatar.nn.embeddings").ByteTextEntrance(24, width=8, layers=1, max_bytes=16)
+    text = compilable("avatar.nn.embeddings").ByteTextEncoder(24, width=8, layers=1, max_bytes=16)
     plain = compilable("avatar.models.video_dit").VideoDiT(
         net.channels, net.dim, net.ffn, net.heads, net.layers, net.patch, net.audio.features, net.audio.tokens, text
     )
@@ -96,8 +96,8 @@ def rebuilt(net, compilable):
 
 def test_every_other_block_keeps_more_than_none():
     full, half = make_net(layers=4), make_net(layers=4)
-    Checkpointing()(full)
-    Checkpointing(every=2)(half)
+    ActivationCheckpointing()(full)
+    ActivationCheckpointing(every=2)(half)
     assert kept_and_learnt(full)[0] < kept_and_learnt(half)[0]
 
 
@@ -126,20 +126,22 @@ def test_a_network_without_adapters_is_merged_already(net):
 
 def test_a_network_that_is_not_there_is_refused(net):
     module = torch.nn.ModuleDict({"net": net})
-    prepare(module, {"net": {"lora": None, "checkpointing": Checkpointing()}, "critic": {"lora": None}})
-    with pytest.raises(ValueError, match=r"prepare\.critic.* are net"):
-        prepare(module, {"critic": {"checkpointing": Checkpointing()}})
+    apply_transforms(
+        module, {"net": {"lora": None, "checkpointing": ActivationCheckpointing()}, "critic": {"lora": None}}
+    )
+    with pytest.raises(ValueError, match=r"transforms\.critic.* are net"):
+        apply_transforms(module, {"critic": {"checkpointing": ActivationCheckpointing()}})
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # of torch's own compiler
 @pytest.mark.parametrize("name", ["none", "large", "lora"])
 def test_configs_of_preparations_can_be_applied(name, net):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("train", overrides=["folder=/tmp/run", "name=test", f"prepare={name}"])
+        cfg = compose("train", overrides=["folder=/tmp/run", "name=test", f"transforms={name}"])
     whole = sum(p.requires_grad for p in net.parameters())
-    prepare(torch.nn.ModuleDict({"net": net}), instantiate(cfg.prepare, _convert_="all"))
+    apply_transforms(torch.nn.ModuleDict({"net": net}), instantiate(cfg.transforms, _convert_="all"))
     learned = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
     assert (len(learned) == whole) == (name != "lora")
     if name == "lora":  # what public weights lack is learned whole
-        assert {"labels.emotion.weight", "audio.null", "carry.shares.weight"} <= learned
+        assert {"labels.emotion.weight", "audio.null", "input_skip.weights.weight"} <= learned
         assert "blocks.0.ffn.0.base_layer.weight" not in learned

@@ -5,7 +5,7 @@ import torch
 
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.attention import silence
-from avatar.nn.embeddings import ByteTextEntrance, Carry
+from avatar.nn.embeddings import ByteTextEncoder, InputSkip
 from avatar.nn.masks import MaskSpec, mask_view
 from avatar.protocols import View
 from avatar.types import Conditioning, join
@@ -62,7 +62,7 @@ def test_target_time_and_guidance_are_not_taken_for_each_other(net):
 
 
 def fresh(**changes) -> VideoDiT:
-    text = ByteTextEntrance(24, width=8, layers=1, max_bytes=16)
+    text = ByteTextEncoder(24, width=8, layers=1, max_bytes=16)
     return VideoDiT(**SIZES | changes, text=text).eval()
 
 
@@ -72,7 +72,7 @@ def test_a_fresh_network_carries_nothing():
     torch.nn.init.normal_(net.out.weight)
     whole = net(x, t, cond, causal(net))
     assert whole.abs().max() > 0.1
-    net.carry = None
+    net.input_skip = None
     net.register_module("carry", Nothing())
     assert torch.equal(net(x, t, cond, causal(net)), whole)
 
@@ -86,24 +86,24 @@ class Nothing(torch.nn.Module):
 @pytest.mark.parametrize("reference", [True, False])
 def test_shares_of_input_and_reference_arrive_channel_by_channel(reference):
     net, (x, t, cond) = make_net(reference_channels=reference), inputs()
-    silence(net.carry.shares)
+    silence(net.input_skip.weights)
     without = net(x, t, cond, causal(net))
     shares = torch.linspace(-1, 1, CHANNELS * (1 + reference)).view(-1, CHANNELS, 1, 1, 1)
-    net.carry.shares.bias.copy_(shares.flatten())
+    net.input_skip.weights.bias.copy_(shares.flatten())
     expected = shares[0] * x + (shares[1] * cond.reference if reference else 0)
     torch.testing.assert_close(net(x, t, cond, causal(net)) - without, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_every_token_has_its_own_shares_over_its_own_patch():
-    carry = Carry(dim=6, channels=2, patch=2, reference=True)
-    torch.nn.init.normal_(carry.shares.weight)
+    carry = InputSkip(dim=6, channels=2, patch=2, reference=True)
+    torch.nn.init.normal_(input_skip.weights.weight)
     x, reference, y = torch.randn(1, 2, 3, 4, 6), torch.randn(1, 2, 1, 4, 6), torch.randn(1, 3, 6, 6)
     out = carry(y, x, reference)
     for latent in range(3):
         for row in range(2):
             for column in range(3):
-                own, other = carry.shares(y[0, latent, 3 * row + column]).view(2, 2, 1, 1)
+                own, other = input_skip.weights(y[0, latent, 3 * row + column]).view(2, 2, 1, 1)
                 place = (slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2))
                 expected = own * x[0, :, latent][:, *place] + other * reference[0, :, 0][:, *place]
                 torch.testing.assert_close(out[0, :, latent][:, *place], expected)
@@ -131,7 +131,7 @@ def test_a_reference_that_enters_nowhere_and_unknown_ways_of_hearing_are_refused
 def test_it_compiles_without_a_break(kind, compilable):
     video_dit, embeddings = compilable("avatar.models.video_dit"), compilable("avatar.nn.embeddings")
     checked, (x, t, cond) = make_net(layers=1), inputs()
-    text = embeddings.ByteTextEntrance(24, width=8, layers=1, max_bytes=16)
+    text = embeddings.ByteTextEncoder(24, width=8, layers=1, max_bytes=16)
     net = video_dit.VideoDiT(**SIZES | {"layers": 1}, text=text).eval()
     net.load_state_dict(checked.state_dict())
     if kind == "mask":

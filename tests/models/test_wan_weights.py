@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from avatar.models import wan_weights
-from avatar.nn.masks import OpenView
+from avatar.nn.masks import FullView
 from avatar.types import Conditioning
 
 TEXT, IMAGE, TOKENS = 10, 12, 512  # diffusers has Wan's 512 text tokens written into its image branch
@@ -27,7 +27,7 @@ def network(variant: str = "t2v", **changes) -> dict:
     config = {
         "_target_": "avatar.models.video_dit.VideoDiT",
         "channels": sizes["out_channels"],
-        "more_channels": sizes["in_channels"] - sizes["out_channels"],
+        "extra_in_channels": sizes["in_channels"] - sizes["out_channels"],
         "dim": 32,
         "ffn": 48,
         "heads": 2,
@@ -35,10 +35,10 @@ def network(variant: str = "t2v", **changes) -> dict:
         "patch": 2,
         "audio_features": 5,
         "audio_tokens": 3,
-        "text": {"_target_": "avatar.nn.embeddings.FeatureTextEntrance", "features": TEXT, "dim": 32},
+        "text": {"_target_": "avatar.nn.embeddings.TextProjection", "features": TEXT, "dim": 32},
     }
     if "image_dim" in sizes:
-        config["image"] = {"_target_": "avatar.nn.embeddings.ImageEntrance", "features": IMAGE, "dim": 32}
+        config["image"] = {"_target_": "avatar.nn.embeddings.ImageProjection", "features": IMAGE, "dim": 32}
     return config | changes
 
 
@@ -71,7 +71,7 @@ def conditioning(variant: str, batch: int, latents: int, height: int, width: int
         emotion_intensity=torch.rand(batch, latents),
         gesture=torch.randint(0, 8, (batch, latents)),
         image=torch.randn(batch, 7, IMAGE) if "image_dim" in sizes else None,
-        channels=torch.randn(batch, more, latents, height, width) if more else None,
+        concat_latents=torch.randn(batch, more, latents, height, width) if more else None,
     )
 
 
@@ -82,10 +82,10 @@ def difference(net, model: WanTransformer3DModel, variant: str, batch: int, late
     x = torch.randn(batch, net.channels, latents, height, width)
     per_latent = variant == "ti2v"
     t = torch.rand(batch, latents) if per_latent else torch.rand(batch, 1).expand(batch, latents)
-    ours = net(x, t, cond, OpenView(torch.arange(latents)))
+    ours = net(x, t, cond, FullView(torch.arange(latents)))
     tokens = (height // 2) * (width // 2)
     expected = model(
-        hidden_states=x if cond.channels is None else torch.cat([x, cond.channels], 1),
+        hidden_states=x if cond.concat_latents is None else torch.cat([x, cond.concat_latents], 1),
         timestep=1000 * (t.repeat_interleave(tokens, 1) if per_latent else t[:, 0]),
         encoder_hidden_states=cond.text[:, 0],
         encoder_hidden_states_image=cond.image,
@@ -187,7 +187,7 @@ def test_what_wan_lacks_says_nothing_at_first_and_can_learn(tmp_path):
     net = wan_weights.load(network(), str(saved("t2v", tmp_path)))
     assert all(not p.is_meta for p in net.parameters())
     cond = conditioning("t2v", 1, 3, 4, 4)
-    x, t, view = torch.randn(1, 4, 3, 4, 4), torch.rand(1, 3), OpenView(torch.arange(3))
+    x, t, view = torch.randn(1, 4, 3, 4, 4), torch.rand(1, 3), FullView(torch.arange(3))
     told = net(x, t, cond, view, r=t / 2, guidance=torch.full_like(t, 2.0))
     other = cond.without(*(torch.tensor([flag]) for flag in (True, False, True)))
     torch.testing.assert_close(net(x, t, other, view), told)
@@ -195,7 +195,7 @@ def test_what_wan_lacks_says_nothing_at_first_and_can_learn(tmp_path):
     for name in (
         "labels.emotion.weight",
         "blocks.1.audio.out.weight",
-        "carry.shares.weight",
+        "input_skip.weights.weight",
         "patches.reference.weight",
     ):
         assert net.get_parameter(name).grad.abs().max() > 0, name
@@ -249,8 +249,8 @@ def test_further_blocks_do_nothing_at_first(tmp_path):
 
 
 def test_a_text_entrance_of_another_kind_is_refused(tmp_path):
-    text = {"_target_": "avatar.nn.embeddings.ByteTextEntrance", "dim": 32}
-    with pytest.raises(ValueError, match="FeatureTextEntrance"):
+    text = {"_target_": "avatar.nn.embeddings.ByteTextEncoder", "dim": 32}
+    with pytest.raises(ValueError, match="TextProjection"):
         wan_weights.load(network(text=text), str(saved("t2v", tmp_path)))
 
 

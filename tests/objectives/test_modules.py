@@ -14,13 +14,13 @@ from avatar.diffusion.timesteps import LogitNormal, ShiftedUniform
 from avatar.objectives.consistency import Consistency
 from avatar.objectives.dmd import DistributionMatching
 from avatar.objectives.flow_matching import Dropout, FlowMatching
-from avatar.objectives.weighting import Emphasis, Even, MinSNR
+from avatar.objectives.weighting import MinSNR, RegionWeights, Uniform
 from avatar.types import REGIONS, Batch
 from tests.conftest import make_cond, make_net
 
 PLAN = Plan((1.0, 0.5), window=6)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
-EMPHASIS = Emphasis(face=0.5, lips=4.0)
+EMPHASIS = RegionWeights(face=0.5, lips=4.0)
 
 
 def make_batch(latents: int = 5) -> Batch:
@@ -46,7 +46,7 @@ def make_dmd(**changes) -> DistributionMatching:
         "optimizer": ADAM,
         "critic_optimizer": ADAM,
         "emphasis": EMPHASIS,
-        "critic_weighting": Even(),
+        "critic_weighting": Uniform(),
     }
     return silent(DistributionMatching(make_net(), make_net(), make_net(), **arguments | changes))
 
@@ -105,7 +105,7 @@ def test_noisy_context_is_refused_for_training():
 
 
 def make_consistency(n: int = 4, **changes) -> Consistency:
-    arguments = {"emphasis": EMPHASIS, "weighting": Even(), "steps": 10}
+    arguments = {"emphasis": EMPHASIS, "weighting": Uniform(), "steps": 10}
     return silent(
         Consistency(
             make_net(), make_net(), TeacherForced(PLAN), Guidance(audio=2.0), n, 3.0, ADAM, **arguments | changes
@@ -155,7 +155,7 @@ def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
 def make_flow_matching(net=None, pattern=None, **changes) -> FlowMatching:
     dropout, adam = Dropout(), functools.partial(torch.optim.Adam, lr=1e-2)
     net, pattern = net or make_net(), pattern or Bidirectional()
-    arguments = {"emphasis": EMPHASIS, "weighting": Even(), "steps": 10**6}
+    arguments = {"emphasis": EMPHASIS, "weighting": Uniform(), "steps": 10**6}
     return silent(FlowMatching(net, pattern, LogitNormal(), dropout, adam, **arguments | changes))
 
 
@@ -245,6 +245,6 @@ def test_every_objective_weighs_regions_and_times_as_it_is_told(name):
     plain = losses_by(make, loss_of, masks)
     masks[:, REGIONS.index("lips"), :, 2:] = 1
     assert losses_by(make, loss_of, masks) != pytest.approx(plain, rel=1e-3)
-    assert losses_by(make, loss_of, masks, emphasis=Emphasis(face=4.0)) == pytest.approx(plain)
+    assert losses_by(make, loss_of, masks, region_weights=RegionWeights(face=4.0)) == pytest.approx(plain)
     if weighting is not None:
         assert losses_by(make, loss_of, 0 * masks, **{weighting: MinSNR()}) != pytest.approx(plain, rel=1e-2)

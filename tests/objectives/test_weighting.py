@@ -7,17 +7,17 @@ import torch
 
 from avatar.diffusion import path
 from avatar.objectives import losses
-from avatar.objectives.weighting import Emphasis, Even, MinSNR
+from avatar.objectives.weighting import MinSNR, RegionWeights, Uniform
 from avatar.types import REGIONS
 
 
 def test_a_weight_is_given_for_each_region_by_its_name():
-    assert [field.name for field in fields(Emphasis)] == list(REGIONS)
+    assert [field.name for field in fields(RegionWeights)] == list(REGIONS)
 
 
 def test_regions_count_more_by_what_is_added_for_them():
     regions = torch.rand(2, len(REGIONS), 3, 4, 5)
-    weight = Emphasis(face=1.5, lips=4.0)(regions)
+    weight = RegionWeights(face=1.5, lips=4.0)(regions)
     face, lips = (regions[:, REGIONS.index(name)] for name in ("face", "lips"))
     plain = 1 + 1.5 * face + 4 * lips
     torch.testing.assert_close(weight / weight[:, :, :1, :1, :1], (plain / plain[:, :1, :1, :1])[:, None])
@@ -26,24 +26,24 @@ def test_regions_count_more_by_what_is_added_for_them():
 def test_weights_of_a_clip_have_mean_1_and_depend_on_no_other_clip():
     """Else sharing a batch out among ranks and passes would change the loss."""
     regions = torch.rand(3, len(REGIONS), 3, 4, 5) * torch.tensor([1.0, 0.1, 0.0])[:, None, None, None, None]
-    weight = Emphasis(face=1.0, lips=8.0)(regions)
+    weight = RegionWeights(face=1.0, lips=8.0)(regions)
     torch.testing.assert_close(weight.mean(dim=(1, 2, 3, 4)), torch.ones(3))
-    assert torch.equal(weight[1:2], Emphasis(face=1.0, lips=8.0)(regions[1:2]))
+    assert torch.equal(weight[1:2], RegionWeights(face=1.0, lips=8.0)(regions[1:2]))
     assert torch.equal(weight[2], torch.ones_like(weight[2]))  # where nothing is known, all counts alike
 
 
 @pytest.mark.parametrize("wrong", [-0.5, float("nan"), float("inf")])
 def test_weights_that_are_none_are_refused(wrong):
     with pytest.raises(ValueError, match=r"emphasis\.lips=.*wanted"):
-        Emphasis(lips=wrong)
+        RegionWeights(lips=wrong)
 
 
 def test_min_snr_is_bounded_and_no_time_is_left_undefined():
     t = torch.tensor([[0.0, 0.25, 0.5, 1.0]])
     torch.testing.assert_close(MinSNR(5.0).of_clean(t), torch.tensor([[5.0, 5.0, 1.0, 0.0]]))
     torch.testing.assert_close(MinSNR(5.0).of_velocity(t), torch.tensor([[0.0, 0.3125, 0.25, 0.0]]))
-    assert torch.equal(Even().of_clean(t), torch.ones_like(t)) and torch.equal(
-        Even().of_velocity(t), torch.ones_like(t)
+    assert torch.equal(Uniform().of_clean(t), torch.ones_like(t)) and torch.equal(
+        Uniform().of_velocity(t), torch.ones_like(t)
     )
 
 

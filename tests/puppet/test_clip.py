@@ -30,7 +30,7 @@ def clips(count: int, schedule: str = "mixed", split: str = "train") -> list:
 def digest(backend: str | None = "formant") -> str:
     """A hash of everything in a clip, pixels included."""
     clip = make_clip(3, "train", 40, backend=backend)
-    parts = (clip.own, clip.heard, clip.states, clip.state, clip.frames(64), clip.regions(64))
+    parts = (clip.own, clip.other, clip.states, clip.state, clip.frames(64), clip.regions(64))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts) + clip.caption.encode()).hexdigest()
 
 
@@ -42,8 +42,8 @@ def test_a_clip_is_the_same_in_every_process():
 
 def test_all_that_a_clip_holds_covers_its_frames():
     clip = make_clip(0, "dev", 33, backend="formant")
-    assert clip.own.shape == clip.heard.shape == (33 * SAMPLES_PER_FRAME,)
-    assert clip.own.dtype == clip.heard.dtype == clip.states.dtype == np.float32
+    assert clip.own.shape == clip.other.shape == (33 * SAMPLES_PER_FRAME,)
+    assert clip.own.dtype == clip.other.dtype == clip.states.dtype == np.float32
     assert clip.states.shape == (33, len(CHANNELS))
     assert len(clip.state) == len(clip.emotion) == len(clip.intensity) == len(clip.gesture) == 33
     assert set(clip.gesture) == {GESTURES.index("none")}
@@ -69,11 +69,11 @@ def test_states_agree_with_who_is_heard():
     seen = set()
     for clip in clips(12):
         for frame in range(FRAMES):
-            own, heard = (
+            own, other = (
                 np.abs(track[frame * SAMPLES_PER_FRAME : (frame + 1) * SAMPLES_PER_FRAME]).max() > 0
-                for track in (clip.own, clip.heard)
+                for track in (clip.own, clip.other)
             )
-            seen.add((STATES[clip.state[frame]], bool(own), bool(heard)))
+            seen.add((STATES[clip.state[frame]], bool(own), bool(other)))
     assert {("speaking", True, False), ("listening", False, True), ("idle", False, False)} <= seen
     allowed = {("speaking", False, False), ("listening", False, False)}  # pauses
     assert seen <= allowed | {("speaking", True, False), ("listening", False, True), ("idle", False, False)}
@@ -82,7 +82,7 @@ def test_states_agree_with_who_is_heard():
 def test_a_speaking_clip_speaks_throughout():
     for clip in clips(6, "speaking"):
         assert set(clip.state) == {STATES.index("speaking")}
-        assert not clip.heard.any()
+        assert not clip.other.any()
         assert clip.states[:, channel("mouth_open")].std() > 0.1
     mixed = np.concatenate([clip.state for clip in clips(24)])
     assert 0.5 < (mixed == STATES.index("speaking")).mean() < 0.98

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avatar.puppet import cues, sentences
-from avatar.puppet.clip import HELD_OUT, Clip, make_clip
+from avatar.puppet.clip import HELD_OUT, PuppetClip, make_clip
 from avatar.puppet.gestures import SECONDS, WITHOUT_ARMS
 from avatar.puppet.motion import channel
 from avatar.puppet.scene import Scene, Timeline, free_gestures
@@ -17,15 +17,17 @@ from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
 HALF = Scene(framings={"half": 1.0}, cues=0.7, beats=1.0, commands_hz=0.5)
 
 
-def clips(count: int, scene: Scene, split: str = "train", schedule: str = "speaking", frames: int = 150) -> list[Clip]:
+def clips(
+    count: int, scene: Scene, split: str = "train", schedule: str = "speaking", frames: int = 150
+) -> list[PuppetClip]:
     return [make_clip(seed, split, frames, schedule, backend="formant", directed=scene) for seed in range(count)]
 
 
-def column(clip: Clip, name: str) -> np.ndarray:
+def column(clip: PuppetClip, name: str) -> np.ndarray:
     return clip.states[:, channel(name)]
 
 
-def free(clip: Clip) -> bool:
+def free(clip: PuppetClip) -> bool:
     return not clip.gesture.any()
 
 
@@ -37,7 +39,7 @@ def spans(track: np.ndarray) -> list[tuple[str, slice]]:
 
 
 @pytest.fixture(scope="module")
-def half() -> list[Clip]:
+def half() -> list[PuppetClip]:
     return clips(36, HALF)
 
 
@@ -135,10 +137,10 @@ def test_a_listener_nods_and_blinks_at_the_others_pauses():
     """Nods at random moments would dip the head as much before a pause as after it."""
     before, after, blinks = [], [], []
     for clip in clips(40, Scene(), schedule="mixed"):
-        heard = np.abs(clip.heard).reshape(-1, 640).max(1) > 0.01
-        for i in np.flatnonzero(heard[:-1] & ~heard[1:]):
+        other = np.abs(clip.other).reshape(-1, 640).max(1) > 0.01
+        for i in np.flatnonzero(other[:-1] & ~other[1:]):
             listening = clip.state[i : i + 16] == STATES.index("listening")
-            if i >= 12 and listening.sum() >= 14 and len(listening) == 16 and not heard[i + 1 : i + 4].any():
+            if i >= 12 and listening.sum() >= 14 and len(listening) == 16 and not other[i + 1 : i + 4].any():
                 before.append(column(clip, "head_pitch")[i - 8 : i].mean())
                 after.append(column(clip, "head_pitch")[i + 6 : i + 14].mean())
                 blinks.append(column(clip, "lid")[i : i + 14].max() > 0.9)

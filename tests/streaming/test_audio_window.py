@@ -39,16 +39,16 @@ def test_every_cut_gives_the_same_bits_and_what_training_saw(packet, contexts):
 def test_a_latent_comes_with_the_very_sample_that_completes_it():
     encoder = LogMel(8)
     window = AudioWindow(encoder, STRIDE)
-    needed = window.needed(1)
-    assert needed == (4 + 2) * 640 + 120
-    samples = sound(needed)
+    samples_needed = window.samples_needed(1)
+    assert samples_needed == (4 + 2) * 640 + 120
+    samples = sound(samples_needed)
     assert len(window.push(samples[:-1])) == 0
     assert len(window.push(samples[-1:])) == 1
 
 
 def test_the_sample_that_completes_a_latent_matters_and_later_ones_do_not():
     encoder, samples = LogMel(8), sound(2 * LATENT)
-    needed = AudioWindow(encoder, STRIDE).needed(1)
+    samples_needed = AudioWindow(encoder, STRIDE).samples_needed(1)
 
     def first(change: slice) -> torch.Tensor:
         changed = samples.clone()
@@ -56,8 +56,8 @@ def test_the_sample_that_completes_a_latent_matters_and_later_ones_do_not():
         return AudioWindow(encoder, STRIDE).push(changed)[0]
 
     plain = first(slice(0, 0))
-    assert not torch.equal(first(slice(needed - 20, needed)), plain)
-    assert torch.equal(first(slice(needed, None)), plain)
+    assert not torch.equal(first(slice(samples_needed - 20, samples_needed)), plain)
+    assert torch.equal(first(slice(samples_needed, None)), plain)
 
 
 @pytest.mark.parametrize("samples, latents", [(0, 0), (1, 1), (LATENT, 1), (LATENT + 1, 2)])

@@ -16,7 +16,7 @@ from avatar.diffusion.rollout import Noise, Plan, generate
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.audio_encoders.windowed import WindowedEncoder
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.models.text_encoders.umt5 import UMT5
 from avatar.nn.masks import MaskSpec, mask_view
 from avatar.streaming.audio_window import AudioWindow
@@ -34,7 +34,7 @@ LATENT = STRIDE * SAMPLES_PER_FRAME
 def encoder(tmp_path_factory) -> WindowedEncoder:
     torch.manual_seed(1)
     weights = speech_networks.wav2vec2(tmp_path_factory.mktemp("wav2vec2"))
-    return WindowedEncoder(Wav2Vec2(weights), past=6, future=1, hop=4, left_context=2)
+    return WindowedEncoder(Wav2Vec2(weights), past=6, future=1, hop_frames=4, left_context=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,13 @@ def test_a_session_makes_the_same_frames_however_the_sound_is_cut(encoder):
     picture = torch.rand(1, 3, 1, 16, 16)
 
     def film(packet: int) -> torch.Tensor:
-        session = Session(net, decoder, encoder, ByteEncoder(16), plan, picture, seed=3)
+        session = Session(net, decoder, encoder, ByteTokenizer(16), plan, picture, seed=3)
         return torch.cat([*(session.push(part) for part in speech.split(packet)), session.finish()], dim=1)
 
     whole = film(len(speech))
     assert whole.shape[1] == 8 and torch.equal(film(700), whole)
     windows = AudioWindow(encoder, STRIDE)
-    heard = torch.cat([windows.push(speech), windows.push(torch.zeros(windows.needed(3) - len(speech)))])
+    heard = torch.cat([windows.push(speech), windows.push(torch.zeros(windows.samples_needed(3) - len(speech)))])
     cond = conditioning(decoder.encode(picture), heard)
     made = generate(net, cond, plan, Noise((3,))).latents
     expected = decoder.decode(torch.cat([cond.reference, made], dim=2))[0, :, 1:]
@@ -70,7 +70,7 @@ def test_a_session_makes_the_same_frames_however_the_sound_is_cut(encoder):
 
 
 def conditioning(reference: torch.Tensor, own: torch.Tensor) -> Conditioning:
-    ids, mask = ByteEncoder(16).encode([""])
+    ids, mask = ByteTokenizer(16).encode([""])
     unsaid = torch.zeros(1, len(own), dtype=torch.long)
     return Conditioning(
         reference=reference,
@@ -147,7 +147,7 @@ def test_training_hears_what_a_stream_hears_and_learns_its_mix(encoder, text, tm
     assert torch.equal(cond.text_mask[0], mask)
 
     net = net_for(encoder, channels=batch.latents.shape[1])
-    ids, mask = ByteEncoder(16).encode(["a cat"])
+    ids, mask = ByteTokenizer(16).encode(["a cat"])
     cond.text, cond.text_mask = ids[None], mask[None]
     x = torch.cat([cond.reference, batch.latents], dim=2)
     view = mask_view(MaskSpec((8,)), net.tokens(1, 1), torch.device("cpu"))

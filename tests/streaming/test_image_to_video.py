@@ -10,7 +10,7 @@ from avatar.diffusion.generation import WholeClip
 from avatar.diffusion.rollout import Plan
 from avatar.models.autoencoders.wan import WanAutoencoder
 from avatar.models.image_encoders.clip import CLIP
-from avatar.nn.embeddings import ImageEntrance
+from avatar.nn.embeddings import ImageProjection
 from avatar.streaming.session import Session
 from avatar.types import Conditioning
 from tests.conftest import make_net
@@ -41,14 +41,14 @@ def image(tmp_path_factory) -> CLIP:
 
 @pytest.fixture
 def net(image):
-    more = {"more_channels": STRIDE + 4, "image": ImageEntrance(image.dim, 24)}
+    more = {"extra_in_channels": STRIDE + 4, "image": ImageProjection(image.dim, 24)}
     return make_net(channels=4, audio_features=AUDIO.dim, audio_tokens=AUDIO.tokens(STRIDE), **more)
 
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     """Latents that repeat from the fourth on, so that a short stream gets there."""
-    monkeypatch.setattr(image_to_video, "GREY", 4)
+    monkeypatch.setattr(image_to_video, "MAX_GREY_LATENTS", 4)
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def told(autoencoder, image, reference):
     """The conditioning of a whole clip of some speech."""
 
     def make(speech: torch.Tensor, latents: int) -> Conditioning:
-        return image_to_video.completed(conditioning(reference, windows(speech, latents)), autoencoder, image)
+        return image_to_video.with_image_conditioning(
+            conditioning(reference, windows(speech, latents)), autoencoder, image
+        )
 
     return make
 
@@ -89,7 +91,7 @@ def test_streamed_equals_offline_also_where_latents_repeat(opened, told):
 def test_what_is_told_reaches_the_network(opened, told):
     session, cond = opened(), told(sound(3), 3)
     plain = offline(session, cond)
-    for change in ({"image": -cond.image}, {"channels": cond.channels.roll(1, 2)}):
+    for change in ({"image": -cond.image}, {"concat_latents": cond.concat_latents.roll(1, 2)}):
         assert (offline(session, replace(cond, **change)) - plain).abs().max() > 1e-3
 
 
@@ -101,9 +103,9 @@ def test_another_reference_is_told_from_the_next_chunk_on(opened, autoencoder, r
     session.set_reference(latent=other)
     session.push(speech[4 * LATENT :])
     for cond, latent, start in zip(seen, (reference, reference, other), (0, 1, 3), strict=True):
-        wanted = image_to_video.sight(latent, autoencoder, session.image, 4).told(cond, start)
+        wanted = image_to_video.encode_reference(latent, autoencoder, session.image, 4).apply(cond, start)
         assert torch.equal(cond.reference, latent)
-        assert torch.equal(cond.image, wanted.image) and torch.equal(cond.channels, wanted.channels)
+        assert torch.equal(cond.image, wanted.image) and torch.equal(cond.concat_latents, wanted.channels)
     assert not torch.equal(seen[1].image, seen[2].image)
 
 
@@ -127,17 +129,17 @@ def test_each_window_of_a_long_clip_follows_the_reference(net, told):
             return net.tokens(height, width)
 
         def forward(self, x, t, cond, view, r=None, guidance=None):
-            seen.append(cond.channels[:, :, 1:])  # behind the sink's
+            seen.append(cond.concat_latents[:, :, 1:])  # behind the sink's
             return torch.zeros_like(x)
 
     WholeClip(steps=1, window=2)(Spy(), cond, (0,))
     assert [part.shape[2] for part in seen] == [2, 2, 1]
-    assert all(torch.equal(part, cond.channels[:, :, : part.shape[2]]) for part in seen)
+    assert all(torch.equal(part, cond.concat_latents[:, :, : part.shape[2]]) for part in seen)
 
 
-@pytest.mark.parametrize("changes", [{"image": None}, {"more_channels": STRIDE}, {"image": ImageEntrance(8, 24)}])
+@pytest.mark.parametrize("changes", [{"image": None}, {"extra_in_channels": STRIDE}, {"image": ImageProjection(8, 24)}])
 def test_a_network_that_wants_anything_else_is_refused(autoencoder, image, reference, changes):
-    given = {"more_channels": STRIDE + 4, "image": ImageEntrance(image.dim, 24)} | changes
+    given = {"extra_in_channels": STRIDE + 4, "image": ImageProjection(image.dim, 24)} | changes
     net = make_net(channels=4, audio_features=AUDIO.dim, audio_tokens=AUDIO.tokens(STRIDE), **given)
     with pytest.raises(ValueError, match=r"image features of width 16 and 8 more channels.*image_encoder@image=clip"):
         Session(net, autoencoder, AUDIO, TEXT, PLAN, latent=reference, image=image)

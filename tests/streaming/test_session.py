@@ -11,13 +11,13 @@ from avatar.diffusion.rollout import Noise, Plan, generate
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted, StreamStats, stream
 from avatar.types import EMOTIONS, GESTURES, STATES, Conditioning
 from tests.conftest import make_net
 
-AUDIO, TEXT = LogMel(2, left_context=2, right_context=1), ByteEncoder(16)
+AUDIO, TEXT = LogMel(2, left_context=2, right_context=1), ByteTokenizer(16)
 STRIDE, FRAME = 4, 640
 LATENT = STRIDE * FRAME
 PLAN = Plan((1.0, 0.6), chunk=2, first_chunk=1, window=4)
@@ -71,7 +71,7 @@ def windows(samples: torch.Tensor, latents: int) -> torch.Tensor:
     return AUDIO.window(features, STRIDE)
 
 
-def conditioning(reference, own, heard=None, prompt="calm", state=None, emotion=None, intensity=0.0) -> Conditioning:
+def conditioning(reference, own, other=None, prompt="calm", state=None, emotion=None, intensity=0.0) -> Conditioning:
     """That of a clip of which all is known beforehand."""
     latents = len(own)
     ids, mask = TEXT.encode([prompt])
@@ -81,8 +81,8 @@ def conditioning(reference, own, heard=None, prompt="calm", state=None, emotion=
 
     return Conditioning(
         reference=reference,
-        audio=torch.stack([own, own * 0 if heard is None else heard])[None],
-        audio_mask=torch.tensor([[True], [heard is not None]]).expand(2, latents)[None],
+        audio=torch.stack([own, own * 0 if other is None else other])[None],
+        audio_mask=torch.tensor([[True], [other is not None]]).expand(2, latents)[None],
         text=ids[None],
         text_mask=mask[None],
         text_event=torch.zeros(1, latents, dtype=torch.long),
@@ -100,8 +100,8 @@ def offline(session: Session, cond: Conditioning) -> torch.Tensor:
     return session.autoencoder.decode(torch.cat([cond.reference, latents], dim=2))[0, :, 1:]
 
 
-def streamed(session: Session, speech: torch.Tensor, packet: int, heard: torch.Tensor | None = None) -> torch.Tensor:
-    parts = zip(speech.split(packet), [None] * len(speech) if heard is None else heard.split(packet), strict=False)
+def streamed(session: Session, speech: torch.Tensor, packet: int, other: torch.Tensor | None = None) -> torch.Tensor:
+    parts = zip(speech.split(packet), [None] * len(speech) if other is None else other.split(packet), strict=False)
     return torch.cat([*(session.push(own, other) for own, other in parts), session.finish()], dim=1)
 
 
@@ -134,16 +134,16 @@ def test_merged_context_is_clean_context_without_room_to_roll_back(opened):
 
 
 def test_heard_voice_and_wishes_reach_the_network(opened, picture):
-    speech, heard = sound(5), sound(5)
+    speech, other = sound(5), sound(5)
     session = opened()
     session.set_prompt("cheerful")
     session.set_state("listening")
     session.set_emotion("happy", 0.5)
     reference = session.autoencoder.encode(picture)
     cond = conditioning(
-        reference, windows(speech, 5), windows(heard, 5), "cheerful", "listening", "happy", intensity=0.5
+        reference, windows(speech, 5), windows(other, 5), "cheerful", "listening", "happy", intensity=0.5
     )
-    close(streamed(session, speech, 1000, heard), offline(session, cond))
+    close(streamed(session, speech, 1000, other), offline(session, cond))
 
 
 def test_the_state_world_streams_too(picture):
@@ -163,9 +163,9 @@ def test_a_reference_may_come_encoded(opened, net, autoencoder, picture):
 
 def test_the_first_chunk_comes_with_its_very_last_sample(opened):
     session, speech = opened(), sound(2)
-    needed = (PLAN.first_chunk * STRIDE + AUDIO.right_context) * FRAME + AUDIO.reach
-    assert session.push(speech[: needed - 1]).shape == (3, 0, 16, 16)
-    assert session.push(speech[needed - 1 : needed]).shape == (3, STRIDE, 16, 16)
+    samples_needed = (PLAN.first_chunk * STRIDE + AUDIO.right_context) * FRAME + AUDIO.lookahead_samples
+    assert session.push(speech[: samples_needed - 1]).shape == (3, 0, 16, 16)
+    assert session.push(speech[samples_needed - 1 : samples_needed]).shape == (3, STRIDE, 16, 16)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 640, 641, LATENT, LATENT + 1, 3 * LATENT])
@@ -187,7 +187,7 @@ def test_an_interrupt_that_hears_the_same_again_changes_nothing(opened, plan):
     session.push(speech[: int(10.7 * LATENT)])
     assert session.frames == 9 * STRIDE
     assert session.interrupt(7 * STRIDE - 1) == 5 * STRIDE  # a chunk short of its last frame is taken back
-    assert torch.equal(session.push(speech[5 * LATENT : 7 * LATENT + FRAME + AUDIO.reach]), whole[:, 20:28])
+    assert torch.equal(session.push(speech[5 * LATENT : 7 * LATENT + FRAME + AUDIO.lookahead_samples]), whole[:, 20:28])
     assert session.interrupt() == 7 * STRIDE
     assert torch.equal(streamed(session, speech[7 * LATENT :], 900), whole[:, 28:])
 
@@ -209,7 +209,7 @@ def test_an_interrupt_equals_a_session_that_heard_no_more_than_it_had_to(opened)
     eager, frugal = opened(), opened()
     eager.push(old)
     eager.interrupt(5 * STRIDE)
-    frugal.push(old[: 5 * LATENT + FRAME + AUDIO.reach])
+    frugal.push(old[: 5 * LATENT + FRAME + AUDIO.lookahead_samples])
     frugal.interrupt()
     assert torch.equal(streamed(eager, new, 500), streamed(frugal, new, 5000))
 
@@ -288,11 +288,11 @@ def test_wishes_outlive_an_interrupt(opened, picture, plan):
     """Even one made after the moment that the interrupt goes back to."""
     speech = sound(11)
     late, early = opened(plan), opened(plan)
-    early.push(speech[: 3 * LATENT + FRAME + AUDIO.reach])
+    early.push(speech[: 3 * LATENT + FRAME + AUDIO.lookahead_samples])
     early.set_reference(-picture)
-    late.push(speech[: 5 * LATENT + FRAME + AUDIO.reach])
+    late.push(speech[: 5 * LATENT + FRAME + AUDIO.lookahead_samples])
     late.set_reference(-picture)
-    late.push(speech[5 * LATENT + FRAME + AUDIO.reach : 9 * LATENT])
+    late.push(speech[5 * LATENT + FRAME + AUDIO.lookahead_samples : 9 * LATENT])
     late.interrupt(3 * STRIDE)
     early.interrupt()
     assert torch.equal(late.push(speech[3 * LATENT :]), early.push(speech[3 * LATENT :]))
@@ -323,7 +323,7 @@ def test_cost_stays_flat(opened):
         held = [session.waiting, *(part for w in session.windows for part in (w.samples, w.features))]
         held += [*session.cache.keys, *session.cache.values, *session.decoder.memory.values()]
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in held))
-        assert len(session.checkpoints) <= 5 and len(session.listening) <= 8
+        assert len(session.snapshots) <= 5 and len(session.listening) <= 8
     assert session.rollout.position > 190
     assert max(sizes[20:]) <= max(sizes[5:20])
 
@@ -376,9 +376,9 @@ def test_a_live_stream_is_the_session_with_a_clock(opened, plan):
     records = list(stream(opened(plan), speech, packet=320))
     frames = torch.cat([record.frames for record in records], dim=1)
     assert torch.equal(frames, streamed(opened(plan), speech, 320))
-    heard = torch.cat([record.samples for record in records])
-    assert len(heard) == frames.shape[1] * FRAME
-    assert torch.equal(heard[: len(speech)], speech) and not heard[len(speech) :].any()
+    other = torch.cat([record.samples for record in records])
+    assert len(other) == frames.shape[1] * FRAME
+    assert torch.equal(other[: len(speech)], speech) and not other[len(speech) :].any()
     assert [record.evaluations for record in records] == [plan.evaluations] * len(records)
 
 
@@ -392,15 +392,15 @@ def ticking(monkeypatch):
     return tick
 
 
-NEEDED = [((end * STRIDE + AUDIO.right_context) * FRAME + AUDIO.reach) for end in (1, 3, 5)]
+NEEDED = [((end * STRIDE + AUDIO.right_context) * FRAME + AUDIO.lookahead_samples) for end in (1, 3, 5)]
 
 
 def test_a_quick_computer_waits_for_the_packet_that_completes_a_chunk(opened, ticking):
     ticking(1e-4)
     records = list(stream(opened(), sound(6), packet=700))
-    for record, needed in zip(records, NEEDED, strict=False):
-        assert record.ready_at == pytest.approx(-(-needed // 700) * 700 / 16_000 + 1e-4)
-    packets = [-(-needed // 700) for needed in NEEDED]
+    for record, samples_needed in zip(records, NEEDED, strict=False):
+        assert record.ready_at == pytest.approx(-(-samples_needed // 700) * 700 / 16_000 + 1e-4)
+    packets = [-(-samples_needed // 700) for samples_needed in NEEDED]
     # each packet is taken in once, and once more looked through where a chunk came of it
     assert records[0].seconds == pytest.approx(packets[0] * 1e-4)
     assert records[1].seconds == pytest.approx((1 + packets[1] - packets[0]) * 1e-4)

@@ -15,9 +15,9 @@ from jaxtyping import Float32
 from PIL import Image
 
 from avatar.data.preprocess import scores
-from avatar.data.preprocess.detectors import Detectors, Seen, Watcher
+from avatar.data.preprocess.detectors import Detections, DetectionTracker, Detectors
 from avatar.data.preprocess.picture import FORMAT, numbered
-from avatar.data.preprocess.scores import Look
+from avatar.data.preprocess.scores import FrameStats
 from avatar.data.preprocess.sound import to_int16
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
@@ -30,7 +30,7 @@ def whole_length(frames: int, stride: int) -> int:
 
 
 @dataclass(frozen=True)
-class Clip:
+class VideoClip:
     """A clip whose pictures have gone by, and what was found of them on the way."""
 
     stem: Path  # what its files' names start with
@@ -41,7 +41,7 @@ class Clip:
     motion: float | None
     still: int  # frames in the longest run without change
     sharpness: float
-    seen: Seen
+    seen: Detections
 
     def file(self, name: str) -> Path:
         return self.stem.with_name(f"{self.stem.name}.{name}")
@@ -115,11 +115,11 @@ class ClipWriter:
     def __init__(self, stem: Path, start: int, shot: int, detectors: Detectors, pictures: Pictures):
         self.stem, self.start, self.shot, self.pictures = stem, start, shot, pictures
         self.taken = 0
-        self._looks: list[Look] = []
+        self._looks: list[FrameStats] = []
         self._sharpness: list[float] = []
-        self._watcher = Watcher(detectors)
+        self._watcher = DetectionTracker(detectors)
 
-    def take(self, picture: av.VideoFrame, look: Look) -> None:
+    def take(self, picture: av.VideoFrame, look: FrameStats) -> None:
         """The next frame of the shot, formed."""
         if self.taken == 0:
             first = Image.fromarray(picture.to_ndarray(format="rgb24"))
@@ -131,11 +131,11 @@ class ClipWriter:
         self.pictures.take(picture)
         self.taken += 1
 
-    def close(self) -> Clip:
+    def close(self) -> VideoClip:
         """Finishes the file; what was taken after the last frame of the clip is forgotten."""
         self.pictures.close()
         n = self.pictures.frames
-        return Clip(
+        return VideoClip(
             self.stem,
             self.start,
             n,

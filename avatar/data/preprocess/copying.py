@@ -13,7 +13,7 @@ import av
 import numpy as np
 from jaxtyping import Bool, Int
 
-from avatar.data.preprocess.clips import BITEXACT, Clip
+from avatar.data.preprocess.clips import BITEXACT, VideoClip
 from avatar.data.preprocess.picture import FORMAT
 from avatar.data.preprocess.probe import Probe, opened, picture_stream
 from avatar.types import FRAME_RATE
@@ -95,7 +95,7 @@ def cuts(path: Path, found: Probe) -> Cuts | None:
     return Cuts(frame_of, possible, np.flatnonzero(keys & possible[:-1] & (frame_of == numbers)))
 
 
-def copy(path: Path, clips: Sequence[Clip], cut: Cuts) -> None:
+def copy(path: Path, clips: Sequence[VideoClip], cut: Cuts) -> None:
     """Writes the pictures of clips, in the order of their starts, from the source's packets."""
     for clip, packets in zip(clips, _packets(path, clips), strict=True):
         frames = cut.frame_of[clip.start : clip.start + clip.frames] - clip.start
@@ -118,7 +118,7 @@ def _units(packet: bytes, size: int) -> set[int]:
     return kinds
 
 
-def _packets(path: Path, clips: Sequence[Clip]) -> Iterator[list[av.Packet]]:
+def _packets(path: Path, clips: Sequence[VideoClip]) -> Iterator[list[av.Packet]]:
     """The packets of each clip, in one pass through the file; errors of who writes them don't come in here."""
     left = list(clips)
     with opened(path) as container:

@@ -46,7 +46,7 @@ class Detectors:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Detections:
     """Of f frames, in each the largest face and the surest body."""
 
     faces: Float32[np.ndarray, "f 4"] | None
@@ -56,7 +56,7 @@ class Seen:
     bodies: Float32[np.ndarray, "f points 3"] | None
 
 
-class Watcher:
+class DetectionTracker:
     """Looks at the frames of a clip in turn."""
 
     def __init__(self, detectors: Detectors):
@@ -78,11 +78,11 @@ class Watcher:
         if body is not None:
             self._bodies.append(surest(body(pixels), body.points))
 
-    def seen(self, frames: int) -> Seen:
+    def seen(self, frames: int) -> Detections:
         """What was seen in the first so many frames."""
         face = self._detectors.face is not None
         faces = np.stack(self._faces[:frames]) if face else np.empty((0, 8), np.float32)
-        return Seen(
+        return Detections(
             faces[:, :4] if face else None,
             faces[:, 4:] if self._finds_mouths else None,
             max(self._counts[:frames]) if face else 0,

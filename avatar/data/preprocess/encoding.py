@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from avatar.conditioning import audio_timeline
-from avatar.conditioning.prompts import tokens_of
+from avatar.conditioning.prompts import encode_prompt
 from avatar.data.preprocess.reasons import Rejected
 from avatar.media.frames import from_uint8
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
@@ -71,11 +71,11 @@ class Encoders:
             with Image.open(reference) as picture:
                 _save(stem, "ref_latent", self._latent(np.asarray(picture)[None]))
         if self.audio is not None:
-            features = audio_timeline.known(self.audio, torch.from_numpy(around), first=-1 - clip.start)
+            features = audio_timeline.features_until(self.audio, torch.from_numpy(around), first=-1 - clip.start)
             _save(stem, "afeat", features[clip, None].half())
         if self.text is not None and caption is not None:
             try:
-                _save(stem, "text", tokens_of(caption, self.text))
+                _save(stem, "text", encode_prompt(caption, self.text))
             except ValueError as error:
                 raise Rejected("bad_caption", str(error)) from None
 

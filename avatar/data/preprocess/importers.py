@@ -89,7 +89,9 @@ def hdtf(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
 
 def _notes(names: dict[str, list[str]]) -> list[str]:
     """A sentence for each thing that can be said of some videos or clips."""
-    return [f"{len(some)} annotated ones {told}; such as {', '.join(some[:3])}" for told, some in names.items() if some]
+    return [
+        f"{len(some)} annotated ones {reason}; such as {', '.join(some[:3])}" for reason, some in names.items() if some
+    ]
 
 
 def _talkvid_span(entry: dict) -> Span:

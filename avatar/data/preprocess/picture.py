@@ -115,7 +115,7 @@ def pictures(path: Path, found: Probe, count: int) -> Iterator[av.VideoFrame]:
         yield shown
 
 
-class Former:
+class FrameTransform:
     """Brings pictures to a form, one by one, without changing the ones it is given."""
 
     def __init__(self, form: Form):

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from avatar.data.preprocess import copying, picture, samples, scores
-from avatar.data.preprocess.clips import Clip, ClipWriter, Encoded
+from avatar.data.preprocess.clips import ClipWriter, Encoded, VideoClip
 from avatar.data.preprocess.probe import Probe, probe
 from avatar.data.preprocess.reasons import Rejected, repair
-from avatar.data.preprocess.rules import Rules, Tools
+from avatar.data.preprocess.rules import Models, Rules
 from avatar.data.preprocess.samples import Part, dumps
 from avatar.data.preprocess.shots import CutDetector
 from avatar.data.preprocess.sound import Sound, level_db, read_sound, silence
@@ -28,7 +28,7 @@ from avatar.data.preprocess.sources import Source, read_sidecar
 from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
 
 
-def stage(source: Source, staging: Path, rules: Rules, tools: Tools) -> dict[str, Any]:
+def stage(source: Source, staging: Path, rules: Rules, tools: Models) -> dict[str, Any]:
     """The source's line, from its folder `staging/KEY`, which is made if it isn't there or if the source has changed.
 
     Raises:
@@ -44,7 +44,7 @@ def stage(source: Source, staging: Path, rules: Rules, tools: Tools) -> dict[str
             "key": source.key,
             "source": source.name,
             "stamp": stamp,
-            **_Maker(source, temporary, rules, tools).run(),
+            **SourceProcessor(source, temporary, rules, tools).run(),
         }
         text = dumps(line)
         (temporary / "line.json").write_text(text, encoding="utf-8")
@@ -62,16 +62,16 @@ def staged(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-class _Maker:
+class SourceProcessor:
     """The stages of one source, and what they found so far."""
 
-    def __init__(self, source: Source, folder: Path, rules: Rules, tools: Tools):
+    def __init__(self, source: Source, folder: Path, rules: Rules, tools: Models):
         self.source, self.folder, self.rules, self.tools = source, folder, rules, tools
         self.found: Probe | None = None
         self.sound = Sound(np.zeros(0, np.float32), None)
         self.repairs: list[dict[str, str]] = []
         self.clips: list[dict[str, Any]] = []  # one line each, accepted or not
-        self._kept: list[tuple[Clip, Part]] = []
+        self._kept: list[tuple[VideoClip, Part]] = []
         self._cuts: copying.Cuts | None = None
 
     def run(self) -> dict[str, Any]:
@@ -128,14 +128,16 @@ class _Maker:
             raise Rejected(
                 "clipped", f"{self.sound.clipped:.2%} of samples at full scale, wanted < {rules.clipped:.2%}"
             )
-        heard = len(self.sound.samples) / SAMPLES_PER_FRAME
-        if abs(heard - frames) > rules.av_length_s * FRAME_RATE:
-            raise Rejected("av_length", f"picture lasts {frames / FRAME_RATE:.2f} s, sound {heard / FRAME_RATE:.2f} s")
-        if abs(heard - frames) > 1:
-            self.repairs.append(
-                repair("av_length", f"sound ends {(heard - frames) / FRAME_RATE:+.3f} s from the picture")
+        sound_frames = len(self.sound.samples) / SAMPLES_PER_FRAME
+        if abs(sound_frames - frames) > rules.av_length_s * FRAME_RATE:
+            raise Rejected(
+                "av_length", f"picture lasts {frames / FRAME_RATE:.2f} s, sound {sound_frames / FRAME_RATE:.2f} s"
             )
-        if 0 < frames - heard <= 1:  # less than a frame is missing: silence, rather than a frame less
+        if abs(sound_frames - frames) > 1:
+            self.repairs.append(
+                repair("av_length", f"sound ends {(sound_frames - frames) / FRAME_RATE:+.3f} s from the picture")
+            )
+        if 0 < frames - sound_frames <= 1:  # less than a frame is missing: silence, rather than a frame less
             missing = frames * SAMPLES_PER_FRAME - len(self.sound.samples)
             padded = np.pad(self.sound.samples, (0, missing))
             self.sound = Sound(padded, self.sound.sha256, self.sound.offset_s, self.sound.clipped, self.sound.repairs)
@@ -193,10 +195,10 @@ class _Maker:
             assert self._cuts is not None
             copying.copy(self.source.path, copied, self._cuts)
 
-    def _begun(self, left: list[Part]) -> tuple[Part, picture.Former, CutDetector]:
+    def _begun(self, left: list[Part]) -> tuple[Part, picture.FrameTransform, CutDetector]:
         """The next part, and what goes through its pictures."""
         part = left.pop(0)
-        return part, picture.Former(part.form), CutDetector(self.rules.cut)
+        return part, picture.FrameTransform(part.form), CutDetector(self.rules.cut)
 
     def _reach(self, part: Part, start: int) -> tuple[int, int]:
         """The most frames of a clip that starts there, and where the next one of its shot does: if possible with a
@@ -231,7 +233,7 @@ class _Maker:
         else:
             self._kept.append((clip, part))
 
-    def _judge(self, clip: Clip) -> None:
+    def _judge(self, clip: VideoClip) -> None:
         rules = self.rules
         if clip.frames < rules.shortest:
             raise Rejected("too_short", f"{clip.frames} frames of a shot, wanted {rules.shortest}")
@@ -243,7 +245,7 @@ class _Maker:
             if without := int(np.isnan(clip.seen.faces).any(axis=1).sum()):
                 raise Rejected("no_face", f"{without} of {clip.frames} frames without a face")
 
-    def _finish(self, clip: Clip, part: Part) -> None:
+    def _finish(self, clip: VideoClip, part: Part) -> None:
         """All files of a sample; its reference is the first picture of the farthest other clip of the same shot."""
         others = [other for other, _ in self._kept if other.shot == clip.shot and other is not clip]
         reference = max(others, key=lambda other: abs(other.start - clip.start), default=clip)
@@ -257,7 +259,7 @@ class _Maker:
         except Rejected as rejected:
             self._reject(clip, rejected)
 
-    def _reject(self, clip: Clip, rejected: Rejected) -> None:
+    def _reject(self, clip: VideoClip, rejected: Rejected) -> None:
         for file in self.folder.glob(f"{clip.stem.name}.*"):
             if file != clip.first:  # which may be another's reference
                 file.unlink()

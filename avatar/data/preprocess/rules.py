@@ -74,7 +74,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Tools:
+class Models:
     """What needs weights; none of it is shipped but the encoders."""
 
     detectors: Detectors = field(default_factory=Detectors)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from avatar.conditioning.audio_timeline import frames_around
+from avatar.conditioning.audio_timeline import receptive_field_frames
 from avatar.data.preprocess import scores
-from avatar.data.preprocess.clips import Clip, write_sound
-from avatar.data.preprocess.detectors import Seen
+from avatar.data.preprocess.clips import VideoClip, write_sound
+from avatar.data.preprocess.detectors import Detections
 from avatar.data.preprocess.picture import Form
-from avatar.data.preprocess.rules import Tools
+from avatar.data.preprocess.rules import Models
 from avatar.data.preprocess.sound import Sound, level_db
 from avatar.media.decode import read_video
 from avatar.provenance import versions
@@ -37,7 +37,7 @@ class Part:
 
 
 def write(
-    clip: Clip, part: Part, reference: Clip, sound: Sound, origin: Mapping[str, Any], tools: Tools
+    clip: VideoClip, part: Part, reference: VideoClip, sound: Sound, origin: Mapping[str, Any], tools: Models
 ) -> dict[str, Any]:
     """Writes a clip's files beside its pictures, all but what depends on other sources; gives its line.
 
@@ -48,11 +48,11 @@ def write(
     Raises:
         Rejected: "bad_caption" where the text encoder refuses it.
     """
-    heard = _frames_of(sound, clip.start, clip.frames)
-    voiced = scores.speech_activity(heard)
+    samples = _frames_of(sound, clip.start, clip.frames)
+    voiced = scores.speech_activity(samples)
     frames = read_video(clip.video)[0] if tools.need_frames else None
     _encode(clip, part, reference, sound, frames, tools)
-    write_sound(clip.file("audio.flac"), heard)
+    write_sound(clip.file("audio.flac"), samples)
     shutil.copyfile(reference.first, clip.file("ref.png"))
     np.save(clip.file("vad.npy"), voiced.astype(np.uint8))
     for name, found in (("face", clip.seen.faces), ("lips", clip.seen.mouths), ("body", clip.seen.bodies)):
@@ -64,13 +64,13 @@ def write(
         **part.scores,
         "motion": clip.motion,
         "sharpness": clip.sharpness,
-        "loudness_db": level_db(heard) if sound.sha256 else None,
+        "loudness_db": level_db(samples) if sound.sha256 else None,
         "speech": float(voiced.mean()) if sound.sha256 else None,
-        "sync_proxy": None if (moved := clip.seen.mouth_motion) is None else scores.sync_proxy(heard, moved),
+        "sync_proxy": None if (moved := clip.seen.mouth_motion) is None else scores.sync_proxy(samples, moved),
     }
     for name, scorer in tools.scorers.items():
         assert frames is not None
-        measured[name] = scorer(frames, heard)
+        measured[name] = scorer(frames, samples)
     known = {
         "start_s": clip.start / FRAME_RATE,
         "frames": clip.frames,
@@ -102,7 +102,7 @@ def dumps(content: Any) -> str:
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def _regions(seen: Seen) -> list[str]:
+def _regions(seen: Detections) -> list[str]:
     """Those of REGIONS that masks can be made of, in some frame: without boxes of mouths they are estimated."""
     boxes = {"face": seen.faces, "lips": seen.faces if seen.mouths is None else seen.mouths}
     return [name for name in REGIONS if (found := boxes[name]) is not None and np.isfinite(found).any()]
@@ -114,10 +114,15 @@ def _versions() -> dict[str, str]:
 
 
 def _encode(
-    clip: Clip, part: Part, reference: Clip, sound: Sound, frames: UInt8[np.ndarray, "f h w 3"] | None, tools: Tools
+    clip: VideoClip,
+    part: Part,
+    reference: VideoClip,
+    sound: Sound,
+    frames: UInt8[np.ndarray, "f h w 3"] | None,
+    tools: Models,
 ) -> None:
     audio = tools.encoders.audio
-    left, right = frames_around(audio) if audio else (0, 0)
+    left, right = receptive_field_frames(audio) if audio else (0, 0)
     around = _frames_of(sound, clip.start - left, left + clip.frames + right)
     tools.encoders.write(clip.stem, frames, reference.first, around, slice(left, left + clip.frames), part.caption)
 

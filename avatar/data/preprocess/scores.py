@@ -33,7 +33,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameStats:
     """A picture at a glance: means of Y, Cb and Cr over a grid of cells, of a few pixels each."""
 
     cells: UInt8[np.ndarray, "3 cells cells"]
@@ -44,7 +44,7 @@ class Look:
         return np.bincount(levels.ravel(), minlength=48) / CELLS**2
 
 
-def look(picture: av.VideoFrame) -> Look:
+def look(picture: av.VideoFrame) -> FrameStats:
     """A look at a picture in 8 bits 4:2:0."""
     cells = np.empty((3, CELLS, CELLS), np.uint8)
     for number in range(3):
@@ -54,7 +54,7 @@ def look(picture: av.VideoFrame) -> Look:
         rows = sum((pixels[row::ROWS] for row in range(1, ROWS)), pixels[::ROWS].astype(np.uint16))
         sums = sum((rows[:, column::COLUMNS] for column in range(1, COLUMNS)), rows[:, ::COLUMNS])
         cells[number] = sums // (ROWS * COLUMNS)
-    return Look(cells)
+    return FrameStats(cells)
 
 
 @functools.cache
@@ -63,13 +63,13 @@ def _spread(length: int, each: int) -> Int[np.ndarray, " n"]:
     return ((np.arange(CELLS * each) + 0.5) * length / (CELLS * each)).astype(int)
 
 
-def motion(looks: Sequence[Look]) -> float | None:
+def motion(looks: Sequence[FrameStats]) -> float | None:
     """Mean change of a cell's luma from one frame to the next, as a share of full scale."""
     luma = np.stack([look.cells[0] for look in looks]).astype(np.int16)
     return float(np.abs(np.diff(luma, axis=0)).mean() / 255) if len(luma) > 1 else None
 
 
-def longest_still(looks: Sequence[Look]) -> int:
+def longest_still(looks: Sequence[FrameStats]) -> int:
     """Frames in the longest run without any change."""
     longest = run = 1
     for before, after in pairwise(looks):

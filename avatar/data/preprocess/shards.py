@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.data.preprocess.samples import SCHEMA, dumps
-from avatar.files import replacing
+from avatar.files import atomic_path
 from avatar.provenance import versions
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
@@ -86,7 +86,7 @@ def write(folder: Path, found: Sequence[Sample], most_bytes: int) -> list[dict[s
     for split, members in _by_split(found).items():
         for number, part in enumerate(_parts(members, most_bytes)):
             path = folder / f"{split}-{number:06d}.tar"
-            with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for sample in part:
                     for name, content in sample.files():
                         _add(tar, f"{sample.key}.{name}", content)
@@ -200,8 +200,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def _entry(sample: Sample) -> dict[str, Any]:
     kept = {name: sample.clip[name] for name in ("frames", "height", "width", "person_id", "regions", "scores")}
     caption = sample.folder / f"{sample.clip['stem']}.txt"
-    told = caption.read_bytes().decode() if caption.exists() else ""
-    return {"key": sample.key, "group": sample.group, **kept, "caption": told}
+    text = caption.read_bytes().decode() if caption.exists() else ""
+    return {"key": sample.key, "group": sample.group, **kept, "caption": text}
 
 
 def _hash(text: str) -> str:

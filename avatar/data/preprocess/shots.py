@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from avatar.data.preprocess.scores import Look
+from avatar.data.preprocess.scores import FrameStats
 
 USUAL = 12  # frames that say what is usual
 OUTSTANDING = 4.0  # times the usual jump
@@ -26,7 +26,7 @@ class CutDetector:
         self._before: np.ndarray | None = None
         self._jumps: deque[float] = deque(maxlen=USUAL)
 
-    def __call__(self, look: Look) -> bool:
+    def __call__(self, look: FrameStats) -> bool:
         histogram, before = look.histogram(), self._before
         self._before = histogram
         if before is None:

@@ -30,10 +30,10 @@ class LogMel:
         left_context, right_context: frames that a latent hears before and after its own.
     """
 
-    hop: ClassVar[int] = 1  # frames whose features are made together
-    memory: ClassVar[int] = OVERLAP  # samples before a frame that its features depend on
-    reach: ClassVar[int] = OVERLAP  # and after it
-    states: ClassVar[int] = 1
+    hop_frames: ClassVar[int] = 1  # frames whose features are made together
+    left_samples: ClassVar[int] = OVERLAP  # samples before a frame that its features depend on
+    lookahead_samples: ClassVar[int] = OVERLAP  # and after it
+    num_layers: ClassVar[int] = 1
     mels: int = 40
     left_context: int = 3
     right_context: int = 2

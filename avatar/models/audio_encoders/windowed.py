@@ -65,53 +65,60 @@ class WindowedEncoder(nn.Module):
         network: SpeechNetwork,
         past: int = 50,
         future: int = 2,
-        hop: int = 4,
+        hop_frames: int = 4,
         left_context: int = 3,
         right_context: int = 0,
         layers: Sequence[int] | None = None,
     ):
         super().__init__()
-        if past < 1 or future < 0 or hop < 1 or left_context < 1 or right_context < 0:
+        if past < 1 or future < 0 or hop_frames < 1 or left_context < 1 or right_context < 0:
             raise ValueError(
-                f"past={past}, future={future}, hop={hop}, left_context={left_context}, right_context={right_context} "
+                f"past={past}, future={future}, hop_frames={hop_frames}, left_context={left_context}, right_context={right_context} "
                 "frames; wanted at least 1, 0, 1, 1 and 0"
             )
-        self.network, self.past, self.future, self.hop = network, past, future, hop
+        self.network, self.past, self.future, self.hop_frames = network, past, future, hop_frames
         self.left_context, self.right_context = left_context, right_context
         self.layers = list(range(network.depth)) if layers is None else list(layers)
         if strange := [layer for layer in self.layers if not 0 <= layer < network.depth] or not self.layers:
             raise ValueError(f"layers={self.layers}, with {strange}; choose some of 0 to {network.depth - 1}, or null")
-        network.check(past + hop + future)
+        network.check(past + hop_frames + future)
         before, after = network.margins
-        self.memory, self.reach = past * SAMPLES_PER_FRAME + before, future * SAMPLES_PER_FRAME + after
+        self.left_samples, self.lookahead_samples = (
+            past * SAMPLES_PER_FRAME + before,
+            future * SAMPLES_PER_FRAME + after,
+        )
 
     @property
     def dim(self) -> int:
         return len(self.layers) * self.network.width
 
     @property
-    def states(self) -> int:
+    def num_layers(self) -> int:
         return len(self.layers)
 
     def tokens(self, stride: int) -> int:
         """Audio tokens per latent of `stride` frames: one per frame, contexts included."""
-        if stride % self.hop:
-            raise ValueError(f"a hop of {self.hop} frames with latents of {stride}; choose a hop that divides these")
+        if stride % self.hop_frames:
+            raise ValueError(
+                f"a hop of {self.hop_frames} frames with latents of {stride}; choose a hop that divides these"
+            )
         return self.left_context + stride + self.right_context
 
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
         """Features of all whole frames, of which the first begins a hop; before and after the samples is silence."""
         frames = len(samples) // SAMPLES_PER_FRAME
-        whole = -(-frames // self.hop) * self.hop * SAMPLES_PER_FRAME
+        whole = -(-frames // self.hop_frames) * self.hop_frames * SAMPLES_PER_FRAME
         missing = whole - frames * SAMPLES_PER_FRAME
-        padded = nn.functional.pad(samples[: frames * SAMPLES_PER_FRAME], (self.memory, missing + self.reach))
+        padded = nn.functional.pad(
+            samples[: frames * SAMPLES_PER_FRAME], (self.left_samples, missing + self.lookahead_samples)
+        )
         return self.interior(padded)[:frames]
 
     @torch.no_grad()
     def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
         """Features of whole hops, from samples that bring `memory` more before them and `reach` more after them."""
-        step = self.hop * SAMPLES_PER_FRAME
-        size = self.memory + step + self.reach
+        step = self.hop_frames * SAMPLES_PER_FRAME
+        size = self.left_samples + step + self.lookahead_samples
         if len(samples) < size:
             return samples.new_zeros(0, self.dim)
         windows = samples.unfold(0, size, step)
@@ -124,17 +131,21 @@ class WindowedEncoder(nn.Module):
     @cached_property
     def silence(self) -> Float[Tensor, "h d"]:
         """The features of a hop of silence, amid silence."""
-        return self.interior(torch.zeros(self.memory + self.hop * SAMPLES_PER_FRAME + self.reach))
+        return self.interior(
+            torch.zeros(self.left_samples + self.hop_frames * SAMPLES_PER_FRAME + self.lookahead_samples)
+        )
 
     def _features(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n h d"]:
         device = next(self.parameters()).device
         states = self.network(windows.to(device))[:, self.layers]
-        frames = self.past + self.hop + self.future
-        states = reduce(states, "n y (f t) d -> n y f d", "mean", f=frames)[:, :, self.past : self.past + self.hop]
+        frames = self.past + self.hop_frames + self.future
+        states = reduce(states, "n y (f t) d -> n y f d", "mean", f=frames)[
+            :, :, self.past : self.past + self.hop_frames
+        ]
         return rearrange(nn.functional.layer_norm(states, states.shape[-1:]), "n y h d -> n h (y d)")
 
     def __repr__(self) -> str:
         """All that the features depend on."""
         names = ("past", "future", "hop", "left_context", "right_context", "layers")
-        told = ", ".join(f"{name}={getattr(self, name)}" for name in names)
-        return f"WindowedEncoder({self.network!r}, {told})"
+        text = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"WindowedEncoder({self.network!r}, {text})"

@@ -38,7 +38,7 @@ def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> 
         raise ValueError(f"{file} is damaged ({error}); download it again") from error
     with torch.device("meta"):
         net = kind(**config)
-    if wrong := bundle.misfits(net.state_dict(), tensors):
+    if wrong := bundle.state_dict_mismatches(net.state_dict(), tensors):
         raise ValueError(f"{file} does not fit its own config: {'; '.join(wrong[:8])}; download both again")
     net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return net

@@ -131,9 +131,9 @@ class LTXAutoencoder(nn.Module):
         std = net.latents_std / config.scaling_factor
         self.normalise = Normalise(net.latents_mean.tolist(), std.tolist())
         self.encoder, self.decoder = net.encoder, net.decoder
-        _remember(self.encoder)
+        _cache_context(self.encoder)
         if self.causal:
-            _remember(self.decoder)
+            _cache_context(self.decoder)
 
     def encode(self, video: Pixels) -> Latents:
         """Latents of 1 + 8k frames, height and width multiples of the spatial stride."""
@@ -180,9 +180,9 @@ def _running(memory: Memory, first: bool) -> Iterator[None]:
         _RUNNING.reset(token)
 
 
-def _remember(module: nn.Module) -> None:
+def _cache_context(module: nn.Module) -> None:
     """Replace the layers that look back or change time's length, the inner ones first."""
     for name, child in module.named_children():
-        _remember(child)
+        _cache_context(child)
         if replacement := REMEMBERING.get(type(child)):
             setattr(module, name, replacement(child))

@@ -11,7 +11,7 @@ END, FIRST_BYTE = 1, 3
 
 
 @dataclass(frozen=True)
-class ByteEncoder:
+class ByteTokenizer:
     """UTF-8 bytes, padded to one length so that prompts of any length stand in one pass.
 
     Args:

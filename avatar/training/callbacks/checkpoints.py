@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from avatar.objectives.distributed import ranks
+from avatar.objectives.distributed import world_size
 
 
 class Checkpoints(ModelCheckpoint):
@@ -15,5 +15,5 @@ class Checkpoints(ModelCheckpoint):
     """
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        if ranks() == 1 or isinstance(exception, KeyboardInterrupt):
+        if world_size() == 1 or isinstance(exception, KeyboardInterrupt):
             super().on_exception(trainer, module, exception)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from avatar.objectives.distributed import gathered
+from avatar.objectives.distributed import gather_state_dict
 from avatar.training.run_checkpoint import AVERAGE
 
 
@@ -58,7 +58,7 @@ class EMA(lightning.Callback):
         if any(isinstance(weight, DTensor) for weight in checkpoint["state_dict"].values()):
             checkpoint["state_dict"] |= {AVERAGE + name: weight for name, weight in self.weights.items()}
         else:
-            checkpoint["average"] = gathered(self.weights)
+            checkpoint["average"] = gather_state_dict(self.weights)
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         if not checkpoint["callbacks"][self.state_key]["updates"]:

@@ -11,7 +11,7 @@ import lightning
 import torch
 import torch.distributed as dist
 
-from avatar.objectives.distributed import ranks
+from avatar.objectives.distributed import world_size
 
 # What asks a run to stop: Ctrl-C; `kill`, or a scheduler that wants its machine back; SLURM's warning (--signal).
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -57,7 +57,7 @@ class ExactResume(lightning.Callback):
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         # Restored as late as here, since building loaders and sanity checks draw numbers too.
         if self.random is not None:
-            _restore(self.random[dist.get_rank() if len(self.random) == ranks() > 1 else 0])
+            _restore(self.random[dist.get_rank() if len(self.random) == world_size() > 1 else 0])
             self.random = None
         if self.passes % self.data.accumulate:
             assert self.before is not None
@@ -74,8 +74,8 @@ class ExactResume(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         own = self.before or _random_state()
-        states = [own] * ranks()
-        if ranks() > 1:
+        states = [own] * world_size()
+        if world_size() > 1:
             dist.all_gather_object(states, own)
         return {"passes": self._whole, "random": states}
 
@@ -100,7 +100,7 @@ class ExactResume(lightning.Callback):
             self.handlers.setdefault(number, before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and ranks() > 1:
+        if self.asked and world_size() > 1:
             os._exit(128 + number)  # the ranks stand at different places, and would wait for each other
         if self.asked:
             raise KeyboardInterrupt(number)

@@ -9,7 +9,7 @@ import torch
 
 from avatar.models import bundle
 from avatar.models.transforms import merged
-from avatar.objectives.distributed import gathered
+from avatar.objectives.distributed import gather_state_dict
 from avatar.training.callbacks.ema import EMA
 from avatar.types import Bundle
 
@@ -37,7 +37,7 @@ class Export(lightning.Callback):
         averages = [
             callback.weights for callback in trainer.callbacks if isinstance(callback, EMA) and callback.weights
         ]
-        own = gathered(averages[0] if averages else module.net.state_dict())
+        own = gather_state_dict(averages[0] if averages else module.net.state_dict())
         if not trainer.is_global_zero:
             return
         weights = merged(module.net, own)
@@ -49,6 +49,6 @@ class Export(lightning.Callback):
         if self.kind != "autoencoder":
             data = trainer.datamodule
             components = {"autoencoder": bundle.origin_of(data.autoencoder).fingerprint}
-            components |= bundle.known_encoders({part: getattr(data, part) for part in bundle.ENCODERS})
+            components |= bundle.encoder_fingerprints({part: getattr(data, part) for part in bundle.ENCODERS})
         config = {**self.config, "network": bundle.origin_of(module.net).network}
         bundle.write(Bundle(self.kind, weights, config, components, self.plan), self.path)

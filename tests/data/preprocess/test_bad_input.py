@@ -9,7 +9,7 @@ import pytest
 
 from avatar.data.preprocess.pipeline import stage
 from avatar.data.preprocess.reasons import REJECTS
-from avatar.data.preprocess.rules import Rules, Tools
+from avatar.data.preprocess.rules import Models, Rules
 from avatar.data.preprocess.sources import find
 from avatar.media.decode import read_audio, read_video
 from tests.data.preprocess.films import EVENTS, HEIGHT, RULES, WIDTH, beeps, lamp, scene, speech, talk, write
@@ -202,10 +202,10 @@ def films(tmp_path_factory):
     return get
 
 
-def staged(path: Path, staging: Path, rules: Rules = RULES, tools: Tools | None = None):
+def staged(path: Path, staging: Path, rules: Rules = RULES, tools: Models | None = None):
     (source,) = find(str(path))
     before = path.read_bytes()
-    line = stage(source, staging, rules, tools or Tools())
+    line = stage(source, staging, rules, tools or Models())
     assert path.read_bytes() == before  # the user's
     return line, staging / source.key
 
@@ -259,5 +259,5 @@ def test_a_file_that_goes_away_is_told(tmp_path, films):
     path = shutil.copy(films("schöne Grüße (1)"), tmp_path / "gone.mov")
     (source,) = find(str(path))
     Path(path).unlink()
-    line = stage(source, tmp_path / "staging", RULES, Tools())
+    line = stage(source, tmp_path / "staging", RULES, Models())
     assert line["reason"] == "unreadable"

@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 
 from avatar.data.preprocess import scores
-from avatar.data.preprocess.detectors import Detectors, Watcher
+from avatar.data.preprocess.detectors import DetectionTracker, Detectors
 from avatar.data.preprocess.encoding import Encoders
 from avatar.data.preprocess.pipeline import stage
-from avatar.data.preprocess.rules import Tools
+from avatar.data.preprocess.rules import Models
 from avatar.data.preprocess.sources import Source, Span, find
 from avatar.media.decode import read_audio, read_video
-from avatar.models.text_encoders.bytes import ByteEncoder
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from tests.data.preprocess.films import EVENTS, RULES, scene, speech, talk, write
 
 
 def staged(path, tmp_path, rules=RULES, tools=None, spans=None):
     source = Source(path.name, path, spans) if spans else find(str(path))[0]
-    line = stage(source, tmp_path / "staging", rules, tools or Tools())
+    line = stage(source, tmp_path / "staging", rules, tools or Models())
     return line, tmp_path / "staging" / source.key
 
 
@@ -189,7 +189,7 @@ def test_the_surest_body_is_stored_and_null_without_a_detector(film, tmp_path):
     _, folder = staged(film, tmp_path / "null")
     assert json.loads((folder / "0000000.meta.json").read_text())["body"] is None
     assert not list(folder.glob("*.body.npy"))
-    _, folder = staged(film, tmp_path / "two", tools=Tools(Detectors(body=Bodies())))
+    _, folder = staged(film, tmp_path / "two", tools=Models(Detectors(body=Bodies())))
     bodies = np.load(folder / "0000000.body.npy")
     assert bodies.shape == (57, 2, 3) and bodies.dtype == np.float32
     np.testing.assert_allclose(bodies[0], [[0.5, 0.5, 0.9], [np.nan] * 3])
@@ -206,18 +206,18 @@ def test_faces_are_null_without_a_detector_and_the_users_rule_decides(film, tmp_
     assert not list(folder.glob("*.face.npy"))
     rules = replace(RULES, faces="reject")
     assert staged(film, tmp_path / "a", rules)[0]["reason"] == "no_face"
-    assert staged(film, tmp_path / "b", rules, Tools(Detectors(Face(0))))[0]["reason"] == "no_face"
-    assert staged(film, tmp_path / "c", rules, Tools(Detectors(Face(2))))[0]["reason"] == "multi_face"
-    line, folder = staged(film, tmp_path / "d", rules, Tools(Detectors(Face())))
+    assert staged(film, tmp_path / "b", rules, Models(Detectors(Face(0))))[0]["reason"] == "no_face"
+    assert staged(film, tmp_path / "c", rules, Models(Detectors(Face(2))))[0]["reason"] == "multi_face"
+    line, folder = staged(film, tmp_path / "d", rules, Models(Detectors(Face())))
     assert np.load(folder / "0000000.face.npy").shape == (57, 4)
     assert line["status"] == "accepted"
-    line, folder = staged(film, tmp_path / "e", RULES, Tools(Detectors(Face(0))))
+    line, folder = staged(film, tmp_path / "e", RULES, Models(Detectors(Face(0))))
     assert np.isnan(np.load(folder / "0000000.face.npy")).all() and line["clips"][0]["scores"]["sync_proxy"] is None
 
 
 def test_mouths_are_stored_where_the_detector_finds_them(film, tmp_path):
     def line_and_meta(place, detector=None):
-        line, folder = staged(film, tmp_path / place, tools=Tools(Detectors(detector)))
+        line, folder = staged(film, tmp_path / place, tools=Models(Detectors(detector)))
         meta = json.loads((folder / "0000000.meta.json").read_text())
         assert meta["regions"] == line["clips"][0]["regions"]
         return line["clips"][0], folder
@@ -226,8 +226,8 @@ def test_mouths_are_stored_where_the_detector_finds_them(film, tmp_path):
     assert without["regions"] == []
     guessed, folder = line_and_meta("face", Face())
     assert guessed["regions"] == ["face", "lips"] and not list(folder.glob("*.lips.npy"))
-    unseen, folder = line_and_meta("gone", Face(0))
-    assert unseen["regions"] == [] and np.isnan(np.load(folder / "0000000.face.npy")).all()
+    window_note, folder = line_and_meta("gone", Face(0))
+    assert window_note["regions"] == [] and np.isnan(np.load(folder / "0000000.face.npy")).all()
     found, folder = line_and_meta("mouth", FaceWithMouth())
     assert found["regions"] == ["face", "lips"]
     faces, mouths = (np.load(folder / f"0000000.{name}.npy") for name in ("face", "lips"))
@@ -241,7 +241,7 @@ def test_motion_at_the_mouth_is_looked_for_where_the_mouth_was_found():
     moving, still = np.zeros((2, 64, 96, 3), np.uint8), np.zeros((2, 64, 96, 3), np.uint8)
     moving[1, 34:42, 40:56] = 200  # within the mouth, of which the face's lower third knows nothing
     for pictures, detector, moved in ((moving, FaceWithMouth(), True), (moving, Face(), False), (still, Face(), False)):
-        watcher = Watcher(Detectors(detector))
+        watcher = DetectionTracker(Detectors(detector))
         for picture in pictures:
             watcher.take(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p"))
         motion = watcher.seen(2).mouth_motion
@@ -259,9 +259,9 @@ def test_motion_at_the_mouth_is_looked_for_where_the_mouth_was_found():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_detector_of_other_boxes_is_told_so(box, told):
-    watcher = Watcher(Detectors(lambda picture: np.array([box], np.float32)))
-    with pytest.raises(ValueError, match=told):
+def test_a_detector_of_other_boxes_is_told_so(box, describe_batch):
+    watcher = DetectionTracker(Detectors(lambda picture: np.array([box], np.float32)))
+    with pytest.raises(ValueError, match=describe_batch):
         watcher.take(
             av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24").reformat(format="yuv420p")
         )
@@ -269,7 +269,7 @@ def test_a_detector_of_other_boxes_is_told_so(box, told):
 
 def test_scores_from_outside_are_stored_and_missing_ones_null(film, tmp_path):
     scorers = {"length": lambda frames, samples: len(frames) + len(samples) / 1e6, "none": lambda frames, samples: None}
-    line, _ = staged(film, tmp_path, tools=Tools(scorers=scorers))
+    line, _ = staged(film, tmp_path, tools=Models(scorers=scorers))
     assert line["clips"][0]["scores"]["length"] == pytest.approx(57 + 57 * 640 / 1e6)
     assert line["clips"][0]["scores"]["none"] is None
 
@@ -328,7 +328,7 @@ class Levels:
 def test_encodings_are_of_the_stored_clip_with_real_sound_around_it(film, tmp_path):
     (film.parent / "film.txt").write_text("a ball")
     try:
-        tools = Tools(encoders=Encoders(Stripes(), Levels(), ByteEncoder(32)))
+        tools = Models(encoders=Encoders(Stripes(), Levels(), ByteTokenizer(32)))
         _, folder = staged(film, tmp_path, replace(RULES, longest_s=1.2), tools)
     finally:
         (film.parent / "film.txt").unlink()
@@ -350,7 +350,7 @@ def test_encodings_are_of_the_stored_clip_with_real_sound_around_it(film, tmp_pa
 def test_a_caption_that_the_text_encoder_refuses_is_a_reason(tmp_path):
     path = talk(tmp_path / "film.mov", seconds=1.2)
     path.with_suffix(".txt").write_text("far too long for it")
-    assert staged(path, tmp_path, tools=Tools(encoders=Encoders(text=ByteEncoder(8))))[0]["reason"] == "bad_caption"
+    assert staged(path, tmp_path, tools=Models(encoders=Encoders(text=ByteTokenizer(8))))[0]["reason"] == "bad_caption"
 
 
 def test_strides_that_are_not_the_autoencoders_are_refused():
@@ -363,7 +363,7 @@ def test_blur_lowers_sharpness_and_stillness_motion():
     blurred = (sharp.astype(int) + np.roll(sharp, 1, 0) + np.roll(sharp, 1, 1) + np.roll(sharp, (1, 1), (0, 1))) // 4
     assert scores.sharpness(blurred.astype(np.uint8)) < 0.3 * scores.sharpness(sharp)
     rng = np.random.default_rng(0)
-    looks = [scores.Look(rng.integers(0, 255, (3, 32, 32)).astype(np.uint8)) for _ in range(6)]
+    looks = [scores.FrameStats(rng.integers(0, 255, (3, 32, 32)).astype(np.uint8)) for _ in range(6)]
     assert scores.motion([looks[0]] * 5) == 0 and scores.motion(looks) > 0.2
     assert scores.longest_still([*looks, *[looks[0]] * 4, looks[1]]) == 4
     assert scores.motion(looks[:1]) is None

@@ -8,12 +8,12 @@ import decord
 import numpy as np
 import pytest
 
-from avatar.data.preprocess.clips import Clip
+from avatar.data.preprocess.clips import VideoClip
 from avatar.data.preprocess.copying import Copied, copy, cuts
-from avatar.data.preprocess.detectors import Seen
+from avatar.data.preprocess.detectors import Detections
 from avatar.data.preprocess.pipeline import stage
 from avatar.data.preprocess.probe import probe
-from avatar.data.preprocess.rules import Tools
+from avatar.data.preprocess.rules import Models
 from avatar.data.preprocess.sources import find
 from avatar.media.decode import read_video
 from tests.data.preprocess.films import RULES, scene, speech, write
@@ -33,7 +33,7 @@ def film(folder, x264: str, suffix: str = ".mov", **changes):
 def clips(path, staging, rules=TWO_SECONDS):
     """Start, frames, how the pictures were made, and the file of each clip."""
     (source,) = find(str(path))
-    line = stage(source, staging, rules, Tools())
+    line = stage(source, staging, rules, Models())
     accepted = sorted((c for c in line["clips"] if c["status"] == "accepted"), key=lambda c: c["start_s"])
     folder = staging / source.key
     for clip in accepted:
@@ -101,6 +101,8 @@ def test_a_film_that_has_lost_frames_since_is_named(tmp_path):
     path = film(tmp_path, "keyint=10")
     cut = cuts(path, probe(path))
     assert cut is not None
-    last = Clip(tmp_path / "last", 50, FRAMES - 49, 0, "copied", None, 0, 0.0, Seen(None, None, 0, None, None))
+    last = VideoClip(
+        tmp_path / "last", 50, FRAMES - 49, 0, "copied", None, 0, 0.0, Detections(None, None, 0, None, None)
+    )
     with pytest.raises(OSError, match=r"film\.mov has fewer frames than when it was probed"):
         copy(path, [last], cut)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from avatar.files import replacing
+from avatar.files import atomic_path
 
 log = logging.getLogger(__name__)
 
 
-class Finite(lightning.Callback):
+class NonFiniteGuard(lightning.Callback):
     """Looks at every loss and gradient before they are used; what it finds is logged, with the keys of the batch, and
     the batch is written to `folder` as `updates{n}_rank{r}_{pass}.pt` (a dict of tensors: `torch.load` with
     `weights_only`).
@@ -57,7 +57,7 @@ class Finite(lightning.Callback):
             trainer.strategy.barrier()  # the first rank to raise ends all, of which some may still be writing
             raise ValueError(
                 f"{found}; lower the learning rate (objective.optimizer.lr), or look at the data: its batch is in "
-                f"{self.folder} (callbacks.finite.skips=N leaves out up to N such updates in a row)"
+                f"{self.folder} (callbacks.nonfinite_guard.skips=N leaves out up to N such updates in a row)"
             )
         self.skipped += 1
         optimizer.zero_grad()  # weights without gradients are left as they are, and so is what is known of them
@@ -72,7 +72,7 @@ class Finite(lightning.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = [self.folder / f"updates{updates}_rank{rank}_{n}.pt" for n in range(len(batches))]
         for path, batch in zip(paths, batches, strict=True):
-            with replacing(path) as temporary:
+            with atomic_path(path) as temporary:
                 torch.save(_plain(batch), temporary)
         return ", ".join(map(str, paths))
 

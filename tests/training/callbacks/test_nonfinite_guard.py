@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from avatar.objectives import losses
-from avatar.training.callbacks.finite import Finite
+from avatar.training.callbacks.nonfinite_guard import NonFiniteGuard
 from tests.stages import FILTERS, SMALL_NET, fitted
 
 pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]
@@ -44,7 +44,7 @@ def weights_after(folder: Path, *overrides: str) -> list[dict]:
 @pytest.mark.parametrize("gradients", [False, True], ids=["loss", "gradients"])
 def test_an_update_that_is_no_number_is_left_out_and_its_batch_kept(tmp_path, spoil, caplog, gradients):
     spoil(1, gradients=gradients)
-    states = weights_after(tmp_path / "run", "callbacks.finite.skips=1")
+    states = weights_after(tmp_path / "run", "callbacks.nonfinite_guard.skips=1")
     (path,) = (tmp_path / "run" / "nonfinite").iterdir()
     batch = torch.load(path, weights_only=True)
     assert batch["latents"].shape[0] == len(batch["keys"]) and batch["conditioning"]["audio"].isfinite().all()
@@ -56,11 +56,11 @@ def test_an_update_that_is_no_number_is_left_out_and_its_batch_kept(tmp_path, sp
 def test_more_in_a_row_than_may_be_left_out_end_the_run(tmp_path, spoil):
     spoil(1, 2)
     with pytest.raises(ValueError, match=r"a loss is nan after 2 updates.*nonfinite"):
-        weights_after(tmp_path / "run", "callbacks.finite.skips=1")
+        weights_after(tmp_path / "run", "callbacks.nonfinite_guard.skips=1")
     assert len(list((tmp_path / "run" / "nonfinite").iterdir())) == 2
 
 
-def update(finite: Finite, gradient: float, elsewhere: bool = False) -> bool:
+def update(finite: NonFiniteGuard, gradient: float, elsewhere: bool = False) -> bool:
     """Whether an update with this gradient is left out, when another rank found something or didn't."""
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.full((2,), gradient)
@@ -78,16 +78,16 @@ class Keyed:
 
 
 def test_what_another_rank_found_leaves_the_update_out_here_too(tmp_path):
-    finite = Finite(str(tmp_path), skips=1)
+    finite = NonFiniteGuard(str(tmp_path), skips=1)
     assert update(finite, 1.0, elsewhere=True) and finite.skipped == 1
     with pytest.raises(ValueError, match="loss of another rank"):
         update(finite, 1.0, elsewhere=True)
 
 
 def test_updates_left_out_are_counted_in_a_row_and_across_checkpoints(tmp_path):
-    nan, finite = float("nan"), Finite(str(tmp_path), skips=1)
+    nan, finite = float("nan"), NonFiniteGuard(str(tmp_path), skips=1)
     assert [update(finite, gradient) for gradient in (nan, 1.0, nan)] == [True, False, True]
-    resumed = Finite(str(tmp_path), skips=1)
+    resumed = NonFiniteGuard(str(tmp_path), skips=1)
     resumed.load_state_dict(finite.state_dict())
     with pytest.raises(ValueError, match="norm of gradients is nan"):
         update(resumed, nan)
