@@ -1,4 +1,4 @@
-"""What can't work is told in one line before anything is encoded, trained or written."""
+"""What can't work is message in one line before anything is encoded, trained or written."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
 
 
 @pytest.mark.parametrize(
-    "mistake, told",
+    "mistake, message",
     [
         ("model.network.patch=2", "latents of 1×1 can't be cut into patches of 2"),
         ("text.max_bytes=128", "prompts of 128 bytes for a model that reads 96; set text.max_bytes"),
@@ -80,8 +80,8 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_training_that_can_not_work_does_not_begin(monkeypatch, capsys, tmp_path, mistake, told):
-    assert told in refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *TINY, *SMALL_NET, *mistake.split())
+def test_a_training_that_can_not_work_does_not_begin(monkeypatch, capsys, tmp_path, mistake, message):
+    assert message in refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *TINY, *SMALL_NET, *mistake.split())
 
 
 @pytest.mark.parametrize("preparation", [LoRA(2, 2), ActivationCheckpointing(), Compiled()])
@@ -104,7 +104,7 @@ def test_a_window_that_no_clip_fills_is_told():
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"heads": 5}, "a width of 24 can't be shared by 5 heads; choose a multiple of 5"),
         ({"heads": 8}, "a head has 3 channels, but they turn in pairs"),
@@ -114,8 +114,8 @@ def test_a_window_that_no_clip_fills_is_told():
         ({"audio_features": 7, "audio_layers": 2}, "width 7 can't be the states of 2 layers"),
     ],
 )
-def test_a_network_of_impossible_sizes_is_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_network_of_impossible_sizes_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         make_net(**changes)
 
 
@@ -166,24 +166,24 @@ def test_inputs_of_other_forms_are_refused():
         net.check_shapes(3, IDS, [(2, 4), (2, 3)])
     entrance = TextProjection(5, 24)
     entrance.check(FEATURES)
-    for wrong, told in ((IDS, "text as bytes"), (FEATURES[..., :4], "features of width 4")):
+    for wrong, message in ((IDS, "text as bytes"), (FEATURES[..., :4], "features of width 4")):
         with pytest.raises(ValueError, match=f"{told} for a model that takes features of width 5"):
             entrance.check(wrong)
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
-        ({"budget": "lots"}, "budget=lots"),
+        ({"max_latents_per_batch": "lots"}, "max_latents_per_batch=lots"),
         ({"lengths": (1, "many")}, r"lengths\[1\]=many"),
-        ({"multiple": 1.5}, "multiple=1.5"),
+        ({"batch_multiple_of": 1.5}, "batch_multiple_of=1.5"),
         ({"accumulate": None}, "accumulate=None"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_batches_of_other_than_whole_numbers_are_refused(changes, told):
+def test_batches_of_other_than_whole_numbers_are_refused(changes, message):
     with pytest.raises(ValueError, match=rf"buckets\.{told}; wanted whole numbers"):
-        LengthBuckets(**{"lengths": (1, 2), "weights": (1.0, 1.0), "budget": 8} | changes)
+        LengthBuckets(**{"lengths": (1, 2), "weights": (1.0, 1.0), "max_latents_per_batch": 8} | changes)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -251,7 +251,7 @@ def test_a_caption_without_room_is_found_before_training(tmp_path):
 
     folder = write_set(tmp_path / "set", {"train": 4, "dev": 2}, make=make)
     told = r"train-set-002 of .*train-000000\.tar: a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         shard_clips(folder)
     shard_clips(folder, on_error="skip")
     shard_clips(folder, text=ByteTokenizer(101))

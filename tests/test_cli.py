@@ -69,9 +69,9 @@ def small(script: str, bundles: dict[str, Path], tmp_path: Path) -> list[str]:
     return [*common, f"teacher='{bundles['teacher']}'", *few, *place]
 
 
-def check_mistake(code: int, stderr: str, told: str) -> None:
+def check_mistake(code: int, stderr: str, message: str) -> None:
     """One line that says what was got, and exit code 2."""
-    assert code == 2 and told in stderr, stderr
+    assert code == 2 and message in stderr, stderr
     assert stderr.startswith("error: ") and stderr.count("\n") == 1 and "Traceback" not in stderr
 
 
@@ -97,16 +97,16 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script, mistake, told",
+    "script, mistake, message",
     [
         ("train", "stepz=1", "stepz"),
         ("train", "objective.lip_wait=1", "lip_wait"),
         ("train", "objective=magic", "magic"),
         ("train", "world=mars", "mars"),
-        ("train", "steps=many", "steps=many; wanted a whole number"),
-        ("train", "seed=-1", "seed=-1; wanted a whole number"),
-        ("train", "threads=-1", "threads=-1; wanted a whole number"),
-        ("train", "threads=x", "threads=x; wanted a whole number"),
+        ("train", "steps=many", "steps=many; expected an integer"),
+        ("train", "seed=-1", "seed=-1; expected an integer"),
+        ("train", "threads=-1", "threads=-1; expected an integer"),
+        ("train", "threads=x", "threads=x; expected an integer"),
         ("distill", "objective=consistency", "teacher"),
         ("infer", "world=states", "no pictures"),
         ("infer", "gesture=salute", "salute"),
@@ -123,14 +123,14 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
         ("infer", "student=data/nano/autoencoder.safetensors", "'autoencoder'; wanted student"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, script, mistake, told):
+def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, script, mistake, message):
     code, stderr = command(script, mistake, *([f"out='{tmp_path}/a.mp4'"] if script == "infer" else []))
-    check_mistake(code, stderr, told)
+    check_mistake(code, stderr, message)
     assert not list(tmp_path.glob("*.mp4"))
 
 
 @pytest.mark.parametrize(
-    "plan, told",
+    "plan, message",
     [
         ("{chunk: two}", "chunk 'two'"),
         ("{chunk: 2.5}", "chunk 2.5"),
@@ -143,19 +143,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, script, mistak
 )
 @pytest.mark.parametrize("script", ["infer", "evaluate"])
 @pytest.mark.usefixtures("unchecked")
-def test_a_plan_that_is_none_is_a_mistake(command, bundles, tmp_path, script, plan, told):
+def test_a_plan_that_is_none_is_a_mistake(command, bundles, tmp_path, script, plan, message):
     code, stderr = command(script, *small(script, bundles, tmp_path), f"plan={plan}")
-    check_mistake(code, stderr, told)
+    check_mistake(code, stderr, message)
     assert not list(tmp_path.rglob("*.mp4")) and not list(tmp_path.rglob("report.json"))
 
 
 @pytest.mark.parametrize(
-    "mistake, told",
+    "mistake, message",
     [
         ("teacher_sampler.steps=0", "0 steps"),
         ("teacher_sampler.window=0", "windows of 0"),
         ("teacher_sampler.solver=magic", "solver 'magic'"),
-        ("clips=1", "clips=1; wanted a whole number from 2 on"),  # another clip's sound is one of the controls
+        ("clips=1", "clips=1; expected an integer >= 2"),  # another clip's sound is one of the controls
         ("latents=0", "latents=0"),
         ("stream_frames=x", "stream_frames=x"),
         ("threads=-1", "threads=-1"),
@@ -163,9 +163,9 @@ def test_a_plan_that_is_none_is_a_mistake(command, bundles, tmp_path, script, pl
         ("student=nothing.safetensors", "nothing.safetensors"),
     ],
 )
-def test_a_mistake_of_an_evaluation_is_told_too(command, bundles, tmp_path, mistake, told):
+def test_a_mistake_of_an_evaluation_is_told_too(command, bundles, tmp_path, mistake, message):
     code, stderr = command("evaluate", *small("evaluate", bundles, tmp_path), mistake)
-    check_mistake(code, stderr, told)
+    check_mistake(code, stderr, message)
     assert not (tmp_path / "out" / "report.json").exists()
 
 
@@ -337,7 +337,7 @@ def test_a_disk_that_fills_up_during_a_film_keeps_what_there_is(command, tmp_pat
     monkeypatch.setattr(infer, "stream", faces.stream)
     monkeypatch.setattr(mp4_writer.Mp4Writer, "_mux", full)
     code, stderr = command("infer", f"out='{tmp_path}/me.mp4'")
-    (told,) = [line for line in stderr.splitlines() if line.startswith("error: ")]  # beside the log's
+    (message,) = [line for line in stderr.splitlines() if line.startswith("error: ")]  # beside the log's
     assert code == 2 and "No space left" in told and "after 24 frames" in told
     (partial,) = tmp_path.glob("*.mp4")
     assert partial.name == "me.partial.mp4" and len(read_video(partial)[0]) == 24

@@ -141,4 +141,4 @@ def losses_of_updates(folder: Path, passes: int) -> list[float]:
     network stands in its lines, too."""
     rows = list(losses(folder).values())
     told = [float(row[(n // passes) % 3 == 2]) for n, row in enumerate(rows)]
-    return [sum(told[i : i + passes]) / passes for i in range(0, len(told), passes)]
+    return [sum(told[i : i + passes]) / passes for i in range(0, len(message), passes)]

@@ -21,15 +21,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from avatar import run, types
-from avatar.callbacks import ema
-from avatar.data import decode, worlds
+from avatar import types
 from avatar.diffusion import guidance, packing, rollout, timesteps
-from avatar.models import checkpoint, video_dit
+from avatar.media import decode
+from avatar.media import frames as media_frames
+from avatar.models import bundle, video_dit
 from avatar.models.autoencoders import causal_conv, distilled
 from avatar.nn import embeddings
 from avatar.objectives import autoencoder, consistency, decoder_distillation, dmd, flow_matching, weighting
 from avatar.streaming import session
+from avatar.training import fit
+from avatar.training.callbacks import ema
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "golden"
@@ -40,7 +42,7 @@ PROJECTIONS = 8
 
 Values = dict[str, list[float]]
 
-HARMLESS = (*run.HARMLESS, ".*have no `val_dataloader`")
+HARMLESS = (*fit.IGNORED_WARNINGS, ".*have no `val_dataloader`")
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in HARMLESS]
 
 
@@ -81,9 +83,9 @@ def backbone(seed: int) -> video_dit.VideoDiT:
         audio_features=FEATURES,
         audio_tokens=AUDIO_TOKENS,
         audio_layers=2,
-        more_channels=MASKS + CHANNELS,
-        text=embeddings.ByteTextEntrance(24, width=8, layers=1, max_bytes=16),
-        image=embeddings.ImageEntrance(IMAGE_FEATURES, 24),
+        extra_in_channels=MASKS + CHANNELS,
+        text=embeddings.ByteTextEncoder(24, width=8, layers=1, max_bytes=16),
+        image=embeddings.ImageProjection(IMAGE_FEATURES, 24),
     )
     return filled(net, seed)
 
@@ -91,7 +93,7 @@ def backbone(seed: int) -> video_dit.VideoDiT:
 def pixel_autoencoder(seed: int, scale: float = 0.1) -> causal_conv.CausalConvAutoencoder:
     """A tiny autoencoder of pixels, with the origin that a trained one has."""
     kind = causal_conv.CausalConvAutoencoder
-    net = checkpoint.new({"_target_": f"{kind.__module__}.{kind.__qualname__}", "channels": 4, "widths": [6, 8]})
+    net = bundle.new({"_target_": f"{kind.__module__}.{kind.__qualname__}", "channels": 4, "widths": [6, 8]})
     net.origin = replace(net.origin, kind="autoencoder")
     return filled(net, seed, scale)
 
@@ -120,7 +122,7 @@ def conditioning(generator: torch.Generator) -> types.Conditioning:
         emotion_intensity=rand(b, l),
         gesture=randint(0, len(types.GESTURES), (b, l)),
         image=randn(b, 3, IMAGE_FEATURES),
-        channels=randn(b, MASKS + CHANNELS, l, SIZE, SIZE),
+        concat_latents=randn(b, MASKS + CHANNELS, l, SIZE, SIZE),
     )
 
 
@@ -148,31 +150,31 @@ def pixel_batch(seed: int) -> types.Frames:
 # Objectives
 
 ADAMW = functools.partial(torch.optim.AdamW, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
-EMPHASIS = weighting.Emphasis(face=0.5, lips=4.0)
+EMPHASIS = weighting.RegionWeights(face=0.5, lips=4.0)
 MIN_SNR = weighting.MinSNR(2.0)
 GUIDANCE = guidance.Guidance(audio=2.0, text=1.5)
 PLAN = rollout.Plan((1.0, 0.75), chunk=2, first_chunk=1, window=3)
 
 
 def make_autoencoder() -> lightning.LightningModule:
-    return autoencoder.AutoencoderTraining(pixel_autoencoder(1), ADAMW, noise=0.1, emphasis=EMPHASIS, steps=STEPS)
+    return autoencoder.AutoencoderTraining(pixel_autoencoder(1), ADAMW, noise=0.1, region_weights=EMPHASIS, steps=STEPS)
 
 
 def make_decoder_distillation() -> lightning.LightningModule:
     teacher = pixel_autoencoder(1)
     return decoder_distillation.DecoderDistillation(
-        small_decoder(teacher), teacher, ADAMW, noise=0.1, emphasis=EMPHASIS, steps=STEPS
+        small_decoder(teacher), teacher, ADAMW, noise=0.1, region_weights=EMPHASIS, steps=STEPS
     )
 
 
-def make_flow_matching(pattern: packing.Pattern) -> lightning.LightningModule:
+def make_flow_matching(pattern: packing.AttentionPattern) -> lightning.LightningModule:
     return flow_matching.FlowMatching(
         backbone(1),
         pattern,
         timesteps.LogitNormal(mean=0.2, std=1.1, shift=2.0),
         flow_matching.Dropout(audio=0.3, text=0.3, labels=0.3),
         ADAMW,
-        emphasis=EMPHASIS,
+        region_weights=EMPHASIS,
         weighting=MIN_SNR,
         steps=STEPS,
     )
@@ -187,7 +189,7 @@ def make_consistency() -> lightning.LightningModule:
         discretisation=8,
         shift=2.0,
         optimizer=ADAMW,
-        emphasis=EMPHASIS,
+        region_weights=EMPHASIS,
         weighting=MIN_SNR,
         steps=STEPS,
     )
@@ -207,7 +209,7 @@ def make_dmd() -> lightning.LightningModule:
         gradient="exit_step",
         optimizer=ADAMW,
         critic_optimizer=ADAMW,
-        emphasis=EMPHASIS,
+        region_weights=EMPHASIS,
         critic_weighting=MIN_SNR,
     )
 
@@ -282,23 +284,23 @@ def starts() -> Values:
 
 
 def stream() -> Values:
-    """Fixed projections of each frame of two seconds; in the second one there are an emotion and a heard voice."""
+    """Fixed projections of each frame of two seconds; in the second one there are an emotion and a second voice."""
     with float64():
         student, pixels = (
-            checkpoint.load(str(ROOT / "data" / "nano" / f"{name}.safetensors")).double()
+            bundle.load(str(ROOT / "data" / "nano" / f"{name}.safetensors")).double()
             for name in ("student", "autoencoder")
         )
-        origin = checkpoint.origin_of(student)
+        origin = bundle.origin_of(student)
         picture, _ = decode.read_image(ROOT / "data" / "samples" / "portrait.png", size=64)
-        portrait = worlds.from_uint8(picture[None])[None].double()
+        portrait = media_frames.from_uint8(picture[None])[None].double()
         speech = torch.from_numpy(decode.read_audio(ROOT / "data" / "samples" / "hello.wav")).double()
         speech = speech[: 2 * types.SAMPLE_RATE]
-        heard = 0.5 * speech.flip(0)
+        other = 0.5 * speech.flip(0)
         opened = session.Session(
             student,
             pixels,
-            origin.made("audio"),
-            origin.made("text"),
+            origin.build_encoder("audio"),
+            origin.build_encoder("text"),
             rollout.plan_of(origin.plan, {}),
             portrait,
             seed=1,
@@ -308,7 +310,7 @@ def stream() -> Values:
         first, second = slice(types.SAMPLE_RATE), slice(types.SAMPLE_RATE, None)
         parts = [opened.push(speech[first])]
         opened.set_emotion("happy", 0.8)
-        parts += [opened.push(speech[second], heard[second]), opened.finish()]
+        parts += [opened.push(speech[second], other[second]), opened.finish()]
         frames = torch.cat(parts, dim=1).transpose(0, 1).flatten(1)  # f (c h w)
         numbers = torch.arange(frames.shape[1], dtype=torch.float64)
         waves = torch.cos(torch.arange(1, PROJECTIONS + 1)[:, None] * numbers) / len(numbers) ** 0.5  # p (c h w)
@@ -357,7 +359,7 @@ def test_a_stream_of_the_shipped_weights_is_the_stored_one():
 if __name__ == "__main__":
     if sys.argv[1:] != ["--store"]:
         sys.exit("usage: python -m tests.test_golden --store (only when numerics change on purpose)")
-    run.quieten()
+    fit.silence_lightning()
     FOLDER.mkdir(exist_ok=True)
     store("losses", losses())
     store("stream", stream())

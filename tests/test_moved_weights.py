@@ -90,7 +90,7 @@ def test_a_student_streams_with_the_weights_of_this_machine(student, moved, tmp_
 
 
 @pytest.mark.parametrize(
-    "arguments, error, told",
+    "arguments, error, message",
     [
         ([], FileNotFoundError, r"no weights .*gone, .*; or say where they lie here: weights\.audio=FOLDER"),
         (["weights.audio='{others}'"], ValueError, "the student was trained with audio by .* but these weights make"),
@@ -108,9 +108,9 @@ def test_a_student_streams_with_the_weights_of_this_machine(student, moved, tmp_
         ),
     ],
 )
-def test_weights_that_are_gone_or_others_are_told(student, moved, others, tmp_path, arguments, error, told):
+def test_weights_that_are_gone_or_others_are_told(student, moved, others, tmp_path, arguments, error, message):
     given = [argument.format(moved=moved, others=others, tmp=tmp_path) for argument in arguments]
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         filmed(student, tmp_path, *given)
     assert not list(tmp_path.glob("*.mp4"))
 

@@ -61,7 +61,7 @@ def test_nothing_is_overwritten_and_mistakes_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "net, encoders, told",
+    "net, encoders, message",
     [
         (network("i2v"), {}, "no image encoder for a network that takes its features"),
         (network(), {"image": CLIP}, "an image encoder for a network that takes none"),
@@ -69,11 +69,11 @@ def test_nothing_is_overwritten_and_mistakes_are_told(tmp_path):
         (network(), {"text": BYTES}, "text as bytes for a model that takes features"),
     ],
 )
-def test_encoders_that_no_command_could_use_with_it_are_refused(net, encoders, told, tmp_path):
+def test_encoders_that_no_command_could_use_with_it_are_refused(net, encoders, message, tmp_path):
     """Before any weights are read: those named here don't exist."""
     cfg = config(model={"weights": str(tmp_path / "none"), "network": net}, out=str(tmp_path / "a.safetensors"))
     cfg.update(encoders)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         convert(cfg)
 
 

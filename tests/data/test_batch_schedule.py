@@ -27,16 +27,16 @@ def plan(seed: int = 1, steps: int = STEPS, buckets: LengthBuckets = BUCKETS, pl
 plan_batches = [plan().batch(step) for step in range(STEPS)]
 
 
-def describe_batch(draws) -> list[tuple]:
+def message(draws) -> list[tuple]:
     return [(draw.sample, draw.length, draw.kind, draw.rng().random()) for draw in draws]
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
     forwards, backwards, longer = plan(), plan(), plan(steps=3 * STEPS)
-    expected = [describe_batch(forwards.batch(step)) for step in range(60)]
-    assert [describe_batch(backwards.batch(step)) for step in reversed(range(60))] == expected[::-1]
-    assert [describe_batch(longer.batch(step)) for step in range(60)] == expected
-    assert [describe_batch(plan(seed=2).batch(step)) for step in range(60)] != expected
+    expected = [message(forwards.batch(step)) for step in range(60)]
+    assert [message(backwards.batch(step)) for step in reversed(range(60))] == expected[::-1]
+    assert [message(longer.batch(step)) for step in range(60)] == expected
+    assert [message(plan(seed=2).batch(step)) for step in range(60)] != expected
 
 
 def test_batches_hold_one_bucket_within_the_budget():
@@ -74,9 +74,9 @@ def test_ranks_share_a_batch_evenly_and_a_run_goes_on_with_another_number_of_the
     buckets = LengthBuckets((1, 3, 6), (1.0, 1.0, 2.0), 48, batch_multiple_of=4)
     check_ranks(buckets, ranks)
     first, again = plan(buckets=buckets), plan(buckets=buckets)
-    alone = [describe_batch(first.batch(step)) for step in range(25)]
+    alone = [message(first.batch(step)) for step in range(25)]
     for step in range(10, 25):
-        parts = [describe_batch(again.batch(step)[rank::ranks]) for rank in range(ranks)]
+        parts = [message(again.batch(step)[rank::ranks]) for rank in range(ranks)]
         assert len({len(part) for part in parts}) == 1
         assert len({draw[1] for part in parts for draw in part}) == 1  # the same bucket on all of them
         assert sorted(draw for part in parts for draw in part) == sorted(alone[step])
@@ -98,9 +98,9 @@ def test_batches_that_ranks_cannot_share_evenly_are_refused():
 
 
 def test_a_batch_is_told_in_clips_for_all_ranks_and_passes():
-    describe_batch = LengthBuckets((3, 8), (0.2, 0.8), 192, batch_multiple_of=4, accumulate=2).describe_batch(ranks=2)
+    message = LengthBuckets((3, 8), (0.2, 0.8), 192, batch_multiple_of=4, accumulate=2).describe_batch(ranks=2)
     clips = "64 clips of 3 latents or 24 clips of 8 latents"
-    assert describe_batch == f"an update learns from {clips}, shared out among 2 ranks × 2 passes"
+    assert message == f"an update learns from {clips}, shared out among 2 ranks × 2 passes"
     of_sizes = LengthBuckets((3, 8), (0.2, 0.8), 512, batch_multiple_of=2).describe_batch(1, {4, 9, 16})
     assert of_sizes == "an update learns from 10 to 42 clips of 3 latents or 4 to 16 clips of 8 latents"
 

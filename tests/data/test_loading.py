@@ -95,7 +95,7 @@ def test_lengths_are_drawn_by_their_weights():
 @pytest.mark.parametrize(
     "wrong",
     [((2, 3), (1.0,), 8), ((), (), 8), ((0,), (1.0,), 8), ((9,), (1.0,), 8)],
-    ids=["one", "none", "0", "budget"],
+    ids=["one", "none", "0", "max_latents_per_batch"],
 )
 def test_buckets_that_can_not_be_filled_are_refused(wrong):
     with pytest.raises(ValueError, match=r"give one weight|raise it"):

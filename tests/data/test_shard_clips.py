@@ -45,7 +45,7 @@ def data(*urls, ranks: int = 1, rank: int = 0, **changes) -> ShardClips:
         "text": TEXT,
         "pause": 4,
         "history": 2,
-        "emphasis": {"face": 1.0, "lips": 1.0},
+        "region_weights": {"face": 1.0, "lips": 1.0},
         "buckets": BUCKETS,
         "placement": EVENLY,
         "on_error": "raise",
@@ -293,11 +293,11 @@ def test_where_some_have_masks_the_others_count_evenly(whole, tmp_path):
     some = write_set(tmp_path / "some", {"train": 4, "dev": 2}, make=make)
     module = data(whole, some)
     assert module.regions == {"face", "lips"} and data(whole).regions == set()
-    describe_batch = {}
+    message = {}
     for batch in module.train_dataloader():
-        describe_batch |= dict(zip(batch.keys, batch.regions.flatten(1).any(dim=1).tolist(), strict=True))
-    assert {key.split("@")[0] for key, known in describe_batch.items() if known} <= {"train-some-001", "train-some-003"}
-    assert any(describe_batch.values()) and not all(describe_batch.values())
+        message |= dict(zip(batch.keys, batch.regions.flatten(1).any(dim=1).tolist(), strict=True))
+    assert {key.split("@")[0] for key, known in message.items() if known} <= {"train-some-001", "train-some-003"}
+    assert any(message.values()) and not all(message.values())
     assert data(some, train="dev", filters=Filters({"motion": [None, 1.0]}, "keep")).regions == {"face", "lips"}
 
 
@@ -312,7 +312,8 @@ def test_of_sets_that_were_prepared_before_the_face_detector_tells(fresh):
 @pytest.mark.parametrize("region", ["face", "lips"])
 def test_a_region_that_no_sample_has_a_mask_of_is_refused_before_anything_else(fresh, tmp_path, region):
     with pytest.raises(
-        ValueError, match=rf"emphasis\.{region}=3.0, but no training sample .* set objective\.emphasis\.{region}=0, or"
+        ValueError,
+        match=rf"region_weights\.{region}=3.0, but no training sample .* set objective\.region_weights\.{region}=0, or",
     ):
         fitted(
             "train",
@@ -408,7 +409,7 @@ def test_sets_that_are_not_there_or_not_finished_are_refused(fresh, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (lambda index: index | {"schema": 99}, "schema 99"),
         (lambda index: {"schema": 1}, "no index of schema 1"),
@@ -418,10 +419,10 @@ def test_sets_that_are_not_there_or_not_finished_are_refused(fresh, tmp_path):
     ],
     ids=["schema", "nothing", "dot", "twice", "no size"],
 )
-def test_an_index_that_is_another_is_refused(fresh, change, describe_batch):
+def test_an_index_that_is_another_is_refused(fresh, change, message):
     path = fresh / "index.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(ValueError, match=describe_batch):
+    with pytest.raises(ValueError, match=message):
         data(fresh)
 
 

@@ -88,9 +88,9 @@ def test_the_swing_of_a_track_is_its_amplitude_at_two_hertz():
 def labelled(reading):
     """A reading of acted stretches in a row, told to be `told`."""
 
-    def make(stretches, told, attribute, **changes):
+    def make(stretches, message, attribute, **changes):
         lengths = [len(s) for s in stretches]
-        labels = np.repeat([control.CLASSIFIERS[attribute][1].index(name) for name in told], lengths)
+        labels = np.repeat([control.CLASSIFIERS[attribute][1].index(name) for name in message], lengths)
         states = np.concatenate(stretches)
         return reading(frames=len(states), states=states, **{attribute: labels} | changes)
 
@@ -114,7 +114,7 @@ def test_labels_of_other_clips_are_obeyed_less(labelled):
 
     def accuracy(shift: int, noise: float) -> float:
         told = [names[(seed + shift) % 5] for seed in range(20)]
-        made = [labelled([worn(c, noise)], [t], "emotion") for c, t in zip(clips, told, strict=True)]
+        made = [labelled([worn(c, noise)], [t], "emotion") for c, t in zip(clips, message, strict=True)]
         return control.accuracy(made, "emotion")
 
     assert accuracy(0, 0) == 1 >= accuracy(0, 0.1) > 0.9 > 0.1 > accuracy(1, 0)
@@ -139,7 +139,7 @@ def test_gestures_that_words_cause_are_scored_where_none_is_asked_for(labelled):
     free = labelled(stretches, ["unspecified"] * 3, "gesture", doing=doing)
     assert control.unprompted([free]) == pytest.approx(2 / 3)
     told = labelled(stretches, ("nod", "none", "beat"), "gesture", doing=doing)
-    assert np.isnan(control.unprompted([told]))
+    assert np.isnan(control.unprompted([message]))
     beats = np.where(doing == GESTURES.index("wave"), GESTURES.index("beat"), doing)
     assert control.unprompted([labelled(stretches, ["unspecified"] * 3, "gesture", doing=beats)]) == 1
 

@@ -59,7 +59,7 @@ def motion_scores(reading, few_draws):
 
     def motion(seed: int):
         told = moods[seed % 5], states[seed // 2 % 3], gestures[seed % 7]
-        return acted(seed, *told), [names.index(name) for names, name in zip(VOCABULARIES, told, strict=True)]
+        return acted(seed, *message), [names.index(name) for names, name in zip(VOCABULARIES, message, strict=True)]
 
     def read(motions, labels, noise: float = 0.0):
         rng, readings = np.random.default_rng(0), []

@@ -74,8 +74,8 @@ def test_another_kind_is_refused(tmp_path):
         bundle.load(str(tmp_path / "a.safetensors"), ("teacher",))
 
 
-@pytest.mark.parametrize("spoil, told", [("pop", "missing"), ("add", "unknown"), ("shape", "wanted")])
-def test_weights_that_do_not_fit_are_named(tmp_path, spoil, told):
+@pytest.mark.parametrize("spoil, message", [("pop", "missing"), ("add", "unknown"), ("shape", "wanted")])
+def test_weights_that_do_not_fit_are_named(tmp_path, spoil, message):
     weights = dict(make_bundle().weights)
     name = "linear_in.weight"
     if spoil == "pop":
@@ -85,7 +85,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, spoil, told):
     else:
         weights[name] = torch.zeros(2, 2)
     bundle.write(make_bundle(weights=weights), tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         bundle.load(str(tmp_path / "a.safetensors"))
 
 
@@ -192,7 +192,7 @@ HERE, THERE = ({"_target_": "avatar.x.Words", "weights": place} for place in ("h
 
 
 @pytest.mark.parametrize(
-    "known, config, encoder, told",
+    "known, config, encoder, message",
     [
         ({}, HERE, "Words(1)", None),
         ({}, THERE, "Words(1)", "was made for text from .*'here'.* but got .*'there'.*convert published weights anew"),
@@ -201,14 +201,14 @@ HERE, THERE = ({"_target_": "avatar.x.Words", "weights": place} for place in ("h
         ({"text": "Words(1)"}, HERE | {"_target_": "avatar.x.Others"}, "Others(1)", r"these weights make Others\(1\)"),
     ],
 )
-def test_encoders_are_known_by_their_weights_or_else_by_all_of_their_config(tmp_path, known, config, encoder, told):
+def test_encoders_are_known_by_their_weights_or_else_by_all_of_their_config(tmp_path, known, config, encoder, message):
     path = tmp_path / "a.safetensors"
     bundle.write(make_bundle(config={"network": NETWORK, "text": HERE}, components=known), path)
     net, given = bundle.load(str(path)), ({"text": config}, {"text": Words(encoder)})
     if told is None:
         bundle.check_encoders(net, *given)
     else:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             bundle.check_encoders(net, *given)
 
 

@@ -116,8 +116,8 @@ def test_parameters_are_counted_once_each():
 
 def test_the_report_fits_a_terminal_and_refuses_no_clip():
     told = lines(on_meta("dit_20b"), flops.ClipShape(20, 60, 104, 512, 257))
-    assert dict(told)["parameters"].startswith("20.4 G")
-    assert max(len(value) for _, value in told) < 60
+    assert dict(message)["parameters"].startswith("20.4 G")
+    assert max(len(value) for _, value in message) < 60
     with pytest.raises(ValueError, match="at least 1"):
         flops.ClipShape(0, 60, 104, 512, 257)
 

@@ -276,11 +276,11 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("told", SPOILT)
-def test_a_folder_that_does_not_fit_is_refused(told, saved, tmp_path):
+@pytest.mark.parametrize("message", SPOILT)
+def test_a_folder_that_does_not_fit_is_refused(message, saved, tmp_path):
     folder = shutil.copytree(saved("wan21"), tmp_path / "spoilt")
-    SPOILT[told](folder / "vae")
-    with pytest.raises(ValueError, match=told):
+    SPOILT[message](folder / "vae")
+    with pytest.raises(ValueError, match=message):
         WanAutoencoder.pretrained(str(folder))
 
 

@@ -49,7 +49,7 @@ def encoder(network):
 
 
 def windowed(network, **changes) -> WindowedEncoder:
-    arguments = {"past": 5, "future": 1, "hop": 2, "left_context": 3, "right_context": 1}
+    arguments = {"past": 5, "future": 1, "hop_frames": 2, "left_context": 3, "right_context": 1}
     return WindowedEncoder(network, **arguments | changes)
 
 
@@ -185,7 +185,7 @@ def test_whisper_uses_as_many_positions_as_it_is_told(weights):
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"hop": 0}, "hop=0"),
+        ({"hop_frames": 0}, "hop_frames=0"),
         ({"past": 0}, "past=0"),
         ({"left_context": 0}, "left_context=0"),
         ({"layers": [3]}, "0 to 2"),

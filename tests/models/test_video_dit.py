@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avatar.models.video_dit import VideoDiT
-from avatar.nn.attention import silence
+from avatar.nn.attention import zero_init_
 from avatar.nn.embeddings import ByteTextEncoder, InputSkip
 from avatar.nn.masks import MaskSpec, mask_view
 from avatar.protocols import View
@@ -31,11 +31,11 @@ def causal(net: VideoDiT, latents: int = LATENTS) -> View:
 @torch.no_grad()
 def test_target_time_and_guidance_say_nothing_until_they_have_learnt_to():
     net, (x, t, cond) = make_net(), inputs()
-    silence(net.target_time.linear_2)
-    silence(net.guidance.linear_2)
+    zero_init_(net.target_time.linear_2)
+    zero_init_(net.guidance.linear_2)
     told = net(x, t, cond, causal(net), r=t / 2, guidance=torch.full_like(t, 3.0))
     assert told.shape == x.shape
-    torch.testing.assert_close(told, net(x, t, cond, causal(net)))
+    torch.testing.assert_close(message, net(x, t, cond, causal(net)))
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ class Nothing(torch.nn.Module):
 @pytest.mark.parametrize("reference", [True, False])
 def test_shares_of_input_and_reference_arrive_channel_by_channel(reference):
     net, (x, t, cond) = make_net(reference_channels=reference), inputs()
-    silence(net.input_skip.weights)
+    zero_init_(net.input_skip.weights)
     without = net(x, t, cond, causal(net))
     shares = torch.linspace(-1, 1, CHANNELS * (1 + reference)).view(-1, CHANNELS, 1, 1, 1)
     net.input_skip.weights.bias.copy_(shares.flatten())

@@ -45,7 +45,7 @@ def make_dmd(**changes) -> DistributionMatching:
         "gradient": "exit_step",
         "optimizer": ADAM,
         "critic_optimizer": ADAM,
-        "emphasis": EMPHASIS,
+        "region_weights": EMPHASIS,
         "critic_weighting": Uniform(),
     }
     return silent(DistributionMatching(make_net(), make_net(), make_net(), **arguments | changes))
@@ -105,7 +105,7 @@ def test_noisy_context_is_refused_for_training():
 
 
 def make_consistency(n: int = 4, **changes) -> Consistency:
-    arguments = {"emphasis": EMPHASIS, "weighting": Uniform(), "steps": 10}
+    arguments = {"region_weights": EMPHASIS, "weighting": Uniform(), "steps": 10}
     return silent(
         Consistency(
             make_net(), make_net(), TeacherForced(PLAN), Guidance(audio=2.0), n, 3.0, ADAM, **arguments | changes
@@ -155,7 +155,7 @@ def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
 def make_flow_matching(net=None, pattern=None, **changes) -> FlowMatching:
     dropout, adam = Dropout(), functools.partial(torch.optim.Adam, lr=1e-2)
     net, pattern = net or make_net(), pattern or Bidirectional()
-    arguments = {"emphasis": EMPHASIS, "weighting": Uniform(), "steps": 10**6}
+    arguments = {"region_weights": EMPHASIS, "weighting": Uniform(), "steps": 10**6}
     return silent(FlowMatching(net, pattern, LogitNormal(), dropout, adam, **arguments | changes))
 
 

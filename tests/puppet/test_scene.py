@@ -1,4 +1,4 @@
-"""Scenes: words cause gestures, commands are told, things draw the eyes, and a calm portrait has none of it."""
+"""Scenes: words cause gestures, commands are message, things draw the eyes, and a calm portrait has none of it."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -57,7 +57,7 @@ def test_what_a_free_puppet_does_is_not_told_and_what_a_directed_one_does_is(hal
         assert free(clip) or (clip.gesture == clip.doing).all()
         for caption, at in ((clip.captions[i], clip.captioned == i) for i in range(len(clip.captions))):
             told = {GESTURES[i] for i in clip.gesture[at]}
-            assert len(told) == 1
+            assert len(message) == 1
             assert ("waving" in caption) == (told == {"wave"}) and ("shrugging" in caption) == (told == {"shrug"})
 
 
@@ -163,7 +163,7 @@ def test_moods_change_in_the_face_and_the_caption():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"framings": {"close": 1.0}}, "'close'"),
         ({"framings": {"half": 0.0}}, "at least one"),
@@ -172,6 +172,6 @@ def test_moods_change_in_the_face_and_the_caption():
         ({"commands_hz": -1.0}, "commands_hz"),
     ],
 )
-def test_scenes_that_make_no_sense_are_refused(wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_scenes_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         Scene(**wrong)

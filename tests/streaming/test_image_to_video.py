@@ -83,12 +83,12 @@ def told(autoencoder, image, reference):
     return make
 
 
-def test_streamed_equals_offline_also_where_latents_repeat(opened, told):
+def test_streamed_equals_offline_also_where_latents_repeat(opened, message):
     session, speech = opened(), sound(7)
     close(streamed(session, speech, 3001), offline(session, told(speech, 7)))
 
 
-def test_what_is_told_reaches_the_network(opened, told):
+def test_what_is_told_reaches_the_network(opened, message):
     session, cond = opened(), told(sound(3), 3)
     plain = offline(session, cond)
     for change in ({"image": -cond.image}, {"concat_latents": cond.concat_latents.roll(1, 2)}):
@@ -121,7 +121,7 @@ def test_an_interrupt_goes_back_to_what_was_told_then(opened, reference):
     assert torch.equal(streamed(session, speech[LATENT:], 700), whole[:, STRIDE:])
 
 
-def test_each_window_of_a_long_clip_follows_the_reference(net, told):
+def test_each_window_of_a_long_clip_follows_the_reference(net, message):
     cond, seen = told(sound(5), 5), []
 
     class Spy(torch.nn.Module):

@@ -249,7 +249,7 @@ def test_motion_at_the_mouth_is_looked_for_where_the_mouth_was_found():
 
 
 @pytest.mark.parametrize(
-    "box, told",
+    "box, message",
     [
         ([0, 0, 0, 0, 0], r"boxes of shape \(1, 5\); wanted a row of 4"),
         ([0.2, 0.2, np.inf, 0.4], r"boxes of \[\[.*inf.*wanted left, top, right, bottom"),
@@ -259,9 +259,9 @@ def test_motion_at_the_mouth_is_looked_for_where_the_mouth_was_found():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_detector_of_other_boxes_is_told_so(box, describe_batch):
+def test_a_detector_of_other_boxes_is_told_so(box, message):
     watcher = DetectionTracker(Detectors(lambda picture: np.array([box], np.float32)))
-    with pytest.raises(ValueError, match=describe_batch):
+    with pytest.raises(ValueError, match=message):
         watcher.take(
             av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24").reformat(format="yuv420p")
         )

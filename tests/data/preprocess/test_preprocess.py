@@ -232,7 +232,7 @@ def test_the_death_of_a_worker_is_told_and_what_is_staged_is_kept(videos, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "override, told",
+    "override, message",
     [
         ("splits.train=0.7", "sum to 1"),
         ("splits.a-b=0", "names of letters"),
@@ -244,8 +244,8 @@ def test_the_death_of_a_worker_is_told_and_what_is_staged_is_kept(videos, tmp_pa
         ("rules.longest_s=0.5", "longest_s"),
     ],
 )
-def test_mistakes_are_told(videos, tmp_path, override, describe_batch):
-    with pytest.raises(Exception, match=describe_batch) as error:
+def test_mistakes_are_told(videos, tmp_path, override, message):
+    with pytest.raises(Exception, match=message) as error:
         prepared(videos, tmp_path / "out", override)
     assert isinstance(error.value.__cause__ or error.value, ValueError)
     assert not (tmp_path / "out").exists()  # so that the mended command can have it
@@ -308,11 +308,11 @@ def kill_workers(process: subprocess.Popen, children: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stop, code, told",
+    "stop, code, message",
     [(kill, -signal.SIGKILL, ""), (interrupt, 130, ""), (kill_workers, 2, "error: a worker died")],
 )
 def test_stopped_for_real_it_goes_on_to_the_same_set_and_leaves_nobody_behind(
-    data, videos, tmp_path, stop, code, describe_batch
+    data, videos, tmp_path, stop, code, message
 ):
     out = tmp_path / "set"
     arguments = [f"source='{videos}'", f"out='{out}'", *TINY, "workers=1", f"hydra.run.dir='{tmp_path}/run'"]
@@ -333,7 +333,7 @@ def test_stopped_for_real_it_goes_on_to_the_same_set_and_leaves_nobody_behind(
     stop(process, children)
     _, errors = process.communicate()
     assert process.returncode == code, errors
-    assert "Traceback" not in errors and describe_batch in errors
+    assert "Traceback" not in errors and message in errors
     assert not (out / "index.json").exists() and list(out.glob(".staging/*/line.json"))
     while any(Path(f"/proc/{pid}/stat").exists() for pid in children):
         assert time.monotonic() < deadline, "workers outlive the run"

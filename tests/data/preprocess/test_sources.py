@@ -79,8 +79,8 @@ def test_sidecars_give_caption_person_and_scores(folder):
     (folder / "b.json").write_text(
         json.dumps({"caption": "a man", "person_id": 7, "scores": {"dover": 0.5, "iqa": None}})
     )
-    describe_batch = {"caption": "a man", "person_id": "7", "scores": {"dover": 0.5, "iqa": None}}
-    assert read_sidecar(folder / "b.mp4") == describe_batch
+    message = {"caption": "a man", "person_id": "7", "scores": {"dover": 0.5, "iqa": None}}
+    assert read_sidecar(folder / "b.mp4") == message
     for content in ("[1]", '{"caption": 3}', '{"scores": {"dover": "good"}}', '{"scores": [1]}', "{"):
         (folder / "b.json").write_text(content)
         with pytest.raises(Rejected, match="bad_caption"):

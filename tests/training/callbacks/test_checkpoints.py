@@ -12,7 +12,7 @@ from avatar.training.callbacks import checkpoints
 )
 def test_several_ranks_save_only_when_they_stop_together(tmp_path, monkeypatch, ranks, error, saves):
     saved = []
-    monkeypatch.setattr(checkpoints, "ranks", lambda: ranks)
+    monkeypatch.setattr(checkpoints, "world_size", lambda: ranks)
     monkeypatch.setattr(ModelCheckpoint, "on_exception", lambda self, *arguments: saved.append(arguments))
     checkpoints.Checkpoints(tmp_path, save_on_exception=True).on_exception(None, None, error)
     assert bool(saved) == saves

@@ -12,7 +12,7 @@ from avatar.training.callbacks import exact_resume
 def test_a_rank_goes_on_with_its_own_random_state(monkeypatch, saved, rank, wanted):
     """Or with the first's, where there were other ranks: what all draw alike is drawn alike by any number."""
     states = [torch.Generator().manual_seed(n).get_state() for n in range(saved)]
-    monkeypatch.setattr(exact_resume, "ranks", lambda: 2)
+    monkeypatch.setattr(exact_resume, "world_size", lambda: 2)
     monkeypatch.setattr(exact_resume.dist, "get_rank", lambda: rank)
     resume = exact_resume.ExactResume()
     resume.data = SimpleNamespace(accumulate=1, start=0)
