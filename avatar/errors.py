@@ -8,6 +8,18 @@ class UserError(ValueError):
     """
 
 
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user named does not exist."""
+
+
+class ExistingFileError(UserError, FileExistsError):
+    """A file or folder that would be overwritten."""
+
+
+class FileAccessError(UserError, OSError):
+    """A file that cannot be read or written."""
+
+
 def require_int(least: int, **values: object) -> None:
     """Raise UserError for a setting that is not an integer of at least `least`."""
     for name, value in values.items():

@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avatar.errors import FileAccessError, UserError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -38,18 +40,20 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         with atomic_path(path) as temporary:
             save_file(ready, temporary, metadata=dict(metadata or {}))
     except SafetensorError as error:  # no OSError, whatever the system said
-        raise OSError(f"can't write {path} ({error}); free some space there or choose another folder") from error
+        raise FileAccessError(
+            f"can't write {path} ({error}); free some space there or choose another folder"
+        ) from error
 
 
 def load_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of these names, all that a file made here holds. Raises ValueError for a damaged or another file."""
+    """The tensors of these names, all that a file made here holds. Raises UserError for a damaged or another file."""
     mend = f"delete {path}, and it is made anew"
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); {mend}") from error
+        raise UserError(f"{path} is no readable safetensors file ({error}); {mend}") from error
     if tensors.keys() != set(names):
-        raise ValueError(f"{path} has {', '.join(sorted(tensors))}, wanted {', '.join(sorted(names))}; {mend}")
+        raise UserError(f"{path} has {', '.join(sorted(tensors))}, wanted {', '.join(sorted(names))}; {mend}")
     return tensors
 
 

@@ -59,10 +59,10 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
     monkeypatch.setattr(sys, "argv", [script, *arguments, *place, *quiet])
     with pytest.raises(SystemExit) as stop:
         cli.main(script, task)
-    told = capsys.readouterr().err
-    assert stop.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1, told
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1, message
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run" / "config.yaml").exists()
-    return told
+    return message
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_an_autoencoder_is_not_prepared_as_backbones_are(preparation):
 def test_an_evaluation_of_another_world_does_not_begin(monkeypatch, capsys, tmp_path):
     student = random_bundle(tmp_path / "student.safetensors", "student", "world.channels=4")
     arguments = ["world=states", f"student='{student}'", "teacher=null", "clips=2", "latents=2", "workers=0"]
-    told = refused(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
-    assert "a network for latents of 4 channels with an autoencoder of 84" in told
+    message = refused(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
+    assert "a network for latents of 4 channels with an autoencoder of 84" in message
 
 
 def test_a_window_that_no_clip_fills_is_told():
     assert checks.window_note(8, [3, 8]) is None
-    told = checks.window_note(20, [3, 8])
-    assert told is not None and told.startswith("plan.window=20 latents, but clips of training have 8 at most")
+    message = checks.window_note(20, [3, 8])
+    assert message is not None and message.startswith("plan.window=20 latents, but clips of training have 8 at most")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_inputs_of_other_forms_are_refused():
     entrance = TextProjection(5, 24)
     entrance.check(FEATURES)
     for wrong, message in ((IDS, "text as bytes"), (FEATURES[..., :4], "features of width 4")):
-        with pytest.raises(ValueError, match=f"{told} for a model that takes features of width 5"):
+        with pytest.raises(ValueError, match=f"{message} for a model that takes features of width 5"):
             entrance.check(wrong)
 
 
@@ -182,7 +182,7 @@ def test_inputs_of_other_forms_are_refused():
 )
 @pytest.mark.usefixtures("unchecked")
 def test_batches_of_other_than_whole_numbers_are_refused(changes, message):
-    with pytest.raises(ValueError, match=rf"buckets\.{told}; wanted whole numbers"):
+    with pytest.raises(ValueError, match=rf"buckets\.{message}; wanted whole numbers"):
         LengthBuckets(**{"lengths": (1, 2), "weights": (1.0, 1.0), "max_latents_per_batch": 8} | changes)
 
 
@@ -220,8 +220,10 @@ def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
 
 
 def test_torchs_advice_to_run_code_is_not_passed_on():
-    told = short_error(pickle.UnpicklingError("Weights only load failed. … likely succeed, … GLOBAL os.system whose …"))
-    assert told == "it carries code: os.system"
+    message = short_error(
+        pickle.UnpicklingError("Weights only load failed. … likely succeed, … GLOBAL os.system whose …")
+    )
+    assert message == "it carries code: os.system"
     assert short_error(ValueError("line one\n  line two")) == "line one line two"
 
 
@@ -250,7 +252,7 @@ def test_a_caption_without_room_is_found_before_training(tmp_path):
         return sample(key, *size) | ({"txt": "ü" * 50} if key.endswith("train-2") or key.endswith("002") else {})
 
     folder = write_set(tmp_path / "set", {"train": 4, "dev": 2}, make=make)
-    told = r"train-set-002 of .*train-000000\.tar: a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
+    message = r"train-set-002 of .*train-000000\.tar: a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
     with pytest.raises(ValueError, match=message):
         shard_clips(folder)
     shard_clips(folder, on_error="skip")
@@ -285,8 +287,8 @@ def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypa
 def test_a_prepared_set_that_can_not_be_trained_on_leaves_the_folder_free(monkeypatch, capsys, tmp_path):
     folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
     of = ("data=shards", f"data.urls='{folder}'", "data.buckets.lengths=[2]", "data.buckets.weights=[1]")
-    told = refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *ANY_DATA, *SMALL_NET, *of, LIPS)
-    assert "has latents of autoencoder" in told
+    message = refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *ANY_DATA, *SMALL_NET, *of, LIPS)
+    assert "has latents of autoencoder" in message
 
 
 def test_an_autoencoders_frames_are_those_of_one_process():

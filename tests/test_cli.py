@@ -338,7 +338,7 @@ def test_a_disk_that_fills_up_during_a_film_keeps_what_there_is(command, tmp_pat
     monkeypatch.setattr(mp4_writer.Mp4Writer, "_mux", full)
     code, stderr = command("infer", f"out='{tmp_path}/me.mp4'")
     (message,) = [line for line in stderr.splitlines() if line.startswith("error: ")]  # beside the log's
-    assert code == 2 and "No space left" in told and "after 24 frames" in told
+    assert code == 2 and "No space left" in message and "after 24 frames" in message
     (partial,) = tmp_path.glob("*.mp4")
     assert partial.name == "me.partial.mp4" and len(read_video(partial)[0]) == 24
 

@@ -140,5 +140,5 @@ def losses_of_updates(folder: Path, passes: int) -> list[float]:
     """Of a run of distribution matching whose every third update is the student's: what was written last of the other
     network stands in its lines, too."""
     rows = list(losses(folder).values())
-    told = [float(row[(n // passes) % 3 == 2]) for n, row in enumerate(rows)]
-    return [sum(told[i : i + passes]) / passes for i in range(0, len(message), passes)]
+    message = [float(row[(n // passes) % 3 == 2]) for n, row in enumerate(rows)]
+    return [sum(message[i : i + passes]) / passes for i in range(0, len(message), passes)]

@@ -12,15 +12,16 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports lower ranks and its own package, nothing else of the project.
 RANKS = {
-    0: {"types", "errors", "provenance", "files"},
-    1: {"protocols", "process"},
-    2: {"nn", "media", "conditioning"},
-    3: {"puppet", "diffusion", "models"},
-    4: {"data", "metrics"},
-    5: {"objectives", "streaming"},
-    6: {"training", "cli"},
-    7: {"commands"},
-    8: {"__main__", "train", "distill", "infer"},
+    0: {"errors"},
+    1: {"types", "provenance", "files", "process"},
+    2: {"protocols"},
+    3: {"nn", "media", "conditioning"},
+    4: {"puppet", "diffusion", "models"},
+    5: {"data", "metrics"},
+    6: {"objectives", "streaming"},
+    7: {"training", "cli"},
+    8: {"commands"},
+    9: {"__main__", "train", "distill", "infer"},
 }
 RANK = {part: rank for rank, parts in RANKS.items() for part in parts}
 SEPARATE = {("objectives", "data")}  # they meet at avatar/types.py

@@ -29,8 +29,8 @@ def losses(folder: Path) -> dict[int, tuple[str, ...]]:
     (path,) = folder.glob("metrics/*/metrics.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    told = [(int(row["step"]), tuple(v for k, v in row.items() if "train" in k and "loss" in k)) for row in rows]
-    return {step: values for step, values in told if any(values)}
+    message = [(int(row["step"]), tuple(v for k, v in row.items() if "train" in k and "loss" in k)) for row in rows]
+    return {step: values for step, values in message if any(values)}
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +162,9 @@ def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkey
         patch.setattr(FlowMatching, "training_step", signalled(2, *numbers))
         fitted("train", tmp_path / "cut", "steps=6", *SMALL_NET, cache)
     saved = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    told = capsys.readouterr().err
-    assert stop.value.args == (numbers[0],) and f"go on with resume={saved}" in told
-    assert f"{signal.Signals(numbers[0]).name}: stopping after this batch" in told  # by us, and not by Lightning
+    message = capsys.readouterr().err
+    assert stop.value.args == (numbers[0],) and f"go on with resume={saved}" in message
+    assert f"{signal.Signals(numbers[0]).name}: stopping after this batch" in message  # by us, and not by Lightning
     assert not (tmp_path / "cut" / "teacher.safetensors").exists()
     resumed = fitted("train", tmp_path / "resumed", "steps=6", *SMALL_NET, cache, f"resume='{saved}'")
     expected = list(losses(tmp_path / "whole").values())

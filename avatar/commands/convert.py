@@ -12,6 +12,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from avatar.errors import ExistingFileError, UserError
 from avatar.models import bundle, wan_weights
 from avatar.models.video_dit import VideoDiT
 from avatar.training import fit
@@ -26,18 +27,18 @@ def convert(cfg: DictConfig) -> None:
     else:
         net = bundle.load(cfg.bundle)
         if not isinstance(net, VideoDiT):
-            raise ValueError(f"{cfg.bundle} holds a {type(net).__name__}; diffusers' layout is for backbones")
+            raise UserError(f"{cfg.bundle} holds a {type(net).__name__}; diffusers' layout is for backbones")
         wan_weights.export(net, out, cfg.allow)
     print(out)
 
 
 def _to_bundle(cfg: DictConfig, out: Path) -> None:
     if OmegaConf.select(cfg, "model.weights") is None:
-        raise ValueError("no weights to convert; give model.weights=FOLDER_OR_FILE with a model= that takes them")
+        raise UserError("no weights to convert; give model.weights=FOLDER_OR_FILE with a model= that takes them")
     if out.suffix != ".safetensors":
-        raise ValueError(f"a bundle named {out}; give out= a name that ends in .safetensors")
+        raise UserError(f"a bundle named {out}; give out= a name that ends in .safetensors")
     if out.exists():
-        raise FileExistsError(f"{out} exists, and is not overwritten; give another out=")
+        raise ExistingFileError(f"{out} exists, and is not overwritten; give another out=")
     encoders = fit.encoders(cfg)
     _check_encoders(cfg.model.network, encoders)
     net = hydra.utils.instantiate(cfg.model)
@@ -48,11 +49,11 @@ def _to_bundle(cfg: DictConfig, out: Path) -> None:
 
 
 def _check_encoders(network: DictConfig, encoders: Mapping[str, Any]) -> None:
-    """Raise ValueError for what its encoders make and the network can't take, as far as they tell without weights."""
+    """Raise UserError for what its encoders make and the network can't take, as far as they tell without weights."""
     with torch.device("meta"):
         net: VideoDiT = bundle.new(network)
     if (net.image is None) != (encoders["image"] is None):
-        raise ValueError(
+        raise UserError(
             f"{'an' if encoders['image'] else 'no'} image encoder for a network that takes "
             f"{'none' if net.image is None else 'its features'}; image-to-video networks want one "
             "(image_encoder@image=clip), others none (image=null)"

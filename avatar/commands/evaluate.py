@@ -23,7 +23,7 @@ from avatar.conditioning import image_to_video
 from avatar.data.encoded_clips import ClipSet, encode_clips, frames_beyond
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
-from avatar.errors import require_int
+from avatar.errors import ExistingFileError, require_int
 from avatar.media.frames import to_uint8
 from avatar.metrics import control, drift, report
 from avatar.metrics.distribution import Trajectory
@@ -136,7 +136,7 @@ def evaluate(cfg: DictConfig) -> None:
     set_up_torch(cfg.threads)
     folder = Path(cfg.folder)
     if (folder / "report.json").exists():
-        raise FileExistsError(f"{folder} holds a report already, which is not overwritten; give another folder=")
+        raise ExistingFileError(f"{folder} holds a report already, which is not overwritten; give another folder=")
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-from avatar.errors import require_int
+from avatar.errors import ExistingFileError, UserError, require_int
 from avatar.files import atomic_path
 from avatar.puppet.gestures import EASE_S, HELD, REST, SECONDS, WITHOUT_ARMS, Event
 from avatar.puppet.identity import Identity
@@ -29,9 +29,9 @@ def gallery(cfg: DictConfig) -> None:
     require_int(1, columns=cfg.columns)
     out = Path(cfg.out)
     if out.suffix != ".png":
-        raise ValueError(f"out={out}; wanted a name that ends in .png")
+        raise UserError(f"out={out}; wanted a name that ends in .png")
     if out.exists():
-        raise FileExistsError(f"{out} is there already and is not overwritten; give another name")
+        raise ExistingFileError(f"{out} is there already and is not overwritten; give another name")
     rows = [
         *_rows([("", _portrait(seed, cfg.size)) for seed in range(2 * cfg.columns)], cfg.columns, "identities"),
         *_rows([(name, _feeling(name, cfg.size)) for name in EMOTIONS[1:]], cfg.columns, "emotions"),

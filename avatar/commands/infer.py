@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 
 from avatar.diffusion.rollout import plan_of
-from avatar.errors import require_int, require_str
+from avatar.errors import UserError, require_int, require_str
 from avatar.media.decode import read_audio, read_image
 from avatar.media.frames import from_uint8, to_uint8
 from avatar.media.mp4_writer import Mp4Writer
@@ -27,7 +27,7 @@ def infer(cfg: DictConfig) -> None:
     set_up_torch(cfg.threads)
     world = hydra.utils.instantiate(cfg.world.view)
     if not isinstance(world, PixelWorld):
-        raise ValueError(
+        raise UserError(
             f"a film in a {type(world).__name__}, which has no pictures to start from; leave out world=, or score the "
             "student by python -m avatar evaluate"
         )

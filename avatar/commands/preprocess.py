@@ -30,7 +30,7 @@ from avatar.data.preprocess.encoding import Encoders
 from avatar.data.preprocess.rules import Models, Rules
 from avatar.data.preprocess.samples import dumps
 from avatar.data.preprocess.sources import Source, find
-from avatar.errors import require_int, require_str
+from avatar.errors import ExistingFileError, FileAccessError, UserError, require_int, require_str
 from avatar.files import write_text
 
 VERSION = 3  # of what the stages make; part of the config that an unfinished set belongs to
@@ -52,7 +52,7 @@ def preprocess(cfg: DictConfig) -> None:
     staging = out / ".staging"
     sources = [source for source in _sources(cfg) if not source.path.is_relative_to(staging)]  # an earlier run's clips
     if inside := [source.path for source in sources if source.path.is_relative_to(out)]:
-        raise ValueError(f"out={out} holds the source {inside[0]}; choose a folder outside of the sources")
+        raise UserError(f"out={out} holds the source {inside[0]}; choose a folder outside of the sources")
     _start(
         dataset_spec
     )  # also where others will work: what is wrong with rules or tools shows before anything is written
@@ -93,29 +93,29 @@ def finish(out: Path, lines: Sequence[shards.Line], dataset_spec: Mapping[str, A
         f"{len(found)} clips, {seconds / 60:.1f} minutes, of {progress_text(index['sources'])}: {out / 'report.html'}"
     )
     if not found:
-        raise ValueError(f"no clip of {len(lines)} sources is left; {out / 'sources.jsonl'} says why for each")
+        raise UserError(f"no clip of {len(lines)} sources is left; {out / 'sources.jsonl'} says why for each")
 
 
 def _sources(cfg: DictConfig) -> list[Source]:
     if cfg.layout == "files":
         return find(cfg.source if isinstance(cfg.source, str) else list(cfg.source))
     if cfg.layout not in LAYOUTS:
-        raise ValueError(f"layout={cfg.layout}; wanted files, {' or '.join(LAYOUTS)}")
+        raise UserError(f"layout={cfg.layout}; wanted files, {' or '.join(LAYOUTS)}")
     require_str(source=cfg.source, videos=cfg.videos)
     sources, notes = LAYOUTS[cfg.layout](Path(cfg.source), Path(cfg.videos))
     for note in notes:
         print(note)
     if not sources:
-        raise ValueError(f"none of the videos that {cfg.source} names is in videos={cfg.videos}; check both")
+        raise UserError(f"none of the videos that {cfg.source} names is in videos={cfg.videos}; check both")
     return sources
 
 
 def _check_splits(splits: Mapping[str, float]) -> None:
     shares = list(splits.values())
     if any(not isinstance(s, int | float) or s < 0 for s in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"splits={splits}, which are no shares that sum to 1; wanted something like {SPLITS_WANTED}")
+        raise UserError(f"splits={splits}, which are no shares that sum to 1; wanted something like {SPLITS_WANTED}")
     if strange := [name for name in splits if not (name.isascii() and name.isalnum())]:
-        raise ValueError(f"splits are named {', '.join(strange)}; wanted names of letters, as in {SPLITS_WANTED}")
+        raise UserError(f"splits are named {', '.join(strange)}; wanted names of letters, as in {SPLITS_WANTED}")
 
 
 def _opened(out: Path, dataset_spec: Mapping[str, Any], stamps: Mapping[str, Any]) -> bool:
@@ -123,19 +123,21 @@ def _opened(out: Path, dataset_spec: Mapping[str, Any], stamps: Mapping[str, Any
     config = out / "config.json"
     if not config.exists():
         if strange := [file.name for file in out.iterdir() if file.name != ".lock"]:
-            raise FileExistsError(f"out={out} holds other things, such as {strange[0]}; give an empty or a new folder")
+            raise ExistingFileError(
+                f"out={out} holds other things, such as {strange[0]}; give an empty or a new folder"
+            )
         write_text(config, dumps(dataset_spec) + "\n")
         return False
     before = json.loads(config.read_text(encoding="utf-8"))
     if before != json.loads(dumps(dataset_spec)):
-        raise FileExistsError(
+        raise ExistingFileError(
             f"out={out} was begun with another {' and '.join(_differences(before, dataset_spec))}; give these as they were "
             f"(they are in {config}), or another folder"
         )
     if not (out / "index.json").exists():
         return False
     if json.loads((out / "stamps.json").read_text(encoding="utf-8")) != json.loads(dumps(stamps)):
-        raise FileExistsError(
+        raise ExistingFileError(
             f"out={out} is a finished data set of other sources, or of these before they changed; prepare the new ones "
             "into a folder of their own, and train on both"
         )
@@ -191,7 +193,7 @@ def _each(
             try:
                 yield done.result()
             except BrokenProcessPool:
-                raise OSError(
+                raise FileAccessError(
                     f"a worker died, maybe for lack of memory, when {asked[done].name} was still to do; what is staged "
                     "is kept: run again with fewer workers, or with workers=0 to see which source it is"
                 ) from None
@@ -259,5 +261,5 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another run is preparing out={out}; wait for it, or give another folder") from None
+            raise UserError(f"another run is preparing out={out}; wait for it, or give another folder") from None
         yield

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from avatar.errors import UserError
 from avatar.models import flops, wan_weights
 from avatar.models.video_dit import VideoDiT
 
@@ -15,7 +16,7 @@ def summarize(cfg: DictConfig) -> None:
     with torch.device("meta"):
         net = hydra.utils.instantiate(cfg.model)
     if not isinstance(net, VideoDiT):
-        raise ValueError(f"trainer=dry weighs backbones, got a {type(net).__name__}; choose another model=")
+        raise UserError(f"trainer=dry weighs backbones, got a {type(net).__name__}; choose another model=")
     table = Table(box=None, show_header=False)
     for name, value in lines(net, clip_of(net, **cfg.trainer)):
         table.add_row(name, value)
@@ -25,14 +26,14 @@ def summarize(cfg: DictConfig) -> None:
 def clip_of(
     net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int
 ) -> flops.ClipShape:
-    """The network's latents of so many frames of height × width pixels. Raises ValueError unless they are whole, as are
+    """The network's latents of so many frames of height × width pixels. Raises UserError unless they are whole, as are
     their patches."""
     if net.strides is None:
-        raise ValueError("a network for latents of any size; give model.network.strides, such as [4, 8]")
+        raise UserError("a network for latents of any size; give model.network.strides, such as [4, 8]")
     s, p = net.strides
     edge = p * net.patch
     if frames % s or height % edge or width % edge:
-        raise ValueError(
+        raise UserError(
             f"{frames} frames of {height}×{width} pixels for latents of {s} frames and patches of {edge}×{edge} "
             "pixels; choose multiples by trainer.frames, trainer.height and trainer.width"
         )

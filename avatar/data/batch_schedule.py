@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from avatar.data.bucketing import LengthBuckets
+from avatar.errors import UserError
 
 ANYWHERE, AT_START, ON_CHANGE = range(3)
 
@@ -34,7 +35,7 @@ class Placement:
 
     def __post_init__(self):
         if min(self.starts, self.transitions) < 0 or self.starts + self.transitions > 1:
-            raise ValueError(
+            raise UserError(
                 f"shares of {self.starts} at starts and {self.transitions} on transitions; wanted two that sum to at "
                 "most 1"
             )
@@ -105,7 +106,7 @@ class BatchSchedule:
         steps: batches that can be asked for.
 
     Raises:
-        ValueError: a length that no sample reaches.
+        UserError: a length that no sample reaches.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class BatchSchedule:
         counts, chances = [], []
         for length, share in zip(buckets.lengths, buckets.shares(), strict=True):
             if length > sizes[:, 0].max():
-                raise ValueError(
+                raise UserError(
                     f"crops of {length} latents, but the longest sample has {sizes[:, 0].max()}; make the lengths of "
                     "the buckets shorter"
                 )

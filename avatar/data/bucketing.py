@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avatar.errors import UserError
+
 
 @dataclass(frozen=True)
 class LengthBuckets:
@@ -35,24 +37,24 @@ class LengthBuckets:
         }
         counts |= {f"lengths[{n}]": length for n, length in enumerate(self.lengths)}
         if strange := [f"{name}={value}" for name, value in counts.items() if not isinstance(value, int)]:
-            raise ValueError(f"buckets.{', '.join(strange)}; wanted whole numbers")
+            raise UserError(f"buckets.{', '.join(strange)}; wanted whole numbers")
         if len(self.lengths) != len(self.weights) or not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"lengths {self.lengths} with weights {self.weights}; give one weight per length ≥ 1")
+            raise UserError(f"lengths {self.lengths} with weights {self.weights}; give one weight per length ≥ 1")
         if min(self.weights) < 0 or sum(self.weights) <= 0:
-            raise ValueError(f"weights {self.weights}; give one weight per length, none below 0 and one above")
+            raise UserError(f"weights {self.weights}; give one weight per length, none below 0 and one above")
         if self.batch_multiple_of < 1 or self.accumulate < 1:
-            raise ValueError(
+            raise UserError(
                 f"batches in multiples of {self.batch_multiple_of}, accumulated over {self.accumulate} passes; give whole "
                 "numbers ≥ 1"
             )
         self.check_area(1)
 
     def check_area(self, area: int) -> None:
-        """Raise ValueError where the budget has no room for `multiple` clips, of latents of `area` pixels each."""
+        """Raise UserError where the budget has no room for `multiple` clips, of latents of `area` pixels each."""
         longest = max(self.lengths)
         if self.max_latents_per_batch < (needed := longest * area * self.batch_multiple_of):
             size = f"{longest} latents" + (f" of {area} pixels" if area > 1 else "")
-            raise ValueError(
+            raise UserError(
                 f"a global batch of buckets.max_latents_per_batch={self.max_latents_per_batch} can't hold {self.batch_multiple_of} clip(s) of {size}; raise "
                 f"it to buckets.max_latents_per_batch={needed}, or make buckets.lengths shorter"
             )
@@ -95,12 +97,12 @@ class BatchShard:
 
 
 def check_ranks(buckets: LengthBuckets, ranks: int, samples: int | None = None) -> None:
-    """Raise ValueError where batches can't be shared out evenly, or there are more ranks than samples."""
+    """Raise UserError where batches can't be shared out evenly, or there are more ranks than samples."""
     if buckets.batch_multiple_of % (parts := ranks * buckets.accumulate):
         passes = f" in {buckets.accumulate} passes" if buckets.accumulate > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"batches in multiples of {buckets.batch_multiple_of} clips, on {ranks} ranks{passes}; all take as many clips: set "
             f"buckets.batch_multiple_of={parts} (a batch is global, that of all ranks and passes together: so is buckets.max_latents_per_batch)"
         )
     if samples is not None and ranks > samples:
-        raise ValueError(f"{ranks} ranks for {samples} samples; use fewer, or prepare more")
+        raise UserError(f"{ranks} ranks for {samples} samples; use fewer, or prepare more")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from avatar.errors import UserError
 from avatar.puppet.clip import identity_seed, make_clip
 from avatar.puppet.identity import Identity
 from avatar.puppet.scene import Scene
@@ -77,16 +78,16 @@ class PuppetFrames(lightning.LightningDataModule):
     ):
         super().__init__()
         if batch < 2:
-            raise ValueError(f"batches of {batch}; half of a batch begins with a scene cut, so give 2 or more")
+            raise UserError(f"batches of {batch}; half of a batch begins with a scene cut, so give 2 or more")
         self.world, self.scene, self.frames, self.batch, self.steps = world, scene, frames, batch, steps
         self.seed, self.workers, self.cache = seed, workers, Path(cache)
         self.start = 0  # where a resumed run goes on
         self.accumulate = 1
 
     def check(self, ranks: int) -> None:
-        """Raise ValueError for more than one rank."""
+        """Raise UserError for more than one rank."""
         if ranks > 1:
-            raise ValueError(
+            raise UserError(
                 f"{ranks} processes, but an autoencoder's statistics are those of whole batches, and "
                 "its training takes one: trainer=default, trainer.devices=1"
             )

@@ -15,6 +15,7 @@ from avatar.conditioning import image_to_video
 from avatar.data.batch_schedule import EVENLY, ON_CHANGE, Placement, changes, place
 from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
 from avatar.data.encoded_clips import ClipSet, EncodedClips, encode_clips
+from avatar.errors import UserError
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import World
 from avatar.types import REGIONS, Batch
@@ -93,7 +94,7 @@ class PuppetLatents(lightning.LightningDataModule):
         self.sets = {"train": train, "dev": dev}
         for name, clips in self.sets.items():
             if (longest := max(buckets.lengths)) > clips.latents:
-                raise ValueError(
+                raise UserError(
                     f"crops of {longest} latents from {name} clips of {clips.latents}; make these longer, or the "
                     "lengths of the buckets shorter"
                 )
@@ -102,7 +103,7 @@ class PuppetLatents(lightning.LightningDataModule):
         self.start = 0  # the pass that a resumed run goes on with
 
     def check(self, ranks: int) -> None:
-        """Raise ValueError for what can't be trained on by so many ranks, before anything is encoded."""
+        """Raise UserError for what can't be trained on by so many ranks, before anything is encoded."""
         check_ranks(self.buckets, ranks, min(clips.count for clips in self.sets.values()))
 
     def prepare_data(self) -> None:

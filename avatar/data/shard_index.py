@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.data.preprocess.samples import SCHEMA
+from avatar.errors import MissingFileError, UserError
 from avatar.types import REGIONS
 
 KEY = re.compile("[a-z0-9_-]+")  # what WebDataset splits from the rest of a name at the first dot
@@ -50,19 +51,19 @@ class Filters:
         unmeasured: "keep" or "drop" samples whose score is null.
 
     Raises:
-        ValueError: bounds that aren't two numbers in their order.
+        UserError: bounds that aren't two numbers in their order.
     """
 
     def __init__(self, bounds: Mapping[str, Sequence[float | None]] | None, unmeasured: str):
         if unmeasured not in UNMEASURED:
-            raise ValueError(f"unmeasured={unmeasured!r}; wanted {' or '.join(UNMEASURED)}")
+            raise UserError(f"unmeasured={unmeasured!r}; wanted {' or '.join(UNMEASURED)}")
         self.bounds, self.unmeasured = {}, unmeasured
         for name, pair in (bounds or {}).items():
             self.bounds[name] = tuple(pair) if isinstance(pair, Sequence) else ()
             numbers = [bound for bound in self.bounds[name] if bound is not None]
             whole = len(self.bounds[name]) == 2 and all(isinstance(n, int | float) for n in numbers)
             if not whole or numbers != sorted(numbers):
-                raise ValueError(f"filter {name}: {pair}; wanted [least, most], each a number or null")
+                raise UserError(f"filter {name}: {pair}; wanted [least, most], each a number or null")
 
     def passed(self, scores: Mapping[str, float | None]) -> bool:
         for name, (least, most) in self.bounds.items():
@@ -88,14 +89,14 @@ class Index:
     def __init__(self, urls: str | Sequence[str]):
         self.urls = [urls] if isinstance(urls, str) else list(urls)
         if not self.urls or len(set(self.urls)) < len(self.urls):
-            raise ValueError(f"urls={self.urls}; wanted folders of prepared sets, at least one, and each once")
+            raise UserError(f"urls={self.urls}; wanted folders of prepared sets, at least one, and each once")
         self.sets = {url: _read(url) for url in self.urls}
 
     def entries(self, split: str, filters: Filters) -> list[Entry]:
         """The samples of a split that pass, in the order of sets, shards and samples.
 
         Raises:
-            ValueError: no such split, no score of a filter's name, or nothing that passes.
+            UserError: no such split, no score of a filter's name, or nothing that passes.
         """
         found: list[Entry] = []
         seen, scores = 0, set()
@@ -123,16 +124,16 @@ class Index:
         names = ", ".join(self.urls)
         if not seen:
             splits = sorted({part["split"] for content in self.sets.values() for part in content["shards"]})
-            raise ValueError(
+            raise UserError(
                 f"no split {split!r} in {names}, only {', '.join(splits) or 'nothing at all'}; ask for another one, or "
                 "prepare more people, so that each split gets some"
             )
         if strange := filters.bounds.keys() - scores:
-            raise ValueError(
+            raise UserError(
                 f"no score {', '.join(sorted(strange))} in {names}; filter by any of {', '.join(sorted(scores))}"
             )
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"none of the {seen} samples of split {split!r} in {names} passes the filters {filters.bounds} "
                 f"with unmeasured={filters.unmeasured}; widen them"
             )
@@ -149,13 +150,13 @@ def _read(url: str) -> dict[str, Any]:
     """`index.json` of a set, looked through."""
     folder = Path(url)
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no folder {url}; wanted a set that python -m avatar preprocess has made: check urls, which are "
             f"taken from {Path.cwd()}"
         )
     path = folder / "index.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{url} has no index.json, which a finished set has; run python -m avatar preprocess out={url} to its end"
         )
     try:
@@ -164,12 +165,12 @@ def _read(url: str) -> dict[str, Any]:
         keys = [entry["key"] for part in content["shards"] for entry in part["samples"] if entry.keys() >= NEEDED]
         assert len(keys) == sum(len(part["samples"]) for part in content["shards"]), "a sample without its size"
     except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{path} is no index of schema {SCHEMA} ({error}); prepare the set again") from error
+        raise UserError(f"{path} is no index of schema {SCHEMA} ({error}); prepare the set again") from error
     if wrong := [key for key in keys if not KEY.fullmatch(key)]:
-        raise ValueError(
+        raise UserError(
             f"{path} has a sample of key {wrong[0]!r}; wanted letters a-z, digits, - and _: at a dot its parts would "
             "be told apart wrongly"
         )
     if len(set(keys)) < len(keys):
-        raise ValueError(f"{path} has the same key twice; prepare the set again")
+        raise UserError(f"{path} has the same key twice; prepare the set again")
     return content

@@ -13,6 +13,7 @@ from avatar.data.batch_schedule import Draw
 from avatar.data.shard_index import Entry, Shard
 from avatar.data.shard_samples import READING, Crop, Recipe
 from avatar.data.tar import Tars
+from avatar.errors import UserError
 from avatar.protocols import TextEncoder
 
 ON_ERROR = ("raise", "skip")
@@ -38,7 +39,7 @@ class SampleReader:
         in the batch) like everything: batches stay as large, and the same on any number of ranks.
 
         Raises:
-            ValueError: with "raise", a sample that can't be read; with "skip", too many in a row.
+            UserError: with "raise", a sample that can't be read; with "skip", too many in a row.
         """
         for attempt in range(1, SUBSTITUTES + 1):
             try:
@@ -46,12 +47,12 @@ class SampleReader:
             except READING as error:
                 fault = format_read_error(self.entries[draw.sample], error)
                 if self.on_error == "raise":
-                    raise ValueError(f"{fault}; {MEND}") from error
+                    raise UserError(f"{fault}; {MEND}") from error
                 log.warning("skipped %s", fault)
                 worker = get_worker_info()
                 self.faults[worker.id if worker else -1, draw.sample] += 1
             draw = draw.substitute(attempt)
-        raise ValueError(f"{SUBSTITUTES} samples in a row can't be read, the last one {fault}; check the set")
+        raise UserError(f"{SUBSTITUTES} samples in a row can't be read, the last one {fault}; check the set")
 
     def summary(self) -> str | None:
         """What was skipped so far, if anything was."""
@@ -69,7 +70,7 @@ def format_read_error(entry: Entry, error: BaseException) -> str:
 
 
 def check_shards(shards: Iterable[Shard], on_error: str) -> None:
-    """Names the shards that are gone or not as long as they were written, and raises ValueError unless skipping."""
+    """Names the shards that are gone or not as long as they were written, and raises UserError unless skipping."""
     wrong = []
     for shard in sorted(shards, key=lambda shard: shard.path):
         if not shard.path.is_file():
@@ -77,7 +78,7 @@ def check_shards(shards: Iterable[Shard], on_error: str) -> None:
         elif (size := shard.path.stat().st_size) != shard.bytes:
             wrong.append(f"{shard.path} has {size} bytes, by its index {shard.bytes}")
     if wrong and on_error == "raise":
-        raise ValueError(
+        raise UserError(
             f"{'; '.join(wrong[:5])}{f'; and {len(wrong) - 5} more' if len(wrong) > 5 else ''}: restore them, or go on "
             "without what can't be read by data.on_error=skip"
         )
@@ -86,7 +87,7 @@ def check_shards(shards: Iterable[Shard], on_error: str) -> None:
 
 
 def check_captions(entries: Sequence[Entry], text: TextEncoder) -> None:
-    """Raise ValueError for the first sample that can't be read or whose caption the text encoder refuses.
+    """Raise UserError for the first sample that can't be read or whose caption the text encoder refuses.
 
     No file is opened of sets whose index tells the captions, or that have this encoder's features of them.
     """
@@ -96,7 +97,7 @@ def check_captions(entries: Sequence[Entry], text: TextEncoder) -> None:
         try:
             text.check(_caption(tars, entry) if entry.caption is None else entry.caption)
         except READING as error:
-            raise ValueError(f"{format_read_error(entry, error)}; {MEND}") from error
+            raise UserError(f"{format_read_error(entry, error)}; {MEND}") from error
 
 
 def _caption(tars: Tars, entry: Entry) -> str:
@@ -107,7 +108,7 @@ def latent_of(entries: Sequence[Entry]) -> Mapping[str, Any] | None:
     """What a set says of its latents, in the first metadata that can be read; None: it has none.
 
     Raises:
-        ValueError: nothing can be read.
+        UserError: nothing can be read.
     """
     fault = ""
     for entry in entries[:SUBSTITUTES]:
@@ -116,4 +117,4 @@ def latent_of(entries: Sequence[Entry]) -> Mapping[str, Any] | None:
             return json.loads(files["meta.json"])["latent"]
         except READING as error:
             fault = fault or format_read_error(entry, error)
-    raise ValueError(f"can't read {fault}; restore it")
+    raise UserError(f"can't read {fault}; restore it")

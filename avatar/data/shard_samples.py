@@ -24,6 +24,7 @@ from avatar.conditioning.prompts import PromptCache
 from avatar.data.batch_schedule import Draw, changes, place
 from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
+from avatar.errors import UserError
 from avatar.media.frames import from_uint8
 from avatar.media.regions import mouth_in, shares
 from avatar.media.video_reader import open_video
@@ -127,14 +128,14 @@ class Recipe:
         return Crop(f"{entry.key}@{start}{inside}", pictures, reference, self._regions(files, entry, part), fields)
 
     def check_latents(self, latent: Mapping[str, Any] | None, whose: str) -> None:
-        """Raise ValueError for latents of another autoencoder, by what `meta.json` says of them."""
+        """Raise UserError for latents of another autoencoder, by what `meta.json` says of them."""
         if latent is None:
-            raise ValueError(
+            raise UserError(
                 f"{whose} has no latents, as others have; prepare it with encode='${{shipped}}', or set "
                 "data.pictures=video to encode while training"
             )
         if (made_by := latent["autoencoder"]) != self.fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"{whose} has latents of autoencoder {made_by}, but got autoencoder {self.fingerprint}; pass the one "
                 "it was prepared with, prepare it again with this one, or encode while training by data.pictures=video"
             )
@@ -145,10 +146,10 @@ class Recipe:
         grid = self.grid(entry)
         if whole.shape[1:] != (1 + self.latents(entry), *grid) or reference.shape[1:] != (1, *grid):
             size = f"{entry.height} × {entry.width}"
-            raise ValueError(f"latents of {whole.shape} and {reference.shape} for {entry.frames} frames of {size}")
+            raise UserError(f"latents of {whole.shape} and {reference.shape} for {entry.frames} frames of {size}")
         latents, sink = (torch.from_numpy(array).float() for array in (whole[:, 1:][:, part], reference))
         if not (latents.isfinite().all() and sink.isfinite().all()):
-            raise ValueError("latents that are NaN or infinite")
+            raise UserError("latents that are NaN or infinite")
         return latents, sink
 
     def _video(self, files: Mapping[str, bytes], meta: Mapping[str, Any], entry: Entry, part: slice):
@@ -157,7 +158,7 @@ class Recipe:
         with Image.open(io.BytesIO(files["ref.png"])) as image:
             reference = np.asarray(image.convert("RGB"))
         if frames.shape[1:3] != (entry.height, entry.width) or reference.shape[:2] != (entry.height, entry.width):
-            raise ValueError(f"pictures of {frames.shape[1:3]} and {reference.shape[:2]}, unlike its index says")
+            raise UserError(f"pictures of {frames.shape[1:3]} and {reference.shape[:2]}, unlike its index says")
         return torch.from_numpy(frames), torch.from_numpy(reference.copy())
 
     def _sound(
@@ -171,13 +172,13 @@ class Recipe:
         if meta["audio_features"] == repr(audio) and "afeat.npy" in files:
             features = torch.from_numpy(_array(files, "afeat.npy")).float().flatten(1)
             if features.shape != (frames, audio.dim):
-                raise ValueError(f"audio features of {tuple(features.shape)}, wanted {(frames, audio.dim)}")
+                raise UserError(f"audio features of {tuple(features.shape)}, wanted {(frames, audio.dim)}")
         else:
             features = audio_timeline.features_until(
                 audio, torch.from_numpy(_samples(files["audio.flac"], frames)), first=-1
             )
         if not features.isfinite().all():
-            raise ValueError("audio features that are NaN or infinite")
+            raise UserError("audio features that are NaN or infinite")
         missing = 1 + self.stride * latents + audio.right_context - len(features)
         before = audio_timeline.silent_features(audio, -audio.left_context, audio.left_context - 1)
         after = audio_timeline.silent_features(audio, len(features) - 1, max(missing, 0))
@@ -204,9 +205,9 @@ class Recipe:
             return None
         boxes = _array(files, f"{name}.npy")
         if boxes.shape != (frames, 4) or boxes.dtype.kind != "f":
-            raise ValueError(f"{name}.npy of {boxes.shape} ({boxes.dtype}), wanted numbers of {(frames, 4)}")
+            raise UserError(f"{name}.npy of {boxes.shape} ({boxes.dtype}), wanted numbers of {(frames, 4)}")
         if np.isinf(boxes).any() or (boxes[:, :2] > boxes[:, 2:]).any():
-            raise ValueError(
+            raise UserError(
                 f"{name}.npy with boxes that don't end, or do before they begin; wanted left, top, right, bottom"
             )
         return boxes
@@ -227,7 +228,7 @@ class Recipe:
         else:
             state = np.zeros(frames, int)
         if state.shape != (frames,) or state.min() < 0 or state.max() >= len(STATES):
-            raise ValueError(f"states of {state.shape}, wanted {frames} indices of {', '.join(STATES)}")
+            raise UserError(f"states of {state.shape}, wanted {frames} indices of {', '.join(STATES)}")
         return state[1 + self.stride // 2 :: self.stride][: (frames - 1) // self.stride]
 
     @cached_property
@@ -269,7 +270,7 @@ def _array(files: Mapping[str, bytes], name: str) -> np.ndarray:
     try:
         return np.load(content)
     except Exception as error:  # a damaged header is read as Python, which fails in many ways
-        raise ValueError(f"{name} is no array ({error})") from error
+        raise UserError(f"{name} is no array ({error})") from error
 
 
 def _samples(flac: bytes, frames: int) -> Float[np.ndarray, " s"]:
@@ -277,7 +278,7 @@ def _samples(flac: bytes, frames: int) -> Float[np.ndarray, " s"]:
         pieces = [frame.to_ndarray()[0] for frame in file.decode(audio=0)]
     sound = np.concatenate(pieces)
     if sound.dtype != np.int16 or len(sound) != frames * SAMPLES_PER_FRAME:
-        raise ValueError(f"sound of {len(sound)} samples ({sound.dtype}), wanted {frames * SAMPLES_PER_FRAME} (int16)")
+        raise UserError(f"sound of {len(sound)} samples ({sound.dtype}), wanted {frames * SAMPLES_PER_FRAME} (int16)")
     return sound.astype(np.float32) / 2**15
 
 

@@ -25,6 +25,7 @@ from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
 from avatar.data.shard_index import Entry, Filters, Index
 from avatar.data.shard_reader import ON_ERROR, SampleReader, check_captions, check_shards, latent_of
 from avatar.data.shard_samples import PICTURES, Footage, Recipe, collate, encoded
+from avatar.errors import UserError
 from avatar.media.frames import to_uint8
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.types import Batch
@@ -87,9 +88,9 @@ class ShardClips(lightning.LightningDataModule):
     ):
         super().__init__()
         if on_error not in ON_ERROR or pictures not in (None, *PICTURES):
-            raise ValueError(f"on_error={on_error}, pictures={pictures}; wanted raise or skip; latents, video or null")
+            raise UserError(f"on_error={on_error}, pictures={pictures}; wanted raise or skip; latents, video or null")
         if history < 0 or (pause is not None and pause < 0):
-            raise ValueError(f"history={history}, pause={pause}; wanted numbers of latents and frames, 0 or more")
+            raise UserError(f"history={history}, pause={pause}; wanted numbers of latents and frames, 0 or more")
         self.urls, self.train, self.dev, self.filters, self.pictures = urls, train, dev, filters, pictures
         self.autoencoder, self.audio, self.text, self.image = autoencoder.eval(), audio, text, image
         self.pause, self.history, self.region_weights = pause, history, region_weights
@@ -119,7 +120,7 @@ class ShardClips(lightning.LightningDataModule):
         return {(entry.height // stride, entry.width // stride) for entry in self._everything}
 
     def check(self, ranks: int) -> None:
-        """Raise ValueError for what can't be trained on by so many ranks; captions are the first rank's to look at."""
+        """Raise UserError for what can't be trained on by so many ranks; captions are the first rank's to look at."""
         check_ranks(self.buckets, ranks, len(self.entries[self.train]))
         check_shards({entry.shard for entry in self._everything}, self.on_error)
         for name, part in self.entries.items():
@@ -224,13 +225,13 @@ class ShardClips(lightning.LightningDataModule):
     def _check_sizes(self, split: str, entries: Sequence[Entry], recipe: Recipe) -> None:
         longest, wanted = max(map(recipe.latents, entries)), max(self.buckets.lengths)
         if wanted > longest:
-            raise ValueError(
+            raise UserError(
                 f"crops of {wanted} latents, but the longest sample of split {split!r} has {longest}; make the lengths "
                 "of the buckets shorter"
             )
         edge = self.autoencoder.spatial_stride
         if odd := [entry for entry in entries if entry.height % edge or entry.width % edge]:
-            raise ValueError(
+            raise UserError(
                 f"{odd[0].key} is {odd[0].height} × {odd[0].width}, but the autoencoder takes multiples of {edge}; "
                 f"prepare with rules.multiple={edge}"
             )

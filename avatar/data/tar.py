@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from avatar.errors import UserError
+
 BLOCK = tarfile.BLOCKSIZE
 
 
@@ -31,7 +33,7 @@ class Tars:
                 self._places[path] = _places(file)
             start = self._places[path].get(key)
             if start is None:
-                raise ValueError("it isn't in its shard, which is cut off or another one")
+                raise UserError("it isn't in its shard, which is cut off or another one")
             found = {}
             try:
                 for member, at in _members(file, start):
@@ -42,7 +44,7 @@ class Tars:
                         file.seek(at)
                         found[part] = file.read(member.size)
             except tarfile.HeaderError as error:
-                raise ValueError(f"its shard is cut off or damaged within the sample ({error})") from error
+                raise UserError(f"its shard is cut off or damaged within the sample ({error})") from error
             return found
 
 

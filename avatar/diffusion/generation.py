@@ -10,6 +10,7 @@ from avatar.diffusion.packing import Bidirectional
 from avatar.diffusion.rollout import Noise, Plan, generate
 from avatar.diffusion.samplers import euler, heun
 from avatar.diffusion.timesteps import schedule
+from avatar.errors import UserError
 from avatar.protocols import Denoiser
 from avatar.types import Conditioning, Latents, Times
 
@@ -39,9 +40,9 @@ class WholeClip:
 
     def __post_init__(self):
         if self.steps < 1 or self.window < 1:
-            raise ValueError(f"{self.steps} steps over windows of {self.window} latents; give at least one of each")
+            raise UserError(f"{self.steps} steps over windows of {self.window} latents; give at least one of each")
         if self.solver not in SOLVERS:
-            raise ValueError(f"solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+            raise UserError(f"solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
 
     @torch.no_grad()
     def __call__(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...]) -> Latents:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from avatar.diffusion.rollout import Plan
+from avatar.errors import UserError
 from avatar.nn.masks import MaskSpec, mask_view
 from avatar.protocols import Denoiser
 from avatar.types import Conditioning, Latents, Times, join
@@ -21,11 +22,11 @@ def packed_velocity(
     The sink and the clean latents stand at t = 0. The sink hears and reads nothing, so that it never goes stale.
     """
     if (clean is not None) != (spec.packing == "clean_noisy"):
-        raise ValueError(
+        raise UserError(
             f"packing {spec.packing!r} with{'out' if clean is None else ''} clean latents; give both or none"
         )
     if spec.latents != x_t.shape[2]:
-        raise ValueError(f"a mask for {spec.latents} latents over a clip of {x_t.shape[2]}; build it for the clip")
+        raise UserError(f"a mask for {spec.latents} latents over a clip of {x_t.shape[2]}; build it for the clip")
     clips = [x_t] if clean is None else [clean, x_t]
     times = [t] if clean is None else [torch.zeros_like(t), t]
     latents = torch.cat([cond.reference, *clips], dim=2)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from avatar.diffusion import path
+from avatar.errors import UserError
 from avatar.nn.kv_cache import Cache, PrefixCache
 from avatar.nn.masks import MaskSpec
 from avatar.protocols import Denoiser, View
@@ -46,28 +47,28 @@ class Plan:
         lengths = {"chunk": self.chunk, "first_chunk": self.first_chunk, "window": self.window}
         for name, value in lengths.items():
             if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"{name} {value!r}; wanted a whole number of latents")
+                raise UserError(f"{name} {value!r}; wanted a whole number of latents")
         if not isinstance(self.times, Sequence) or not all(isinstance(t, int | float) for t in self.times):
-            raise ValueError(f"times {self.times!r}; wanted a list of numbers, such as [1.0, 0.75]")
+            raise UserError(f"times {self.times!r}; wanted a list of numbers, such as [1.0, 0.75]")
         object.__setattr__(self, "times", tuple(self.times))
         if (
             not self.times
             or self.times[0] != 1.0
             or any(b >= a or b <= 0 for a, b in zip(self.times, self.times[1:], strict=False))
         ):
-            raise ValueError(f"times {self.times}; a plan's times start at 1 and fall, staying above 0")
+            raise UserError(f"times {self.times}; a plan's times start at 1 and fall, staying above 0")
         if min(self.chunk, self.first_chunk) < 1 or self.window < max(self.chunk, self.first_chunk):
-            raise ValueError(
+            raise UserError(
                 f"chunks of {self.first_chunk}, then {self.chunk} latents in a window of {self.window}; "
                 "chunks need at least one latent, and the window must hold a chunk"
             )
         if self.context not in ("clean", "merged", "noisy"):
-            raise ValueError(f"context {self.context!r}; choose clean, merged or noisy")
+            raise UserError(f"context {self.context!r}; choose clean, merged or noisy")
 
     def check_trainable(self) -> None:
         """Refuse a plan whose rollout training can't show to the network as it will stream."""
         if self.context == "noisy":
-            raise ValueError("a plan with noisy context can be streamed, not trained; train with clean or merged")
+            raise UserError("a plan with noisy context can be streamed, not trained; train with clean or merged")
 
     def chunks(self, latents: int) -> tuple[int, ...]:
         """The lengths of the chunks that make a clip of so many latents; the last may be shorter."""
@@ -90,7 +91,7 @@ def plan_of(trained: Mapping[str, Any] | None, changes: Mapping[str, Any]) -> Pl
     """The plan that a student was trained for, as its bundle tells it, with some fields changed."""
     known = [f.name for f in fields(Plan)]
     if unknown := sorted(set(changes) - set(known)):
-        raise ValueError(f"a plan has no {', '.join(unknown)}; change one of {', '.join(known)}")
+        raise UserError(f"a plan has no {', '.join(unknown)}; change one of {', '.join(known)}")
     return Plan(**{**{name: value for name, value in (trained or {}).items() if name in known}, **changes})
 
 
@@ -143,7 +144,7 @@ class Rollout:
 
     def __init__(self, net: Denoiser, plan: Plan, cache: Cache, noise: Noise, gradient: str = "exit_step"):
         if gradient not in ("exit_step", "history"):
-            raise ValueError(f"gradient {gradient!r}; choose exit_step or history")
+            raise UserError(f"gradient {gradient!r}; choose exit_step or history")
         self.net, self.plan, self.cache, self.noise, self.gradient = net, plan, cache, noise, gradient
         self.position = 0
         self.pending_context: tuple[Latents, Conditioning] | None = None  # a chunk that awaits its merged context pass
@@ -220,7 +221,7 @@ def aligned(parts: list[Conditioning]) -> Conditioning:
     """Conditionings joined along the timeline though each has texts of its own: their events are stacked."""
     lengths = [part.text.shape[2] for part in parts]
     if len(set(lengths)) > 1:
-        raise ValueError(f"prompts padded to {lengths} tokens stand in one pass; pad them to one length")
+        raise UserError(f"prompts padded to {lengths} tokens stand in one pass; pad them to one length")
     offsets = [sum(part.text.shape[1] for part in parts[:i]) for i in range(len(parts))]
     moved = [
         replace(part, text_event=torch.where(part.text_event < 0, part.text_event, part.text_event + offset))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avatar.diffusion import path
+from avatar.errors import UserError
 from avatar.types import Latents, Times
 
 Field = Callable[[Latents, Times], Latents]
@@ -34,5 +35,5 @@ def heun(field: Field, x: Latents, times: Schedule) -> Latents:
 
 def _per_latent(times: Schedule, x: Latents) -> list[Times]:
     if bool((times.diff() >= 0).any()):
-        raise ValueError(f"times {times.tolist()} do not fall; a sampler goes from noise, t = 1, to data, t = 0")
+        raise UserError(f"times {times.tolist()} do not fall; a sampler goes from noise, t = 1, to data, t = 0")
     return [torch.full((x.shape[0], x.shape[2]), t.item(), device=x.device, dtype=x.dtype) for t in times]

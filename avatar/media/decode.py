@@ -2,7 +2,7 @@
 
 What comes out is always the same: square RGB images of a wanted size, mono float32 audio at 16 kHz, RGB frames.
 What was done to an image on the way is told in words, since the user may want to do it better. A file that can't be
-read as it was meant raises ValueError (FileNotFoundError if there is none) with a message of one line.
+read as it was meant raises UserError (FileNotFoundError if there is none) with a message of one line.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from avatar.errors import MissingFileError, UserError
 from avatar.types import SAMPLE_RATE
 
 # A downmix that keeps less of the channels' energy than this has cancelled itself out. Independent channels keep
@@ -53,7 +54,7 @@ def read_audio(path: str | Path) -> Float32[np.ndarray, " s"]:
     """The first audio stream of a file, from its own start: mono, 16 kHz, full scale at 1; channels are averaged.
 
     Raises:
-        ValueError: no audio in it, samples that are not finite, or channels in anti-phase that cancel when averaged.
+        UserError: no audio in it, samples that are not finite, or channels in anti-phase that cancel when averaged.
     """
     file = _existing(path, "an audio or video file")
     planar = av.AudioResampler(format="fltp")
@@ -63,12 +64,12 @@ def read_audio(path: str | Path) -> Float32[np.ndarray, " s"]:
     try:
         with av.open(str(file)) as container:
             if not container.streams.audio:
-                raise ValueError(f"{path} has no audio stream; wanted a file with sound, e.g. a WAV of the speech")
+                raise UserError(f"{path} has no audio stream; wanted a file with sound, e.g. a WAV of the speech")
             for decoded in container.decode(audio=0):
                 for frame in planar.resample(decoded):
                     channels = frame.to_ndarray()
                     if not np.isfinite(channels).all():
-                        raise ValueError(
+                        raise UserError(
                             f"{path} has samples that are NaN or infinite ({frame.time or 0.0:.2f} s in); "
                             "wanted finite ones: export it again, best as 16-bit WAV"
                         )
@@ -77,12 +78,12 @@ def read_audio(path: str | Path) -> Float32[np.ndarray, " s"]:
                     of_mono += float(np.square(mono, dtype=np.float64).sum())
                     pieces += _resampled(to_clock, mono, frame.sample_rate)
     except av.error.FFmpegError as error:
-        raise ValueError(_unreadable(path, "audio", error)) from error
+        raise UserError(_unreadable(path, "audio", error)) from error
     if not pieces:
-        raise ValueError(f"{path} has an audio stream without samples; wanted some sound: record or export it again")
+        raise UserError(f"{path} has an audio stream without samples; wanted some sound: record or export it again")
     pieces += [frame.to_ndarray()[0] for frame in to_clock.resample(None)]
     if of_mono < LEAST_DOWNMIX_ENERGY * of_channels:
-        raise ValueError(
+        raise UserError(
             f"{path} has channels in anti-phase: averaging them keeps {of_mono / of_channels:.1%} of the sound, "
             f"wanted at least {LEAST_DOWNMIX_ENERGY:.0%}; flip the sign of one channel or give a single one"
         )
@@ -95,13 +96,13 @@ def read_video(path: str | Path) -> tuple[UInt8[np.ndarray, "f h w 3"], float]:
     try:
         with av.open(str(file)) as container:
             if not _has_pictures(container):
-                raise ValueError(f"{path} has no video stream; wanted a file with pictures, e.g. an MP4")
+                raise UserError(f"{path} has no video stream; wanted a file with pictures, e.g. an MP4")
             frame_rate = container.streams.video[0].average_rate
             frames = [_upright(frame) for frame in container.decode(video=0)]
     except av.error.FFmpegError as error:
-        raise ValueError(_unreadable(path, "video", error)) from error
+        raise UserError(_unreadable(path, "video", error)) from error
     if not frames or not frame_rate:
-        raise ValueError(f"{path} has {len(frames)} frames at {frame_rate} Hz; wanted at least one and a frame rate")
+        raise UserError(f"{path} has {len(frames)} frames at {frame_rate} Hz; wanted at least one and a frame rate")
     return np.stack(frames), float(frame_rate)
 
 
@@ -119,11 +120,11 @@ def _open_image(path: str | Path) -> tuple[Image.Image, list[str]]:
     except Image.UnidentifiedImageError:
         return _first_frame(path, file), ["first frame of a video"]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(_unreadable(path, "image", error)) from error
+        raise UserError(_unreadable(path, "image", error)) from error
     if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError(f"{path} has pixels of mode {image.mode}, with no known white; wanted 8 or 16 bits a channel")
+        raise UserError(f"{path} has pixels of mode {image.mode}, with no known white; wanted 8 or 16 bits a channel")
     return image, notes
 
 
@@ -134,8 +135,8 @@ def _first_frame(path: str | Path, file: Path) -> Image.Image:
                 for frame in container.decode(video=0):
                     return Image.fromarray(_upright(frame))
     except av.error.FFmpegError as error:
-        raise ValueError(_unreadable(path, "image", error)) from error
-    raise ValueError(_unreadable(path, "image", "no picture in it"))
+        raise UserError(_unreadable(path, "image", error)) from error
+    raise UserError(_unreadable(path, "image", "no picture in it"))
 
 
 def _has_pictures(container: av.container.InputContainer) -> bool:
@@ -156,13 +157,13 @@ def _existing(path: str | Path, wanted: str) -> Path:
     """The absolute path, which FFmpeg can't mistake for a URL; raises where there is no file that can be opened."""
     file = Path(path).absolute()
     if not file.exists():
-        raise FileNotFoundError(f"no file {path}; wanted {wanted}: check the path (it is taken from {Path.cwd()})")
+        raise MissingFileError(f"no file {path}; wanted {wanted}: check the path (it is taken from {Path.cwd()})")
     if not file.is_file():
-        raise ValueError(f"{path} is {'a folder' if file.is_dir() else 'not a regular file'}; wanted {wanted}")
+        raise UserError(f"{path} is {'a folder' if file.is_dir() else 'not a regular file'}; wanted {wanted}")
     try:
         file.open("rb").close()
     except OSError as error:
-        raise ValueError(f"{path} can't be opened ({error.strerror}), wanted {wanted}; mend its permissions") from error
+        raise UserError(f"{path} can't be opened ({error.strerror}), wanted {wanted}; mend its permissions") from error
     return file
 
 

@@ -21,6 +21,7 @@ from av.video.reformatter import Colorspace
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from avatar.errors import ExistingFileError, FileAccessError, UserError
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class Mp4Writer:
         overwrite: Whether a file that stands at `path` may be replaced.
 
     Raises:
-        ValueError: a size, name or rate that can't be had.
-        FileExistsError: `path` exists and `overwrite` is not set.
+        UserError: a size, name or rate that can't be had.
+        ExistingFileError: `path` exists and `overwrite` is not set.
         OSError: the file can't be made there or written on (no permission, disk full).
     """
 
@@ -60,16 +61,14 @@ class Mp4Writer:
         self.height, self.width = (size, size) if isinstance(size, int) else size
         self.frame_rate, self.sample_rate, self.frames = frame_rate, sample_rate, 0
         if self.path.suffix.lower() != ".mp4":
-            raise ValueError(f"got {path} to write to, wanted a name that ends in .mp4")
+            raise UserError(f"got {path} to write to, wanted a name that ends in .mp4")
         if self.height % 2 or self.width % 2 or min(self.height, self.width) < 2:
-            raise ValueError(
+            raise UserError(
                 f"got frames of {self.height} x {self.width}, but H.264 with halved colour wants even sides; "
                 "crop or pad by one pixel"
             )
         if sample_rate % frame_rate:
-            raise ValueError(
-                f"got {sample_rate} samples and {frame_rate} frames a second, wanted whole samples a frame"
-            )
+            raise UserError(f"got {sample_rate} samples and {frame_rate} frames a second, wanted whole samples a frame")
         self._refuse_existing()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +99,7 @@ class Mp4Writer:
         """Appends frames and the speech that sounds during them, in [-1, 1]."""
         per_frame = self.sample_rate // self.frame_rate
         if frames.shape[1:3] != (self.height, self.width) or len(samples) != len(frames) * per_frame:
-            raise ValueError(
+            raise UserError(
                 f"got {len(frames)} frames of {frames.shape[1]} x {frames.shape[2]} and {len(samples)} samples, wanted "
                 f"{self.height} x {self.width} pixels and {per_frame} samples a frame; render and cut them so"
             )
@@ -116,14 +115,14 @@ class Mp4Writer:
         """Finishes the film and gives it its final name."""
         if not self.frames:
             self.abandon()
-            raise ValueError(f"got no frame for {self.path}; wanted at least one: give longer audio")
+            raise UserError(f"got no frame for {self.path}; wanted at least one: give longer audio")
         whole = self.partial.with_stem(self.partial.stem + "-faststart")
         try:
             self._mux(self._video, None)
             self._mux(self._audio, None)
             self._container.close()
             if not _ends_whole(self.partial):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise FileAccessError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             _index_first(self.partial, whole)
             self._refuse_existing()
             os.replace(whole, self.path)
@@ -175,7 +174,7 @@ class Mp4Writer:
 
     def _refuse_existing(self) -> None:
         if self.path.exists() and not self.overwrite:
-            raise FileExistsError(f"{self.path} exists, and is not overwritten; choose another name or move it away")
+            raise ExistingFileError(f"{self.path} exists, and is not overwritten; choose another name or move it away")
 
     def _cannot_write(self, error: av.error.FFmpegError | OSError) -> OSError:
         return OSError(
@@ -188,7 +187,7 @@ def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"], overwrite: bo
     """Writes a picture in one step, so that a file under that name is always whole."""
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists, and is not overwritten; choose another name or move it away")
+        raise ExistingFileError(f"{path} exists, and is not overwritten; choose another name or move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _claim(path)
     try:

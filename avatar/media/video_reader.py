@@ -12,6 +12,8 @@ import av.error
 import numpy as np
 from jaxtyping import UInt8
 
+from avatar.errors import UserError
+
 Pictures = UInt8[np.ndarray, "f h w 3"]
 
 
@@ -23,7 +25,7 @@ class VideoReader(Protocol):
         """Frames from `start` up to and without `stop`.
 
         Raises:
-            ValueError: a clip that can't be decoded so far.
+            UserError: a clip that can't be decoded so far.
         """
         ...
 
@@ -37,7 +39,7 @@ class Decord:
             # At some widths (16, 24, 48, 72) it takes the padding of lines for more colours.
             self.padded = len(self._reader) > 0 and self._reader[0].shape[2] != 3
         except (RuntimeError, decord.DECORDError) as error:
-            raise ValueError(f"video that can't be opened ({_line(error)})") from error
+            raise UserError(f"video that can't be opened ({_line(error)})") from error
         self._error = decord.DECORDError
 
     def read(self, start: int, stop: int) -> Pictures:
@@ -46,7 +48,7 @@ class Decord:
         try:
             return self._reader.get_batch(range(start, stop)).asnumpy()
         except (RuntimeError, IndexError, self._error) as error:
-            raise ValueError(f"video that can't be decoded ({_line(error)})") from error
+            raise UserError(f"video that can't be decoded ({_line(error)})") from error
 
 
 class PyAV:
@@ -66,7 +68,7 @@ class PyAV:
                     if number == stop - 1:
                         break
         except (av.error.FFmpegError, IndexError) as error:
-            raise ValueError(f"video that can't be decoded ({_line(error)})") from error
+            raise UserError(f"video that can't be decoded ({_line(error)})") from error
         _check(start + len(frames), stop)
         return np.stack(frames)
 
@@ -75,7 +77,7 @@ def open_video(content: bytes) -> VideoReader:
     """A reader of a video file's bytes.
 
     Raises:
-        ValueError: bytes that are no video.
+        UserError: bytes that are no video.
     """
     try:
         import decord  # here, in the worker: it starts threads
@@ -87,7 +89,7 @@ def open_video(content: bytes) -> VideoReader:
 
 def _check(frames: int, stop: int) -> None:
     if frames < stop:
-        raise ValueError(f"video of {frames} frames, wanted {stop}")
+        raise UserError(f"video of {frames} frames, wanted {stop}")
 
 
 def _line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
+from avatar.errors import UserError
 from avatar.metrics import statistics
 from avatar.metrics.state_estimation import EstimatedClip
 from avatar.puppet.motion import CHANNELS, FACES
@@ -164,7 +165,7 @@ def counterfactual(
     """
     classify, names = CLASSIFIERS[attribute]
     if unknown := set(wanted) - set(names[1:]):
-        raise ValueError(f"{attribute} {', '.join(sorted(unknown))}; choose among {', '.join(names[1:])}")
+        raise UserError(f"{attribute} {', '.join(sorted(unknown))}; choose among {', '.join(names[1:])}")
     read = [(classify(before), classify(after)) for before, after in pairs]
     obeyed = np.array([after == w != before for (before, after), w in zip(read, wanted, strict=True)], float)
     return {

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from avatar.errors import UserError
 from avatar.files import atomic_path
 from avatar.metrics import drift
 from avatar.metrics.scores import measured
@@ -63,10 +64,10 @@ def assemble(
     """The content of report.json, from scores (`metrics.scores.score`) and what the stream measured of itself.
 
     `control` has for each attribute what `metrics.control.counterfactual` says of the student. What wasn't run is
-    None. `stages` gives seconds. Raises ValueError for a control that isn't one of CONTROLS.
+    None. `stages` gives seconds. Raises UserError for a control that isn't one of CONTROLS.
     """
     if unknown := set(controls) - set(CONTROLS):
-        raise ValueError(f"unknown controls {', '.join(sorted(unknown))}; the report has {', '.join(CONTROLS)}")
+        raise UserError(f"unknown controls {', '.join(sorted(unknown))}; the report has {', '.join(CONTROLS)}")
     report = {
         "controls": {name: controls.get(name) for name in CONTROLS},
         "teacher": teacher,
@@ -134,11 +135,11 @@ def contact_sheet(
     """For each clip a block: its title, then a row per system with `columns` frames at equal spacing.
 
     `rows` holds the clips of each system (all as many as `titles`, frames of one size), which a block shows at the same
-    frames. Frames are enlarged `scale` times without smoothing. Raises ValueError if the clips don't match.
+    frames. Frames are enlarged `scale` times without smoothing. Raises UserError if the clips don't match.
     """
     if {len(clips) for clips in rows.values()} != {len(titles)}:
         got = ", ".join(f"{name}: {len(clips)}" for name, clips in rows.items())
-        raise ValueError(f"clips per row: {got or 'none'}; {len(titles)} titles: give every row one clip per title")
+        raise UserError(f"clips per row: {got or 'none'}; {len(titles)} titles: give every row one clip per title")
     h, w = (scale * side for side in next(iter(rows.values()))[0].shape[1:3])
     block = 2 * SIZE + len(rows) * h + GAP
     sheet = Image.new("RGB", (LABEL + columns * w, len(titles) * block), "white")

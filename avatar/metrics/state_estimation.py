@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from avatar.errors import UserError
 from avatar.media.frames import to_uint8
 from avatar.puppet.clip import PuppetClip
 from avatar.puppet.identity import Identity
@@ -87,10 +88,10 @@ class PixelReader:
     def read(
         self, clip: PuppetClip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter
     ) -> EstimatedClip:
-        """Frames in [-1, 1], `size` pixels square; one with a NaN is not valid. Raises ValueError for other shapes."""
+        """Frames in [-1, 1], `size` pixels square; one with a NaN is not valid. Raises UserError for other shapes."""
         wanted = (3, self.size, self.size)
         if (video.shape[0], *video.shape[2:]) != wanted:
-            raise ValueError(
+            raise UserError(
                 f"video of shape {tuple(video.shape)}; this reader takes [3, f, {self.size}, {self.size}]: resize it, "
                 "or build the reader for its size"
             )
@@ -111,9 +112,9 @@ class StateReader:
     def read(
         self, clip: PuppetClip, video: Float[Tensor, "c f h w"], start: int = 0, progress: Progress = iter
     ) -> EstimatedClip:
-        """A frame with a state far outside its range, or a NaN, is not valid. Raises ValueError for other shapes."""
+        """A frame with a state far outside its range, or a NaN, is not valid. Raises UserError for other shapes."""
         if (video.shape[0], *video.shape[2:]) != (len(CHANNELS), 1, 1):
-            raise ValueError(
+            raise UserError(
                 f"video of shape {tuple(video.shape)}; states are [{len(CHANNELS)}, f, 1, 1]: pass the state world's "
                 "frames, or read pixels with PixelReader"
             )
@@ -158,7 +159,7 @@ def _beside_truth(
     """The reading of frames from `start` on, with the truth about them."""
     frames, mouth = len(clip.states), channel("mouth_open")
     if not 0 <= start <= start + len(states) <= frames:
-        raise ValueError(
+        raise UserError(
             f"{len(states)} frames from frame {start} on, but the clip {clip.key} has {frames}; crop them to the clip"
         )
     whole = EstimatedClip(

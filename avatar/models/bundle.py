@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from avatar.errors import MissingFileError, UserError
 from avatar.files import save_tensors
 from avatar.types import Bundle
 
@@ -50,22 +51,22 @@ class Origin:
         `weights` say where its weights lie, if elsewhere than then.
 
         Raises:
-            FileNotFoundError: there are no weights.
-            ValueError: they aren't those that the network was trained with, or there are none to give.
+            MissingFileError: there are no weights.
+            UserError: they aren't those that the network was trained with, or there are none to give.
         """
         if (config := self.config.get(part)) is None:
             if weights is not None:
-                raise ValueError(f"weights.{part}={weights}, for a {self.kind} without {part} encoder; leave it out")
+                raise UserError(f"weights.{part}={weights}, for a {self.kind} without {part} encoder; leave it out")
             return None
         if weights is not None:
             if has_no_weights(config):
-                raise ValueError(f"weights.{part}={weights}, for {config['_target_']}, which has none; leave it out")
+                raise UserError(f"weights.{part}={weights}, for {config['_target_']}, which has none; leave it out")
             config = _with_weights(config, weights)
         try:
             encoder = _instantiated(config)
         except InstantiationException as error:
             if isinstance(cause := error.__cause__, FileNotFoundError):
-                raise FileNotFoundError(f"{cause}; or say where they lie here: weights.{part}=FOLDER") from error
+                raise MissingFileError(f"{cause}; or say where they lie here: weights.{part}=FOLDER") from error
             raise
         _check_same(self, part, encoder)
         return encoder
@@ -85,7 +86,7 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
     """
     bundle = read(Path(path))
     if bundle.kind not in kinds:
-        raise ValueError(
+        raise UserError(
             f"{path} holds a bundle of kind {bundle.kind!r}; wanted {' or '.join(kinds)}: choose another file"
         )
     name = fingerprint(bundle.weights)
@@ -97,7 +98,7 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
         net = _built(origin)
     expected = net.state_dict()
     if wrong := state_dict_mismatches(expected, bundle.weights):
-        raise ValueError(f"{path} does not fit its own config: {'; '.join(wrong[:8])}; make the bundle anew")
+        raise UserError(f"{path} does not fit its own config: {'; '.join(wrong[:8])}; make the bundle anew")
     net.load_state_dict({name: w.to(expected[name].dtype) for name, w in bundle.weights.items()}, assign=True)
     return net.eval()
 
@@ -112,25 +113,25 @@ def origin_of(net: nn.Module) -> Origin:
 def read(path: Path) -> Bundle:
     """A bundle as stored. Raises FileNotFoundError or ValueError for what isn't one."""
     if not path.is_file():
-        raise FileNotFoundError(f"no bundle at {path}; give the path of a .safetensors file that a stage wrote")
+        raise MissingFileError(f"no bundle at {path}; give the path of a .safetensors file that a stage wrote")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("avatar", "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); copy or make it again") from error
+        raise UserError(f"{path} is no readable safetensors file ({error}); copy or make it again") from error
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
-        raise ValueError(f"{path} has no header of this project (format {FORMAT}); give a file that a stage wrote")
+        raise UserError(f"{path} has no header of this project (format {FORMAT}); give a file that a stage wrote")
     whole = header.keys() == {"kind", "config", "components", "plan"} and isinstance(header["config"], dict)
     if not whole or "network" not in header["config"]:
-        raise ValueError(f"{path} has a damaged header, with {', '.join(header)}; make the bundle anew")
+        raise UserError(f"{path} has a damaged header, with {', '.join(header)}; make the bundle anew")
     return Bundle(weights=weights, **header)
 
 
 def write(bundle: Bundle, path: Path) -> None:
-    """Store a bundle, under a temporary name first. Raises ValueError for weights that are no numbers."""
+    """Store a bundle, under a temporary name first. Raises UserError for weights that are no numbers."""
     if broken := [name for name, weight in bundle.weights.items() if not weight.isfinite().all()]:
-        raise ValueError(f"{broken[0]} isn't finite; {path} is not written: check the run's losses and its precision")
+        raise UserError(f"{broken[0]} isn't finite; {path} is not written: check the run's losses and its precision")
     header = {name: getattr(bundle, name) for name in ("kind", "config", "components", "plan")} | {"format": FORMAT}
     save_tensors(bundle.weights, path, {"avatar": json.dumps(header, sort_keys=True)})
 
@@ -161,7 +162,7 @@ def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
     """Refuse a network that was trained on another autoencoder's latents."""
     wanted, got = origin_of(net).components.get("autoencoder"), origin_of(autoencoder).fingerprint
     if wanted is not None and wanted != got:
-        raise ValueError(
+        raise UserError(
             f"the {origin_of(net).kind} was trained on latents of autoencoder {wanted}, but got autoencoder {got}; "
             "pass the autoencoder it was trained with"
         )
@@ -178,7 +179,7 @@ def check_encoders(net: nn.Module, config: Mapping[str, Any], encoders: Mapping[
         if part in origin.components:
             _check_same(origin, part, encoder)
         elif part in origin.config and origin.config[part] != config.get(part):
-            raise ValueError(
+            raise UserError(
                 f"the {origin.kind} was made for {part} from {origin.config[part]}, but got {config.get(part)}; pass "
                 f"the {part} encoder it was made for, or convert published weights anew with this one"
             )
@@ -196,7 +197,7 @@ def has_no_weights(config: Mapping[str, Any] | None) -> bool:
 
 def _check_same(origin: Origin, part: str, encoder: Any) -> None:
     if (wanted := origin.components.get(part)) is not None and (got := repr(encoder)) != wanted:
-        raise ValueError(
+        raise UserError(
             f"the {origin.kind} was trained with {part} by {wanted}, but these weights make {got}; give those that it "
             "was trained with"
         )
@@ -235,7 +236,7 @@ def _check_targets(config: Any) -> None:
         return
     for key, value in config.items():
         if key.startswith("_") and not (key == "_target_" and _is_ours(value)):
-            raise ValueError(f"a bundle's config with {key}: {value!r}; only classes of this package are built")
+            raise UserError(f"a bundle's config with {key}: {value!r}; only classes of this package are built")
         _check_targets(value)
 
 

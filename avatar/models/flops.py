@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.types import ROLES
 
@@ -21,7 +22,7 @@ class ClipShape:
 
     def __post_init__(self):
         if min(vars(self).values()) < 1:
-            raise ValueError(f"a clip of {self}; every number must be at least 1")
+            raise UserError(f"a clip of {self}; every number must be at least 1")
 
 
 def parameters(net: nn.Module) -> int:

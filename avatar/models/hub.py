@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
+from avatar.errors import MissingFileError, UserError
 from avatar.files import short_error
 
 # What networks keep for their own training only, and files often leave out.
@@ -27,7 +28,7 @@ def folder(weights: str, example: str, parts: str = "") -> Path:
         parts: what of it is needed, as an option of `hf download`.
 
     Raises:
-        FileNotFoundError: neither; it names the command that gets them.
+        MissingFileError: neither; it names the command that gets them.
     """
     if Path(weights).is_dir():
         return Path(weights)
@@ -37,7 +38,7 @@ def folder(weights: str, example: str, parts: str = "") -> Path:
         owner, _, name = weights.partition("/")
         named = bool(name) and "/" not in name and not Path(owner).exists()
         command = f"hf download {weights} {parts}" if named else f"hf download {example} {parts} --local-dir {weights}"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no weights {weights}, neither as a folder nor in the Hugging Face cache, and none are downloaded here; "
             f"get them by: {' '.join(command.split())}"
         ) from None
@@ -46,7 +47,7 @@ def folder(weights: str, example: str, parts: str = "") -> Path:
 def file(path: Path, weights: str) -> Path:
     """A file that weights have to come with; FileNotFoundError if they don't."""
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{weights} has no {path.name} in {path.parent}; download the repository whole, by: "
             "hf download NAME --local-dir FOLDER"
         )
@@ -66,7 +67,7 @@ def load(network: Any, path: Path, dtype: torch.dtype | str = torch.float32) -> 
 
     Raises:
         OSError: there are no weights.
-        ValueError: they are damaged, carry code, or aren't all that the network needs.
+        UserError: they are damaged, carry code, or aren't all that the network needs.
     """
     file(path / "config.json", str(path))
     try:
@@ -74,13 +75,13 @@ def load(network: Any, path: Path, dtype: torch.dtype | str = torch.float32) -> 
             path, local_files_only=True, weights_only=True, output_loading_info=True, dtype=dtype
         )
     except BROKEN as error:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no readable weights of a {network.__name__} ({short_error(error)}); get them anew"
         ) from error
     wrong = [name for name in report["missing_keys"] if name.rpartition(".")[2] not in UNUSED]
     wrong += [str(entry) for entry in report["mismatched_keys"]]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks {len(wrong)} weights of a {network.__name__}, such as {sorted(wrong)[0]}; give the weights "
             "of such a network"
         )

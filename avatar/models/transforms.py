@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from avatar.errors import UserError
 from avatar.nn.masks import FullView, MaskView
 from avatar.nn.rope import Rotation
 from avatar.protocols import View
@@ -31,13 +32,13 @@ def apply_transforms(networks: nn.Module, by: Mapping[str, Mapping[str, Preparat
     """Prepare the named networks among a module's children, each by its preparations in their order; None is none.
 
     Raises:
-        ValueError: there is no such network.
+        UserError: there is no such network.
     """
     children = dict(networks.named_children())
     for name, preparations in by.items():
         chosen = [preparation for preparation in (preparations or {}).values() if preparation is not None]
         if chosen and name not in children:
-            raise ValueError(f"transforms.{name}: the networks here are {', '.join(children)}; name one of them")
+            raise UserError(f"transforms.{name}: the networks here are {', '.join(children)}; name one of them")
         for preparation in chosen:
             preparation(children[name])
 
@@ -142,7 +143,7 @@ def _on_whole_clips(fast: Callable[..., Tensor], plain: Callable[..., Tensor]) -
 def _blocks(net: nn.Module) -> nn.ModuleList:
     blocks = getattr(net, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):
-        raise ValueError(f"a {type(net).__name__} has no blocks to transform, as backbones have; leave out transforms=")
+        raise UserError(f"a {type(net).__name__} has no blocks to transform, as backbones have; leave out transforms=")
     return blocks
 
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from avatar.errors import UserError
 from avatar.nn.attention import AdditiveInjection, CrossAttention, ImageKeys, SelfAttention, zero_init_
 from avatar.nn.embeddings import (
     AudioEmbedder,
@@ -114,20 +115,20 @@ class VideoDiT(nn.Module):
         sizes = {"channels": channels, "dim": dim, "ffn": ffn, "heads": heads, "layers": layers, "patch": patch}
         for name, value in sizes.items():
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value}; wanted a whole number from 1 on")
+                raise UserError(f"{name}={value}; wanted a whole number from 1 on")
         if dim % heads:
-            raise ValueError(f"a width of {dim} can't be shared by {heads} heads; choose a multiple of {heads}")
+            raise UserError(f"a width of {dim} can't be shared by {heads} heads; choose a multiple of {heads}")
         for name, entrance in (("text", text), ("image", image)):
             if entrance is not None and entrance.dim != dim:
-                raise ValueError(
+                raise UserError(
                     f"{name} of width {entrance.dim} for a network of width {dim}; set network.{name}.dim to this"
                 )
         if strides is not None and ([*map(type, strides)] != [int, int] or min(strides) < 1):
-            raise ValueError(f"strides={strides}; wanted the frames and the pixels of a latent, such as [4, 8]")
+            raise UserError(f"strides={strides}; wanted the frames and the pixels of a latent, such as [4, 8]")
         if not (reference_channels or reference_sink):
-            raise ValueError("the reference enters nowhere; give reference_channels or reference_sink or both")
+            raise UserError("the reference enters nowhere; give reference_channels or reference_sink or both")
         if audio_injection not in get_args(Injection):
-            raise ValueError(f"audio_injection={audio_injection!r}; choose one of {', '.join(get_args(Injection))}")
+            raise UserError(f"audio_injection={audio_injection!r}; choose one of {', '.join(get_args(Injection))}")
         self.reference_sink, self.extra_in_channels = reference_sink, extra_in_channels
         self.audio_injection, self.ffn = audio_injection, ffn
         self.channels, self.dim, self.heads, self.layers, self.patch = channels, dim, heads, layers, patch
@@ -165,16 +166,16 @@ class VideoDiT(nn.Module):
                 zero_init_(layer)
 
     def check_inputs(self, autoencoder: VideoAutoencoder, audio: AudioEncoder, image: ImageEncoder | None) -> None:
-        """Raise ValueError unless it takes what these make."""
+        """Raise UserError unless it takes what these make."""
         if self.channels != autoencoder.channels:
-            raise ValueError(
+            raise UserError(
                 f"a network for latents of {self.channels} channels with an autoencoder of {autoencoder.channels}; "
                 "take the autoencoder that it was trained with, or a model= for these latents"
             )
         stride, edge = autoencoder.temporal_stride, autoencoder.spatial_stride
         if self.strides is not None and self.strides != (stride, edge):
             frames, pixels = self.strides
-            raise ValueError(
+            raise UserError(
                 f"a network for latents of {frames} frames of {pixels}×{pixels} pixels with an autoencoder of {stride} "
                 f"of {edge}×{edge}; choose the world= of its latents, such as world=wan22 for Wan 2.2's"
             )
@@ -182,17 +183,17 @@ class VideoDiT(nn.Module):
         wanted = (0 if self.image is None else self.image.features, self.extra_in_channels)
         given = (0, 0) if image is None else (image.dim, stride + self.channels)
         if wanted != given:
-            raise ValueError(
+            raise UserError(
                 f"image features of width {given[0]} and {given[1]} more channels for a network that takes {wanted[0]} "
                 f"and {wanted[1]}; image-to-video networks want their image encoder (image_encoder@image=clip), others "
                 "none (image=null)"
             )
 
     def check_audio(self, audio: AudioEncoder, stride: int) -> None:
-        """Raise ValueError unless it takes what this makes of latents of so many frames."""
+        """Raise UserError unless it takes what this makes of latents of so many frames."""
         wanted, given = (self.audio.tokens, self.audio.features), (audio.tokens(stride), audio.dim)
         if wanted != given:
-            raise ValueError(
+            raise UserError(
                 f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
                 "take the audio encoder that it was trained with, or set model.network.audio_tokens and audio_features"
             )
@@ -200,17 +201,17 @@ class VideoDiT(nn.Module):
     def check_shapes(
         self, audio_layers: int, text: Shaped[Tensor, "e n ..."], sizes: Collection[tuple[int, int]]
     ) -> None:
-        """Raise ValueError unless it can read audio of the states of so many layers, texts like this, and latents of
+        """Raise UserError unless it can read audio of the states of so many layers, texts like this, and latents of
         these heights and widths."""
         if self.audio.layers not in (1, audio_layers):
-            raise ValueError(
+            raise UserError(
                 f"audio features of {audio_layers} layers for a network that mixes {self.audio.layers}; set "
                 f"model.network.audio_layers={audio_layers}"
             )
         self.text.check(text)
         for height, width in sizes:
             if height % self.patch or width % self.patch:
-                raise ValueError(
+                raise UserError(
                     f"latents of {height}×{width} can't be cut into patches of {self.patch}; choose another size of "
                     "frames, or a model= of smaller patches"
                 )
@@ -267,9 +268,9 @@ class VideoDiT(nn.Module):
     def _with_more(self, x: Latents, cond: Conditioning) -> Float[Tensor, "b k l h w"]:
         given = 0 if cond.concat_latents is None else cond.concat_latents.shape[1]
         if given != self.extra_in_channels:
-            raise ValueError(
+            raise UserError(
                 f"{given} channels beside the latents' own, wanted {self.extra_in_channels}: see Conditioning.concat_latents"
             )
         if (cond.image is None) != (self.image is None):
-            raise ValueError(f"image features are {'missing' if self.image else 'not wanted'}: see Conditioning.image")
+            raise UserError(f"image features are {'missing' if self.image else 'not wanted'}: see Conditioning.image")
         return x if cond.concat_latents is None else torch.cat([x, cond.concat_latents], dim=1)

@@ -20,6 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from avatar.errors import ExistingFileError, UserError
 from avatar.files import atomic_path, save_tensors
 from avatar.models import bundle
 from avatar.models.video_dit import VideoDiT
@@ -76,11 +77,11 @@ def load(
         dtype: of the parameters, whatever the file has; see DTYPES.
         allow: patterns (`*`) of names, of the file or the network, that may be unknown, missing or mis-shaped.
 
-    Raises ValueError naming every other such tensor; those of the network's that are missing keep their fresh start.
+    Raises UserError naming every other such tensor; those of the network's that are missing keep their fresh start.
     """
     for name, given, choices in (("kind", kind, bundle.KINDS), ("dtype", dtype, DTYPES)):
         if given not in choices:
-            raise ValueError(f"{name}={given!r} of a model; choose one of {', '.join(choices)}")
+            raise UserError(f"{name}={given!r} of a model; choose one of {', '.join(choices)}")
     if weights is None:
         fresh = bundle.new(network)
         fresh.origin = replace(bundle.origin_of(fresh), kind=kind)
@@ -89,7 +90,7 @@ def load(
     with torch.device("meta"):
         net: VideoDiT = bundle.new(network)
     if not isinstance(net.text, TextProjection):
-        raise ValueError(f"text by {type(net.text).__name__}; Wan's networks take features: TextProjection")
+        raise UserError(f"text by {type(net.text).__name__}; Wan's networks take features: TextProjection")
     pairs = names_of(net, _layout(published))
     found = _fitting(net, published, pairs, allow)
     _start(net, [name for name in net.state_dict() if name not in found], DTYPES[dtype])
@@ -104,15 +105,15 @@ def load(
 def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     """Write the network as diffusers' `WanTransformer3DModel` reads it: config.json and one safetensors file.
 
-    Raises ValueError if what Wan lacks isn't silent (the file would compute something else), unless named in `allow`,
+    Raises UserError if what Wan lacks isn't silent (the file would compute something else), unless named in `allow`,
     and FileExistsError for a folder that holds something.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} isn't empty, and nothing in it is overwritten; give another folder")
+        raise ExistingFileError(f"{folder} isn't empty, and nothing in it is overwritten; give another folder")
     pairs, config = names_of(net, DIFFUSERS), json.dumps(_diffusers_config(net), indent=2, sort_keys=True)
     loud = [name for name in _nonzero_additions(net) if not _allowed(allow, name)]
     if loud:
-        raise ValueError(
+        raise UserError(
             f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: "
             "it would be another network; name them in allow to leave them out"
         )
@@ -140,7 +141,7 @@ def _layout(published: Published) -> Mapping[str, str]:
     for layout in (DIFFUSERS, ORIGINAL):
         if f"{layout['time.linear_1']}.weight" in published.read:
             return layout
-    raise ValueError(
+    raise UserError(
         f"{published.path} holds neither diffusers' nor the original names of a Wan transformer, but "
         f"{', '.join(list(published.read)[:3])}, …; give the transformer's folder or file"
     )
@@ -182,7 +183,7 @@ def _fitting(net: VideoDiT, published: Published, pairs: Mapping[str, str], allo
             wrong.append(f"{theirs} is {tuple(got)}, wanted {tuple(wanted)}")
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(
+        raise UserError(
             f"{published.path} doesn't fit the network: {'; '.join(sorted(wrong)[:8])}{more}; choose the model=… of "
             "these weights, or name in allow what may differ"
         )
@@ -225,7 +226,7 @@ def _nonzero_additions(net: VideoDiT) -> list[str]:
 def _diffusers_config(net: VideoDiT) -> dict[str, Any]:
     image, text = net.image, net.text
     if not isinstance(text, TextProjection):
-        raise ValueError(f"a network whose text enters by {type(text).__name__}; Wan's enters as an encoder's features")
+        raise UserError(f"a network whose text enters by {type(text).__name__}; Wan's enters as an encoder's features")
     return {
         "_class_name": "WanTransformer3DModel",
         "patch_size": [1, net.patch, net.patch],

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from avatar.errors import MissingFileError, UserError
 from avatar.files import short_error
 
 WRAPPERS = re.compile(r"(^|\.)(module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)(?=\.)")
@@ -31,21 +32,21 @@ def opened(path: Path) -> Published:
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; give a folder of safetensors, a .safetensors or a .pt file")
+        raise MissingFileError(f"no weights at {path}; give a folder of safetensors, a .safetensors or a .pt file")
     if path.suffix == ".safetensors":
         return Published(path, {name: _reader(path, name) for name in _names(path)})
     try:
         # What torch wrote before 1.6 is no archive, and can't be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no file of tensors alone ({short_error(error)}); files that carry code are refused"
         ) from error
     held = _described(state)
     if isinstance(state, Mapping):
         state = next((state[part] for part in PARTS if part in state), state)
     if not _is_named_tensors(state):
-        raise ValueError(
+        raise UserError(
             f"{path} holds {held}; wanted tensors by their names, or {' or '.join(PARTS)} with such: save the "
             "network's state_dict alone"
         )
@@ -70,7 +71,7 @@ def _folder(path: Path) -> Published:
     files = sorted(path.glob("*.safetensors"))
     if not indices:
         if len(files) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{path} has {len(files)} .safetensors files and no index; give the folder that holds the transformer "
                 "with its *.safetensors.index.json, or one file"
             )
@@ -78,13 +79,13 @@ def _folder(path: Path) -> Published:
     try:
         places = json.loads(indices[0].read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{indices[0]} is no index of safetensors ({error}); copy it again") from error
+        raise UserError(f"{indices[0]} is no index of safetensors ({error}); copy it again") from error
     missing = sorted({file for file in places.values() if not (path / file).is_file()})
     if missing:
-        raise FileNotFoundError(f"{path} lacks {', '.join(missing)}, which its index names; copy it again")
+        raise MissingFileError(f"{path} lacks {', '.join(missing)}, which its index names; copy it again")
     held = {file: set(_names(path / file)) for file in sorted(set(places.values()))}
     if lost := [name for name, file in places.items() if name not in held[file]]:
-        raise ValueError(f"{lost[0]} isn't in {places[lost[0]]}, where the index has it; copy {path} again")
+        raise UserError(f"{lost[0]} isn't in {places[lost[0]]}, where the index has it; copy {path} again")
     return Published(path, {name: _reader(path / file, name) for name, file in places.items()})
 
 
@@ -93,7 +94,7 @@ def _names(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); copy it again") from error
+        raise UserError(f"{path} is no readable safetensors file ({error}); copy it again") from error
 
 
 def _reader(path: Path, name: str) -> Callable[[], Tensor]:

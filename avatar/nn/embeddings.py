@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from avatar.errors import UserError
 from avatar.nn.attention import zero_init_
 from avatar.nn.norm import LayerNorm
 from avatar.types import EMOTIONS, GESTURES, ROLES, STATES, Conditioning
@@ -87,7 +88,7 @@ class AudioEmbedder(nn.Module):
     def __init__(self, features: int, tokens: int, dim: int, layers: int = 1):
         super().__init__()
         if layers < 1 or features % layers:
-            raise ValueError(f"audio features of width {features} can't be the states of {layers} layers; give both")
+            raise UserError(f"audio features of width {features} can't be the states of {layers} layers; give both")
         self.features, self.tokens, self.layers, self.width = features, tokens, layers, features // layers
         self.null = nn.Parameter(torch.empty(dim))
         self.place = nn.Parameter(torch.empty(len(ROLES), tokens, dim))
@@ -117,7 +118,7 @@ class ByteTextEncoder(nn.Module):
     def __init__(self, dim: int, width: int = 64, layers: int = 2, heads: int = 2, max_bytes: int = 128):
         super().__init__()
         if min(width, layers, heads) < 1 or width % heads:
-            raise ValueError(f"a text of width {width} in {layers} layers of {heads} heads; choose heads that share it")
+            raise UserError(f"a text of width {width} in {layers} layers of {heads} heads; choose heads that share it")
         self.dim = dim
         self.null = nn.Parameter(torch.randn(dim) * 0.02)
         self.byte = nn.Embedding(259, width)  # 256 bytes after three special ids, ByT5's numbering
@@ -139,11 +140,11 @@ class ByteTextEncoder(nn.Module):
         return torch.cat([null, x], 2), torch.cat([torch.ones_like(mask[..., :1]), mask], 2)
 
     def check(self, text: Shaped[Tensor, "*b n"]) -> None:
-        """Raise ValueError for what isn't a text encoder's byte ids, or more of them than it reads."""
+        """Raise UserError for what isn't a text encoder's byte ids, or more of them than it reads."""
         if text.is_floating_point():
-            raise ValueError("text as features for a model that reads bytes; choose text_encoder@text=bytes")
+            raise UserError("text as features for a model that reads bytes; choose text_encoder@text=bytes")
         if text.shape[-1] > len(self.place):
-            raise ValueError(
+            raise UserError(
                 f"prompts of {text.shape[-1]} bytes for a model that reads {len(self.place)}; set text.max_bytes to "
                 "this, or raise model.network.text.max_bytes"
             )
@@ -176,10 +177,10 @@ class TextProjection(nn.Module):
         return tokens, torch.cat([~mask.any(-1, keepdim=True), mask], 2)
 
     def check(self, text: Shaped[Tensor, "*b f"]) -> None:
-        """Raise ValueError for what isn't a text encoder's features of this width."""
+        """Raise UserError for what isn't a text encoder's features of this width."""
         if not text.is_floating_point() or text.shape[-1] != self.features:
             got = f"features of width {text.shape[-1]}" if text.is_floating_point() else "bytes"
-            raise ValueError(
+            raise UserError(
                 f"text as {got} for a model that takes features of width {self.features}; choose another "
                 "text_encoder@text, such as umt5"
             )
@@ -263,9 +264,7 @@ class InputSkip(nn.Module):
 def patches(x: Float[Tensor, "b c l h w"], p: int) -> Float[Tensor, "b l n d"]:
     """Latents cut into patches of p × p."""
     if x.shape[-1] % p or x.shape[-2] % p:
-        raise ValueError(
-            f"latents of {x.shape[-2]}×{x.shape[-1]} can't be cut into patches of {p}; choose another size"
-        )
+        raise UserError(f"latents of {x.shape[-2]}×{x.shape[-1]} can't be cut into patches of {p}; choose another size")
     return rearrange(x, "b c l (h p) (w q) -> b l (h w) (c p q)", p=p, q=p)
 
 

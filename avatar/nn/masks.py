@@ -22,6 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attention
 
+from avatar.errors import UserError
 from avatar.nn.rope import Rotation, rotate
 
 SINK = -1  # the sink's place on the timeline
@@ -42,9 +43,9 @@ class MaskSpec:
 
     def __post_init__(self):
         if not self.chunks or min(self.chunks) < 1:
-            raise ValueError(f"chunks of {self.chunks} latents; every chunk needs at least one")
+            raise UserError(f"chunks of {self.chunks} latents; every chunk needs at least one")
         if self.window is not None and self.window < max(self.chunks):
-            raise ValueError(f"a window of {self.window} latents can't hold a chunk of {max(self.chunks)}; widen it")
+            raise UserError(f"a window of {self.window} latents can't hold a chunk of {max(self.chunks)}; widen it")
 
     @property
     def latents(self) -> int:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from avatar.errors import UserError
+
 Table = tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]  # cos and sin of every token's phases, p pairs a head
 
 
@@ -22,7 +24,7 @@ class Rope:
 
     def __post_init__(self):
         if self.dim % 2:
-            raise ValueError(f"a head has {self.dim} channels, but they turn in pairs; choose an even width per head")
+            raise UserError(f"a head has {self.dim} channels, but they turn in pairs; choose an even width per head")
 
     def table(self, positions: Int[Tensor, " l"], height: int, width: int, dtype: torch.dtype) -> Table:
         """Cosines and sines for the tokens of latents at these positions, each a grid of height × width; in fp32 at

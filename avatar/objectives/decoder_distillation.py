@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from avatar.errors import UserError
 from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.objectives import losses
@@ -46,7 +47,7 @@ class DecoderDistillation(lightning.LightningModule):
         super().__init__()
         wanted, got = bundle.origin_of(autoencoder).fingerprint, bundle.origin_of(teacher).fingerprint
         if wanted != got:
-            raise ValueError(f"a decoder for latents of autoencoder {wanted} with teacher {got}; make it for this one")
+            raise UserError(f"a decoder for latents of autoencoder {wanted} with teacher {got}; make it for this one")
         self.net, self.teacher = autoencoder, teacher.requires_grad_(False).eval()
         self.optimizer = optimizer
         self.noise, self.region_weights, self.steps = noise, region_weights, steps

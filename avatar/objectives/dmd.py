@@ -18,6 +18,7 @@ from avatar.diffusion import path
 from avatar.diffusion.guidance import Guidance, guided
 from avatar.diffusion.packing import Bidirectional, TimestepSampler
 from avatar.diffusion.rollout import Noise, Plan, generate, replay
+from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.objectives.distributed import average_gradients, full_tensor, local_gradients, sample_globally
@@ -59,9 +60,9 @@ class DistributionMatching(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         if gradient not in ("exit_step", "replayed", "history"):
-            raise ValueError(f"gradient {gradient!r}; choose exit_step, replayed or history")
+            raise UserError(f"gradient {gradient!r}; choose exit_step, replayed or history")
         if critic_steps < 1 or accumulate < 1:
-            raise ValueError(f"critic_steps {critic_steps}, accumulate {accumulate}: both must be at least 1")
+            raise UserError(f"critic_steps {critic_steps}, accumulate {accumulate}: both must be at least 1")
         plan.check_trainable()
         self.net, self.critic, self.teacher = model, critic, teacher.requires_grad_(False).eval()
         self.plan, self.guidance, self.timesteps = plan, guidance, timesteps

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avatar.diffusion import path
+from avatar.errors import UserError
 from avatar.types import REGIONS, Times
 
 
@@ -26,7 +27,7 @@ class RegionWeights:
     Weights have mean 1 over each clip, whatever else is in its batch. A clip whose regions are not known counts evenly.
 
     Raises:
-        ValueError: what is added is below 0, or no number.
+        UserError: what is added is below 0, or no number.
     """
 
     face: float = 0.0
@@ -35,7 +36,7 @@ class RegionWeights:
     def __post_init__(self):
         for name, added in asdict(self).items():
             if not 0 <= added < math.inf:
-                raise ValueError(
+                raise UserError(
                     f"region_weights.{name}={added}; wanted a number from 0 on, such as 4.0, or 0.0 for none"
                 )
 
@@ -76,14 +77,14 @@ class MinSNR:
     """min(SNR, gamma) of the clean latents: times with little noise don't count more than gamma.
 
     Raises:
-        ValueError: gamma isn't above 0, or no number.
+        UserError: gamma isn't above 0, or no number.
     """
 
     gamma: float = 5.0
 
     def __post_init__(self):
         if not 0 < self.gamma < math.inf:
-            raise ValueError(f"gamma={self.gamma}; wanted a bound of the signal-to-noise ratio above 0, such as 5.0")
+            raise UserError(f"gamma={self.gamma}; wanted a bound of the signal-to-noise ratio above 0, such as 5.0")
 
     def of_clean(self, t: Times) -> Times:
         return path.snr(t).clamp(max=self.gamma)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from avatar.errors import UserError
 from avatar.puppet import render, scene
 from avatar.puppet.gestures import Event
 from avatar.puppet.identity import Identity
@@ -107,14 +108,14 @@ def make_clip(
     `schedule` is "mixed" (mostly speaking, at times listening or idle) or "speaking" (nothing else, for lip-sync
     scores); `identities` is how many puppets the split has; `backend` and `cache` are those of `speech.synthesize`;
     `directed` says what there is beside a calm portrait.
-    Raises ValueError for an unknown split or schedule and for fewer than one frame or identity.
+    Raises UserError for an unknown split or schedule and for fewer than one frame or identity.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        raise UserError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
     if frames < 1 or identities < 1 or seed < 0:
-        raise ValueError(f"frames {frames}, identities {identities}, seed {seed}: pass 1 or more, 1 or more, 0 or more")
+        raise UserError(f"frames {frames}, identities {identities}, seed {seed}: pass 1 or more, 1 or more, 0 or more")
     place = [seed, SPLITS.index(split), SCHEDULES.index(schedule)]
     rng, more = np.random.default_rng(place), np.random.default_rng([*place, 0x5CE7E])
     identity = Identity.from_seed(identity_seed(int(rng.integers(identities)), split))

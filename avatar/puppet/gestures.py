@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from avatar.errors import UserError
 from avatar.types import FRAME_RATE
 
 EASE_S = 0.32  # to reach a pose, and to leave it
@@ -77,7 +78,7 @@ def _pose(event: Event, t: Float[np.ndarray, " f"], stresses: Float[np.ndarray, 
                 f"hand_{arm}": 0.6,
             }, {}
         case _:
-            raise ValueError(f"no gesture {event.gesture!r}; choose one of {', '.join(SECONDS)}")
+            raise UserError(f"no gesture {event.gesture!r}; choose one of {', '.join(SECONDS)}")
 
 
 def _envelope(t: Float[np.ndarray, " f"], seconds: float) -> Float[np.ndarray, " f"]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avatar.errors import UserError
+
 Colour = tuple[int, ...]  # red, green, blue
 
 KINDS = {
@@ -95,7 +97,7 @@ class Identity:
     def from_seed(cls, seed: int) -> "Identity":
         """Draw a puppet; `seed` is any integer from 0 on."""
         if seed < 0:
-            raise ValueError(f"the identity seed is {seed}, but seeds count from 0; pass a non-negative integer")
+            raise UserError(f"the identity seed is {seed}, but seeds count from 0; pass a non-negative integer")
         rng = np.random.default_rng([seed, 0x1D])
         species = str(rng.choice(list(KINDS), p=(0.5, 0.2, 0.3)))
         kind = str(rng.choice(KINDS[species]))

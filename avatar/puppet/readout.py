@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy.ndimage import minimum_filter
 
+from avatar.errors import UserError
 from avatar.puppet.arms import ARMS, ArmBank, resting
 from avatar.puppet.identity import PARTS, Identity
 from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
@@ -74,7 +75,7 @@ class Readout:
 
     def __init__(self, identity: Identity, size: int, setting: Setting = PORTRAIT):
         if not SIZES[0] <= size <= SIZES[1]:
-            raise ValueError(
+            raise UserError(
                 f"frames of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there"
             )
         self.identity, self.size, self.setting = identity, size, setting
@@ -99,9 +100,9 @@ class Readout:
         self._mouth = np.repeat(region.ravel() > 0.95, 3)  # of the head's grid
 
     def read(self, frames: Frames) -> Reading:
-        """The state of every frame; raises ValueError for frames of another size."""
+        """The state of every frame; raises UserError for frames of another size."""
         if frames.shape[1:] != (self.size, self.size, 3) or frames.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 f"frames of shape {frames.shape} and type {frames.dtype}; this read-out was built for uint8 "
                 f"[f, {self.size}, {self.size}, 3], resize the frames or build another"
             )

@@ -10,6 +10,7 @@ import aggdraw
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from avatar.errors import UserError
 from avatar.puppet import body
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import CHANNELS
@@ -35,11 +36,9 @@ def render(
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """The frames of a trajectory (rows of motion.CHANNELS), `size` pixels square, 64 to 256."""
     if not SIZES[0] <= size <= SIZES[1]:
-        raise ValueError(
-            f"a frame of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there"
-        )
+        raise UserError(f"a frame of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there")
     if states.ndim != 2 or states.shape[1] != len(CHANNELS) or not len(states):
-        raise ValueError(f"states of shape {states.shape}; wanted rows of motion.CHANNELS, {len(CHANNELS)} columns")
+        raise UserError(f"states of shape {states.shape}; wanted rows of motion.CHANNELS, {len(CHANNELS)} columns")
     return paint(layers(identity, states, setting), identity.palette | setting.colours, size)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avatar.errors import UserError
 from avatar.puppet import cues
 from avatar.puppet.gestures import SECONDS, WITHOUT_ARMS, Event
 from avatar.puppet.setting import BACKDROPS, CAMERAS, THING_COLOURS, THINGS, Setting, Thing
@@ -47,16 +48,16 @@ class Scene:
         object.__setattr__(self, "backdrops", tuple(self.backdrops))
         object.__setattr__(self, "noise_db", tuple(self.noise_db))
         if strange := [*(self.framings.keys() - CAMERAS.keys()), *(set(self.backdrops) - set(BACKDROPS))]:
-            raise ValueError(
+            raise UserError(
                 f"unknown framing or backdrop {strange[0]!r}; wanted {', '.join(CAMERAS)} and {', '.join(BACKDROPS)}"
             )
         if not self.framings or min(self.framings.values()) < 0 or sum(self.framings.values()) <= 0:
-            raise ValueError(f"framings {self.framings}; give at least one a weight above 0")
+            raise UserError(f"framings {self.framings}; give at least one a weight above 0")
         for name in ("cues", "beats", "moods", "things", "lively", "noise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; wanted a share in [0, 1]")
+                raise UserError(f"{name} is {getattr(self, name)}; wanted a share in [0, 1]")
         if self.commands_hz < 0:
-            raise ValueError(f"commands_hz is {self.commands_hz}; wanted gestures a second, 0 or more")
+            raise UserError(f"commands_hz is {self.commands_hz}; wanted gestures a second, 0 or more")
 
     @property
     def gestures(self) -> bool:

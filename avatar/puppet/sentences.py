@@ -9,6 +9,8 @@ import re
 
 import numpy as np
 
+from avatar.errors import UserError
+
 SPLITS = ("train", "dev", "test")
 
 PATTERNS = (
@@ -81,7 +83,7 @@ def split_of(sentence: str) -> str:
 def draw(rng: np.random.Generator, split: str) -> str:
     """A random sentence of a split: drawn from the grammar until one belongs there."""
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     while True:
         pattern = PATTERNS[rng.integers(len(PATTERNS))]
         sentence = re.sub(r"\{(\w+?)\}", lambda found: _pick(rng, found[1]), pattern)

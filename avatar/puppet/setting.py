@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from avatar.errors import UserError
+
 Colour = tuple[int, ...]
 Points = Float[np.ndarray, "*_ 2"]
 
@@ -62,7 +64,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a clip's frames share beside the puppet. Raises ValueError for a framing or a backdrop there isn't."""
+    """What a clip's frames share beside the puppet. Raises UserError for a framing or a backdrop there isn't."""
 
     framing: str = "portrait"
     backdrop: str = "disc"
@@ -71,7 +73,7 @@ class Setting:
     def __post_init__(self):
         for name, value, known in (("framing", self.framing, CAMERAS), ("backdrop", self.backdrop, BACKDROPS)):
             if value not in known:
-                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
+                raise UserError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
 
     @property
     def camera(self) -> Camera:

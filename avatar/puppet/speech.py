@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 from scipy.signal import resample_poly
 
+from avatar.errors import UserError
 from avatar.puppet import formant
 from avatar.types import SAMPLE_RATE
 
@@ -45,12 +46,12 @@ class Voice:
 
     def __post_init__(self):
         if not 80 <= self.rate <= FASTEST:
-            raise ValueError(
+            raise UserError(
                 f"the voice speaks {self.rate} words a minute, but phoneme times are exact from 80 to {FASTEST} only; "
                 "choose a rate in between"
             )
         if not (0 <= self.pitch <= 99 and 0 <= self.range <= 99):
-            raise ValueError(f"pitch {self.pitch} and range {self.range} must lie in 0 to 99; clamp them")
+            raise UserError(f"pitch {self.pitch} and range {self.range} must lie in 0 to 99; clamp them")
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ def available() -> str:
 def synthesize(text: str, voice: Voice, cache: Path | None = None, backend: str | None = None) -> Utterance:
     """Speak a text, or take it from the cache: a deterministic function of its arguments.
 
-    `backend` is one of BACKENDS, by default the best one installed. Raises ValueError for an empty text, an unknown
+    `backend` is one of BACKENDS, by default the best one installed. Raises UserError for an empty text, an unknown
     backend or an unknown voice.
     """
     backend = backend or available()
     if not any(c.isalpha() for c in text):
-        raise ValueError(f"the text {text!r} has no letter to speak; pass at least one word")
+        raise UserError(f"the text {text!r} has no letter to speak; pass at least one word")
     if backend not in BACKENDS:
-        raise ValueError(f"unknown speech backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+        raise UserError(f"unknown speech backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if cache is None:
         return _utterance(*_spoken(text, voice, backend))
     path = Path(cache) / f"{_key(text, voice, backend)}.npz"
@@ -99,7 +100,7 @@ def synthesize(text: str, voice: Voice, cache: Path | None = None, backend: str 
         with path.open("rb") as file, np.load(file) as stored:
             return _utterance(stored["pcm"], stored["symbols"], stored["times"])
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise ValueError(f"{path} is not a cached utterance ({error}); delete it and run again") from error
+        raise UserError(f"{path} is not a cached utterance ({error}); delete it and run again") from error
 
 
 def _utterance(pcm: Int16[np.ndarray, " n"], symbols: np.ndarray, times: Float[np.ndarray, "p 2"]) -> Utterance:
@@ -123,7 +124,7 @@ def _formant(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], list[Pho
 
 def _espeak(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], list[Phoneme]]:
     if not importlib.util.find_spec("espeakng_loader"):
-        raise ValueError("backend 'espeak' needs espeakng-loader; install the extra `speech` or pass backend='formant'")
+        raise UserError("backend 'espeak' needs espeakng-loader; install the extra `speech` or pass backend='formant'")
     request = {"text": text, "voice": voice.name, "rate": voice.rate, "pitch": voice.pitch, "range": voice.range}
     worker = _worker(os.getpid())
     assert worker.stdin and worker.stdout
@@ -131,7 +132,7 @@ def _espeak(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], list[Phon
     worker.stdin.flush()
     answer = json.loads(worker.stdout.readline() or '{"error": "the eSpeak NG worker has ended; see its error output"}')
     if "error" in answer:
-        raise ValueError(answer["error"])
+        raise UserError(answer["error"])
     rate = answer["rate"]
     samples = np.frombuffer(base64.b64decode(answer["pcm"]), np.int16).astype(np.float32) / 32768
     phonemes = _with_closures(_clean(answer["phonemes"], len(samples), rate), samples, rate)

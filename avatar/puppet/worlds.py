@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from avatar.errors import UserError
 from avatar.media.frames import from_uint8, to_uint8
 from avatar.puppet.clip import PuppetClip
 from avatar.puppet.identity import Identity
@@ -51,7 +52,7 @@ class PixelWorld:
 
     def __post_init__(self):
         if not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"frames of {self.size} pixels; wanted a whole number from 1 on")
+            raise UserError(f"frames of {self.size} pixels; wanted a whole number from 1 on")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avatar.conditioning import audio_timeline
+from avatar.errors import UserError
 from avatar.protocols import AudioEncoder
 from avatar.types import SAMPLES_PER_FRAME
 
@@ -70,7 +71,7 @@ class AudioWindow:
     def rewind(self, latent: int) -> None:
         """Go back to the start of a latent: what was heard from there on has never come."""
         if not max(0, self.latent - self.history) <= latent <= self.latent:
-            raise ValueError(
+            raise UserError(
                 f"latent {latent} to go back to, from latent {self.latent} with a history of {self.history}; "
                 "choose a later one or keep a longer history"
             )

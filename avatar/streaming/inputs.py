@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from avatar.errors import UserError
 from avatar.protocols import VideoAutoencoder
 from avatar.types import Pixels
 
@@ -12,22 +13,22 @@ Sink = Float[Tensor, "1 c 1 h w"]  # a reference's latent
 
 
 def index(kind: str, name: str | None, names: tuple[str, ...]) -> int:
-    """The place of a name in its vocabulary; None is the first. Raises ValueError for a name that isn't there."""
+    """The place of a name in its vocabulary; None is the first. Raises UserError for a name that isn't there."""
     if name is not None and name not in names:
-        raise ValueError(f"{kind} {name!r}; choose one of {', '.join(names)}")
+        raise UserError(f"{kind} {name!r}; choose one of {', '.join(names)}")
     return 0 if name is None else names.index(name)
 
 
 def check_sound(role: str, samples: Sound) -> None:
-    """Raise ValueError for what is no row of finite floats."""
+    """Raise UserError for what is no row of finite floats."""
     if samples.ndim != 1 or not samples.is_floating_point():
-        raise ValueError(
+        raise UserError(
             f"{role} of shape {shape(samples)} in {samples.dtype}; wanted one row of floats in [-1, 1] at 16 kHz: "
             "mix to mono and convert it"
         )
     if not samples.isfinite().all():
         bad = int((~samples.isfinite()).nonzero()[0])
-        raise ValueError(f"{role} that is not finite, first at sample {bad}; mend the recording or cut that part out")
+        raise UserError(f"{role} that is not finite, first at sample {bad}; mend the recording or cut that part out")
 
 
 @torch.no_grad()
@@ -35,25 +36,25 @@ def latent_of(pixels: Pixels | None, latent: Sink | None, autoencoder: VideoAuto
     """The latent of a reference that was given as either, on the device.
 
     Raises:
-        ValueError: it was given as both or neither, isn't one finite frame, or isn't of this autoencoder.
+        UserError: it was given as both or neither, isn't one finite frame, or isn't of this autoencoder.
     """
     given = pixels if latent is None else latent
     if given is None or (pixels is not None and latent is not None):
-        raise ValueError("a reference wants either its pixels or its latent; give one of them")
+        raise UserError("a reference wants either its pixels or its latent; give one of them")
     if given.ndim != 5 or given.shape[0] != 1 or given.shape[2] != 1:
-        raise ValueError(f"a reference of shape {shape(given)}; wanted one frame, 1 c 1 h w: reshape it")
+        raise UserError(f"a reference of shape {shape(given)}; wanted one frame, 1 c 1 h w: reshape it")
     if not given.isfinite().all():
-        raise ValueError("a reference with values that are not finite; mend the picture")
+        raise UserError("a reference with values that are not finite; mend the picture")
     if latent is None:
         try:
             latent = autoencoder.encode(given.to(device))
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"a reference of shape {shape(given)} that the autoencoder can't encode ({error}); "
                 "give it the channels and size that the autoencoder was made for"
             ) from error
     if latent.shape[1] != autoencoder.channels:
-        raise ValueError(
+        raise UserError(
             f"a reference's latent of {latent.shape[1]} channels, but the autoencoder's have "
             f"{autoencoder.channels}; encode the picture with this autoencoder"
         )

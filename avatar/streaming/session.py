@@ -19,6 +19,7 @@ from torch import Tensor
 from avatar.conditioning import image_to_video
 from avatar.conditioning.image_to_video import I2VConditioning
 from avatar.diffusion.rollout import Noise, Plan, Rollout
+from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
@@ -71,7 +72,7 @@ class Session:
         image: ImageEncoder | None = None,
     ):
         if net.training or autoencoder.training:
-            raise ValueError(
+            raise UserError(
                 "a network or an autoencoder in training mode, whose state would change; call .eval() first"
             )
         net.check_inputs(autoencoder, audio, image)
@@ -86,7 +87,7 @@ class Session:
         self.gestures = (0, 0)  # the gesture, and the latent that it ends before
 
         if max_rollback < 0:
-            raise ValueError(f"max_rollback {max_rollback}; give the chunks that an interrupt may take back, or 0")
+            raise UserError(f"max_rollback {max_rollback}; give the chunks that an interrupt may take back, or 0")
         spare = max(1, max_rollback) * max(plan.chunk, plan.first_chunk)  # a merged pass writes a chunk ahead
         self.windows = [AudioWindow(audio, self.stride, spare) for _ in ROLES]
         self.waiting = torch.zeros(len(ROLES), 0)  # sound that has come and that no chunk was made of yet
@@ -132,14 +133,14 @@ class Session:
     def set_emotion(self, name: str | None, intensity: float = 1.0) -> None:
         """One of EMOTIONS, at an intensity in [0, 1]."""
         if not 0 <= intensity <= 1:
-            raise ValueError(f"an intensity of {intensity}; it lies between 0 and 1")
+            raise UserError(f"an intensity of {intensity}; it lies between 0 and 1")
         self.emotion = index("emotion", name, EMOTIONS)
         self.intensity = float(intensity) if self.emotion else 0.0
 
     def gesture(self, name: str | None, seconds: float = 1.0) -> None:
         """One of GESTURES, begun with the next chunk and asked for during so many seconds."""
         if not 0 < seconds < float("inf"):
-            raise ValueError(f"a gesture of {seconds} seconds; give it a finite length above 0")
+            raise UserError(f"a gesture of {seconds} seconds; give it a finite length above 0")
         latents = -int(-seconds * FRAME_RATE // self.stride)
         self.gestures = (index("gesture", name, GESTURES), self.rollout.position + latents)
 
@@ -150,7 +151,7 @@ class Session:
         """
         next_reference, own = self._encode_reference(pixels, latent), self.next_reference.reference
         if next_reference.reference.shape != own.shape:
-            raise ValueError(
+            raise UserError(
                 f"a reference with a latent of {shape(next_reference.reference)} in a session of {shape(own)}; "
                 "crop it to the first one's size or open another session"
             )
@@ -171,12 +172,12 @@ class Session:
     def push_audio(self, own: Sound, other: Sound | None = None) -> None:
         """Take in sound without making frames of it yet."""
         if self.end is not None:
-            raise ValueError("sound after the stream's end; open another session, or interrupt this one first")
+            raise UserError("sound after the stream's end; open another session, or interrupt this one first")
         check_sound("speech", own)
         if other is not None:
             check_sound("other", other)
             if len(other) != len(own):
-                raise ValueError(
+                raise UserError(
                     f"{len(own)} samples of the avatar's voice with {len(other)} of the other one; both are on one clock: "
                     "pad the shorter with silence"
                 )
@@ -229,10 +230,10 @@ class Session:
         """
         shown = self.frames if shown_frames is None else shown_frames
         if not 0 <= shown <= self.frames:
-            raise ValueError(f"{shown} frames shown of {self.frames} that are out; give a number between")
+            raise UserError(f"{shown} frames shown of {self.frames} that are out; give a number between")
         whole = [c for c in self.snapshots if c.position * self.stride <= shown]
         if not whole:
-            raise ValueError(
+            raise UserError(
                 f"{shown} frames shown, but the session goes back to frame "
                 f"{self.snapshots[0].position * self.stride} at most; interrupt it sooner or raise max_rollback"
             )

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from avatar.errors import UserError
 from avatar.streaming.session import Session
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
@@ -40,11 +41,11 @@ def stream(
 ) -> Iterator[Emitted]:
     """Feed a recording to a fresh session in packets of so many samples, and yield its chunks as they come."""
     if packet < 1:
-        raise ValueError(f"packets of {packet} samples; give at least 1")
+        raise UserError(f"packets of {packet} samples; give at least 1")
     if not len(speech):
-        raise ValueError("speech of 0 samples; wanted at least one: give longer audio")
+        raise UserError("speech of 0 samples; wanted at least one: give longer audio")
     if session.received:
-        raise ValueError(f"a session that has heard {session.received} samples already; open a fresh one")
+        raise UserError(f"a session that has heard {session.received} samples already; open a fresh one")
     calls = []
     counter = session.net.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -94,7 +95,7 @@ class StreamStats:
         frame i is due: T = max over chunks of (ready_at - i/25).
         """
         if not records:
-            raise ValueError("no chunk to take figures from; stream something first")
+            raise UserError("no chunk to take figures from; stream something first")
         lengths = torch.tensor([record.frames.shape[1] for record in records])
         firsts = (lengths.cumsum(0) - lengths).double()
         ready = torch.tensor([record.ready_at for record in records], dtype=torch.float64)

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from avatar.errors import ExistingFileError, UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, TrainingData, VideoAutoencoder
 from avatar.training import run_checkpoint
@@ -23,7 +24,7 @@ def check_inputs(
     image: ImageEncoder | None,
     sizes: Collection,
 ) -> None:
-    """Raise ValueError unless a network can read what these make, in latents of these heights and widths."""
+    """Raise UserError unless a network can read what these make, in latents of these heights and widths."""
     net.check_inputs(autoencoder, audio, image)
     net.check_shapes(audio.num_layers, text.encode([""])[0], sizes)
 
@@ -44,41 +45,41 @@ def check_folder(cfg: DictConfig) -> None:
 
     _check_shared_folder(cfg)
     if cfg.resume is None and not rank_zero_only.rank and Path(cfg.folder, "config.yaml").exists():
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{cfg.folder} holds a run already, which is not overwritten; give another folder=, or resume= to go on "
             "with it"
         )
 
 
 def _check_shared_folder(cfg: DictConfig) -> None:
-    """Raise ValueError where each of several processes would have a folder named by the second it began in."""
+    """Raise UserError where each of several processes would have a folder named by the second it began in."""
     if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1 or not HydraConfig.initialized():
         return
     hydra_config = HydraConfig.get()
     named = any(override.startswith("hydra.run.dir=") for override in hydra_config.overrides.hydra)
     named = named or hydra_config.mode == RunMode.MULTIRUN  # by the one that launched them all
     if cfg.folder == hydra_config.runtime.output_dir and not named:
-        raise ValueError(f"processes that share no folder, here {cfg.folder}; name one for all: folder=outputs/NAME")
+        raise UserError(f"processes that share no folder, here {cfg.folder}; name one for all: folder=outputs/NAME")
 
 
 def check_accumulation(trainer: Any, objective: Any, data: TrainingData) -> None:
-    """Raise ValueError unless a run is one pass over its batches, and an update comes after as many passes as its batch
+    """Raise UserError unless a run is one pass over its batches, and an update comes after as many passes as its batch
     is shared out among."""
     if trainer.max_epochs != 1:
-        raise ValueError(f"trainer.max_epochs={trainer.max_epochs}; a run is of `steps` batches: raise steps")
+        raise UserError(f"trainer.max_epochs={trainer.max_epochs}; a run is of `steps` batches: raise steps")
     passes = trainer.accumulate_grad_batches if objective.automatic_optimization else objective.accumulate
     if passes != data.accumulate:
-        raise ValueError(
+        raise UserError(
             f"an update after {passes} passes, but batches shared out among {data.accumulate}; set both by one: "
             f"accumulate={max(passes, data.accumulate)}"
         )
 
 
 def check_regions(objective: Any, data: TrainingData) -> None:
-    """Raise ValueError where a region is to count more, and no training sample has a mask of it."""
+    """Raise UserError where a region is to count more, and no training sample has a mask of it."""
     for name in objective.region_weights.regions:
         if name not in data.regions:
-            raise ValueError(
+            raise UserError(
                 f"objective.region_weights.{name}={getattr(objective.region_weights, name)}, but no training sample has a mask of "
                 f"its {name}; set objective.region_weights.{name}=0, or prepare the videos with a face detector: "
                 "detectors.face, see data/README.md"
@@ -86,22 +87,22 @@ def check_regions(objective: Any, data: TrainingData) -> None:
 
 
 def check_optimizers(objective: Any) -> None:
-    """Raise ValueError for settings that an optimiser refuses, before hours of encoding."""
+    """Raise UserError for settings that an optimiser refuses, before hours of encoding."""
     try:
         objective.configure_optimizers()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"an optimiser refuses its settings ({error}); check objective.optimizer") from error
+        raise UserError(f"an optimiser refuses its settings ({error}); check objective.optimizer") from error
 
 
 def check_resumable(path: str | Path, objective: torch.nn.Module) -> None:
-    """Raise ValueError for a checkpoint that isn't one of this objective and these networks."""
+    """Raise UserError for a checkpoint that isn't one of this objective and these networks."""
     wanted = f"give a .ckpt of this run's checkpoints folder, and the arguments of that run; got resume={path}"
     try:
         saved = run_checkpoint.shapes(Path(path))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{error}; {wanted}") from error
+        raise UserError(f"{error}; {wanted}") from error
     own = {name: weight.shape for name, weight in objective.state_dict().items()}
     saved = {name: shape for name, shape in saved.items() if not name.startswith(run_checkpoint.AVERAGE)}
     strange = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name] != saved[name]]
     if strange:
-        raise ValueError(f"a checkpoint of other networks, different in {', '.join(strange[:3])}; {wanted}")
+        raise UserError(f"a checkpoint of other networks, different in {', '.join(strange[:3])}; {wanted}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from avatar.errors import UserError
 from avatar.files import short_error
 
 BESIDE_WEIGHTS = "meta.pt"  # what else a folder holds; written last
@@ -35,7 +36,7 @@ def shapes(path: Path) -> dict[str, torch.Size]:
     """The weights of a checkpoint by their names, as shapes.
 
     Raises:
-        ValueError: it is no checkpoint, it isn't whole, or it carries more than tensors and plain values.
+        UserError: it is no checkpoint, it isn't whole, or it carries more than tensors and plain values.
         OSError: it isn't there.
     """
     try:
@@ -44,7 +45,7 @@ def shapes(path: Path) -> dict[str, torch.Size]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         return {name: weight.shape for name, weight in state.items()}
     except _BROKEN as error:
-        raise ValueError(f"{path} is no checkpoint of a training run ({short_error(error)})") from error
+        raise UserError(f"{path} is no checkpoint of a training run ({short_error(error)})") from error
 
 
 def newest(folder: Path) -> Path | None:

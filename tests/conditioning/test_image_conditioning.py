@@ -69,10 +69,10 @@ def test_the_timeline_is_grey_and_unknown(autoencoder, image, reference, expecte
 
 
 def test_a_stream_is_told_at_any_place_what_a_whole_clip_is_told(autoencoder, image, reference, expected):
-    told = image_to_video.encode_reference(reference, autoencoder, image, WHOLE_CLIP)
-    assert told.channels.shape[2] == image_to_video.MAX_GREY_LATENTS < WHOLE_CLIP
+    message = image_to_video.encode_reference(reference, autoencoder, image, WHOLE_CLIP)
+    assert message.channels.shape[2] == image_to_video.MAX_GREY_LATENTS < WHOLE_CLIP
     for start in (0, 3, image_to_video.MAX_GREY_LATENTS - 1, WHOLE_CLIP - 2, 10_000):
-        channels = told.apply(conditioning(reference, 2), start).concat_latents
+        channels = message.apply(conditioning(reference, 2), start).concat_latents
         place = 1 + min(start, WHOLE_CLIP - 2)
         torch.testing.assert_close(channels[:, 4:], expected[:, :, place : place + 2], rtol=1e-4, atol=1e-5)
 
@@ -101,7 +101,7 @@ def test_other_networks_are_told_nothing_and_pay_nothing(autoencoder, reference,
         monkeypatch.setattr(autoencoder, work, lambda *_: pytest.fail("was asked to work"))
     assert image_to_video.with_image_conditioning(cond, autoencoder, None) is cond
     assert (
-        image_to_video.encode_reference(reference, autoencoder, None, 3).told(cond) is cond
+        image_to_video.encode_reference(reference, autoencoder, None, 3).apply(cond) is cond
         and cond.blank(1).concat_latents is None
     )
 

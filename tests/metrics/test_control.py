@@ -113,7 +113,7 @@ def test_labels_of_other_clips_are_obeyed_less(labelled):
     clips = [acted(seed, names[seed % 5]) for seed in range(20)]
 
     def accuracy(shift: int, noise: float) -> float:
-        told = [names[(seed + shift) % 5] for seed in range(20)]
+        message = [names[(seed + shift) % 5] for seed in range(20)]
         made = [labelled([worn(c, noise)], [t], "emotion") for c, t in zip(clips, message, strict=True)]
         return control.accuracy(made, "emotion")
 
@@ -138,7 +138,7 @@ def test_gestures_that_words_cause_are_scored_where_none_is_asked_for(labelled):
     doing = np.repeat([GESTURES.index(name) for name in ("nod", "none", "wave")], [len(s) for s in stretches])
     free = labelled(stretches, ["unspecified"] * 3, "gesture", doing=doing)
     assert control.unprompted([free]) == pytest.approx(2 / 3)
-    told = labelled(stretches, ("nod", "none", "beat"), "gesture", doing=doing)
+    message = labelled(stretches, ("nod", "none", "beat"), "gesture", doing=doing)
     assert np.isnan(control.unprompted([message]))
     beats = np.where(doing == GESTURES.index("wave"), GESTURES.index("beat"), doing)
     assert control.unprompted([labelled(stretches, ["unspecified"] * 3, "gesture", doing=beats)]) == 1

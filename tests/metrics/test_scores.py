@@ -58,15 +58,15 @@ def motion_scores(reading, few_draws):
     moods, states, gestures = EMOTIONS[1:], STATES[1:], GESTURES[1:]
 
     def motion(seed: int):
-        told = moods[seed % 5], states[seed // 2 % 3], gestures[seed % 7]
+        message = moods[seed % 5], states[seed // 2 % 3], gestures[seed % 7]
         return acted(seed, *message), [names.index(name) for names, name in zip(VOCABULARIES, message, strict=True)]
 
     def read(motions, labels, noise: float = 0.0):
         rng, readings = np.random.default_rng(0), []
         for number, (states, (emotion, state, gesture)) in enumerate(zip(motions, labels, strict=True)):
             seen = states + noise * (HIGH - LOW) * rng.standard_normal(states.shape)
-            told = {"emotion": emotion, "state": state, "gesture": gesture * (number % 2), "doing": gesture}
-            tracks = {name: np.full(len(states), label) for name, label in told.items()}
+            message = {"emotion": emotion, "state": state, "gesture": gesture * (number % 2), "doing": gesture}
+            tracks = {name: np.full(len(states), label) for name, label in message.items()}
             readings.append(reading(frames=len(states), states=seen.astype(np.float32), **tracks))
         return readings
 

@@ -205,7 +205,7 @@ def test_encoders_are_known_by_their_weights_or_else_by_all_of_their_config(tmp_
     path = tmp_path / "a.safetensors"
     bundle.write(make_bundle(config={"network": NETWORK, "text": HERE}, components=known), path)
     net, given = bundle.load(str(path)), ({"text": config}, {"text": Words(encoder)})
-    if told is None:
+    if message is None:
         bundle.check_encoders(net, *given)
     else:
         with pytest.raises(ValueError, match=message):

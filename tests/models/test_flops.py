@@ -115,7 +115,7 @@ def test_parameters_are_counted_once_each():
 
 
 def test_the_report_fits_a_terminal_and_refuses_no_clip():
-    told = lines(on_meta("dit_20b"), flops.ClipShape(20, 60, 104, 512, 257))
+    message = lines(on_meta("dit_20b"), flops.ClipShape(20, 60, 104, 512, 257))
     assert dict(message)["parameters"].startswith("20.4 G")
     assert max(len(value) for _, value in message) < 60
     with pytest.raises(ValueError, match="at least 1"):

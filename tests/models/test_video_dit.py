@@ -33,8 +33,8 @@ def test_target_time_and_guidance_say_nothing_until_they_have_learnt_to():
     net, (x, t, cond) = make_net(), inputs()
     zero_init_(net.target_time.linear_2)
     zero_init_(net.guidance.linear_2)
-    told = net(x, t, cond, causal(net), r=t / 2, guidance=torch.full_like(t, 3.0))
-    assert told.shape == x.shape
+    message = net(x, t, cond, causal(net), r=t / 2, guidance=torch.full_like(t, 3.0))
+    assert message.shape == x.shape
     torch.testing.assert_close(message, net(x, t, cond, causal(net)))
 
 

@@ -188,10 +188,10 @@ def test_what_wan_lacks_says_nothing_at_first_and_can_learn(tmp_path):
     assert all(not p.is_meta for p in net.parameters())
     cond = conditioning("t2v", 1, 3, 4, 4)
     x, t, view = torch.randn(1, 4, 3, 4, 4), torch.rand(1, 3), FullView(torch.arange(3))
-    told = net(x, t, cond, view, r=t / 2, guidance=torch.full_like(t, 2.0))
+    message = net(x, t, cond, view, r=t / 2, guidance=torch.full_like(t, 2.0))
     other = cond.without(*(torch.tensor([flag]) for flag in (True, False, True)))
     torch.testing.assert_close(net(x, t, other, view), message)
-    told.square().sum().backward()
+    message.square().sum().backward()
     for name in (
         "labels.emotion.weight",
         "blocks.1.audio.out.weight",

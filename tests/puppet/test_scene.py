@@ -56,9 +56,9 @@ def test_what_a_free_puppet_does_is_not_told_and_what_a_directed_one_does_is(hal
     for clip in half:
         assert free(clip) or (clip.gesture == clip.doing).all()
         for caption, at in ((clip.captions[i], clip.captioned == i) for i in range(len(clip.captions))):
-            told = {GESTURES[i] for i in clip.gesture[at]}
+            message = {GESTURES[i] for i in clip.gesture[at]}
             assert len(message) == 1
-            assert ("waving" in caption) == (told == {"wave"}) and ("shrugging" in caption) == (told == {"shrug"})
+            assert ("waving" in caption) == (message == {"wave"}) and ("shrugging" in caption) == (message == {"shrug"})
 
 
 def test_gestures_move_what_they_are_made_of(half):

@@ -72,7 +72,7 @@ def opened(net, autoencoder, image, reference):
 
 
 @pytest.fixture
-def told(autoencoder, image, reference):
+def message(autoencoder, image, reference):
     """The conditioning of a whole clip of some speech."""
 
     def make(speech: torch.Tensor, latents: int) -> Conditioning:
@@ -85,11 +85,11 @@ def told(autoencoder, image, reference):
 
 def test_streamed_equals_offline_also_where_latents_repeat(opened, message):
     session, speech = opened(), sound(7)
-    close(streamed(session, speech, 3001), offline(session, told(speech, 7)))
+    close(streamed(session, speech, 3001), offline(session, message(speech, 7)))
 
 
 def test_what_is_told_reaches_the_network(opened, message):
-    session, cond = opened(), told(sound(3), 3)
+    session, cond = opened(), message(sound(3), 3)
     plain = offline(session, cond)
     for change in ({"image": -cond.image}, {"concat_latents": cond.concat_latents.roll(1, 2)}):
         assert (offline(session, replace(cond, **change)) - plain).abs().max() > 1e-3
@@ -122,7 +122,7 @@ def test_an_interrupt_goes_back_to_what_was_told_then(opened, reference):
 
 
 def test_each_window_of_a_long_clip_follows_the_reference(net, message):
-    cond, seen = told(sound(5), 5), []
+    cond, seen = message(sound(5), 5), []
 
     class Spy(torch.nn.Module):
         def tokens(self, height, width):

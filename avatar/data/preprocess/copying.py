@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from avatar.data.preprocess.clips import BITEXACT, VideoClip
 from avatar.data.preprocess.picture import FORMAT
 from avatar.data.preprocess.probe import Probe, opened, picture_stream
+from avatar.errors import FileAccessError
 from avatar.types import FRAME_RATE
 
 CODEC = "h264"  # what encoded clips are, so that readers meet nothing else
@@ -133,4 +134,6 @@ def _packets(path: Path, clips: Sequence[VideoClip]) -> Iterator[list[av.Packet]
                 yield taken
                 left, taken = left[1:], []
     if left:
-        raise OSError(f"{path} has fewer frames than when it was probed; let nothing write to it, and start again")
+        raise FileAccessError(
+            f"{path} has fewer frames than when it was probed; let nothing write to it, and start again"
+        )

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from avatar.data.preprocess import scores
+from avatar.errors import UserError
 from avatar.media.regions import mouth_in
 
 
@@ -92,14 +93,14 @@ class DetectionTracker:
 
     def _take_faces(self, boxes: Float32[np.ndarray, "n k"], luma: UInt8[np.ndarray, "h w"]) -> None:
         if boxes.ndim != 2 or boxes.shape[1] not in (4, 8):
-            raise ValueError(
+            raise UserError(
                 f"a face detector gave boxes of shape {boxes.shape}; wanted a row of 4 for each face, or of 8 with its "
                 "mouth's"
             )
         # Of faces that aren't there no row is wanted; a mouth may be NaN, but neither endless nor turned around.
         ends = boxes.reshape(len(boxes), boxes.shape[1] // 4, 2, 2)
         if not np.isfinite(boxes[:, :4]).all() or np.isinf(boxes).any() or (ends[:, :, 0] > ends[:, :, 1]).any():
-            raise ValueError(
+            raise UserError(
                 f"a face detector gave boxes of {boxes.tolist()}; wanted left, top, right, bottom of each face, in "
                 "this order and finite, and of its mouth, NaN where it isn't seen"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from avatar.conditioning import audio_timeline
 from avatar.conditioning.prompts import encode_prompt
 from avatar.data.preprocess.reasons import Rejected
+from avatar.errors import UserError
 from avatar.media.frames import from_uint8
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 
@@ -26,10 +27,10 @@ class Encoders:
     text: TextEncoder | None = None
 
     def check(self, temporal_stride: int, multiple: int) -> None:
-        """Raise ValueError where clips of these strides are not what the autoencoder takes."""
+        """Raise UserError where clips of these strides are not what the autoencoder takes."""
         net = self.autoencoder
         if net is not None and (net.temporal_stride != temporal_stride or multiple % net.spatial_stride):
-            raise ValueError(
+            raise UserError(
                 f"clips of 1 + {temporal_stride} k frames and sides of multiples of {multiple}, but the autoencoder's "
                 f"strides are {net.temporal_stride} and {net.spatial_stride}; set rules.temporal_stride and "
                 "rules.multiple to these"

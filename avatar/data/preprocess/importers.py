@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
 from avatar.data.preprocess.sources import SUFFIXES, Source, Span
+from avatar.errors import UserError
 
 TALKVID_SCORES = {"dover_scores": "dover", "cotracker_ratio": "cotracker"}
 RADIO = "RD"  # HDTF's subset whose videos are named "Radio" and a number, whoever speaks
@@ -23,13 +24,13 @@ def talkvid(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
     A clip's video is `ID.mp4`, already cut, or `VIDEO.mp4` by the id of the YouTube video, whole.
 
     Raises:
-        ValueError: the file is no such list.
+        UserError: the file is no such list.
     """
     try:
         entries = json.loads(annotations.read_text(encoding="utf-8"))
         clips = [(entry["id"], _talkvid_span(entry), entry["info"]["Video Link"]) for entry in entries]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{annotations} is no list in TalkVid's layout ({type(error).__name__}: {error}); wanted objects with id, "
             "start-time, end-time and info, as in filtered_video_clips.json"
         ) from error
@@ -55,11 +56,11 @@ def hdtf(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
     at the end of a name counts the videos of a person, but for "Radio", which is the place.
 
     Raises:
-        ValueError: there are no such files, or a line in them can't be read.
+        UserError: there are no such files, or a line in them can't be read.
     """
     times = sorted(annotations.glob("*_annotion_time.txt"))
     if not times:
-        raise ValueError(
+        raise UserError(
             f"no XX_annotion_time.txt in {annotations}; wanted the folder HDTF_dataset of HDTF's repository"
         )
     files, sources, missing, uncropped = _by_stem(videos), [], [], []
@@ -140,12 +141,12 @@ def _number(text: str, file: Path) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{file} and its neighbours have {text!r} where a number or mm:ss-mm:ss is wanted") from None
+        raise UserError(f"{file} and its neighbours have {text!r} where a number or mm:ss-mm:ss is wanted") from None
 
 
 def _by_stem(videos: Path) -> dict[str, Path]:
     if not videos.is_dir():
-        raise ValueError(f"no folder videos={videos}; give the folder that the annotated videos are in")
+        raise UserError(f"no folder videos={videos}; give the folder that the annotated videos are in")
     return {file.stem: file.absolute() for file in sorted(videos.rglob("*")) if file.suffix.lower() in SUFFIXES}
 
 

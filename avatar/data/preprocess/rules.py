@@ -7,6 +7,7 @@ from avatar.data.preprocess.clips import whole_length
 from avatar.data.preprocess.detectors import Detectors
 from avatar.data.preprocess.encoding import Encoders
 from avatar.data.preprocess.scores import Scorer
+from avatar.errors import UserError
 from avatar.types import FRAME_RATE
 
 CHOICES = {"faces": ("keep", "reject"), "no_audio": ("keep", "reject"), "pictures": ("copy", "encode")}
@@ -52,14 +53,14 @@ class Rules:
         for part in fields(self):
             value = getattr(self, part.name)
             if part.type in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"rules.{part.name}={value}; wanted a number")
+                raise UserError(f"rules.{part.name}={value}; wanted a number")
         for name, wanted in CHOICES.items():
             if getattr(self, name) not in wanted:
-                raise ValueError(f"rules.{name}={getattr(self, name)}; wanted {' or '.join(wanted)}")
+                raise UserError(f"rules.{name}={getattr(self, name)}; wanted {' or '.join(wanted)}")
         if self.multiple < 2 or self.multiple % 2:
-            raise ValueError(f"multiple={self.multiple}; wanted an even one, for colour has half the resolution")
+            raise UserError(f"multiple={self.multiple}; wanted an even one, for colour has half the resolution")
         if self.temporal_stride < 1 or not 2 <= self.shortest <= self.longest:
-            raise ValueError(
+            raise UserError(
                 f"clips of {self.shortest_s} to {self.longest_s} s in steps of {self.temporal_stride} frames; wanted "
                 f"shortest_s from {(1 + self.temporal_stride) / FRAME_RATE} on, and longest_s no less"
             )

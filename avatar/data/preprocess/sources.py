@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.data.preprocess.reasons import Rejected
+from avatar.errors import MissingFileError, UserError
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".3gp"}
 LISTS = {".txt", ".lst"}
@@ -58,14 +59,14 @@ def find(source: str | Sequence[str]) -> list[Source]:
     """The videos of a folder (with all below it), a glob pattern, a file, a text file of paths, or a list of these.
 
     Raises:
-        FileNotFoundError: nothing is there. ValueError: no video in it.
+        MissingFileError: nothing is there. ValueError: no video in it.
     """
     if isinstance(source, str):
         found = _found(source)
     else:
         found = [pair for part in source for pair in _found(part)]
     if not found:
-        raise ValueError(f"no video in source={source}; wanted files that end in {', '.join(sorted(SUFFIXES))}")
+        raise UserError(f"no video in source={source}; wanted files that end in {', '.join(sorted(SUFFIXES))}")
     return named(found)
 
 
@@ -75,9 +76,7 @@ def named(files: Iterable[tuple[Path, Path]]) -> list[Source]:
     for folder, file in files:
         name = unicodedata.normalize("NFC", file.relative_to(folder).as_posix())
         if name in sources and sources[name].path != file:
-            raise ValueError(
-                f"{file} and {sources[name].path} have the same name in the data set; give a common folder"
-            )
+            raise UserError(f"{file} and {sources[name].path} have the same name in the data set; give a common folder")
         sources[name] = Source(name, file)
     return [sources[name] for name in sorted(sources)]
 
@@ -129,7 +128,7 @@ def _found(source: str) -> list[tuple[Path, Path]]:
         plain = Path(*path.parts[:magic])
         matches = (Path(match) for match in glob.glob(str(path), recursive=True))
         return [(plain, file) for file in matches if file.suffix.lower() in SUFFIXES and file.is_file()]
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"no source {source}; wanted a folder, a pattern in quotes or a list of files: check the path (it is taken "
         f"from {Path.cwd()})"
     )
@@ -140,7 +139,7 @@ def _listed(path: Path) -> list[tuple[Path, Path]]:
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     files = [(path.parent / line).absolute() for line in lines if line and not line.startswith("#")]
     if missing := [file for file in files if not file.exists()]:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} names {len(missing)} files that are not there, first {missing[0]}; mend the list"
         )
     inside = all(file.is_relative_to(path.parent) for file in files)

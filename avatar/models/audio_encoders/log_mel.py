@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from avatar.errors import UserError
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 HOP, WINDOW = 160, 400
@@ -40,7 +41,7 @@ class LogMel:
 
     def __post_init__(self):
         if self.right_context < 1 or self.left_context < 1:
-            raise ValueError(
+            raise UserError(
                 f"contexts of {self.left_context} and {self.right_context} frames; a frame's hops need ≥ 1 of each"
             )
 

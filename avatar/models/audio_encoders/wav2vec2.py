@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import HubertModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from avatar.errors import UserError
 from avatar.models import hub
 from avatar.models.bundle import fingerprint
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -34,7 +35,7 @@ class Wav2Vec2(nn.Module):
         hub.file(path / "preprocessor_config.json", weights)
         kind = json.loads(hub.file(path / "config.json", weights).read_text()).get("model_type")
         if kind not in NETWORKS:
-            raise ValueError(f"{weights} is a {kind}; give weights of a {' or '.join(NETWORKS)}")
+            raise UserError(f"{weights} is a {kind}; give weights of a {' or '.join(NETWORKS)}")
         self.net = hub.load(NETWORKS[kind], path)
         self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(path, local_files_only=True)
         config = self.net.config
@@ -43,7 +44,7 @@ class Wav2Vec2(nn.Module):
         strides = [math.prod(config.conv_stride[:layer]) for layer in range(len(config.conv_stride))]
         field = 1 + sum((size - 1) * stride for size, stride in zip(config.conv_kernel, strides, strict=True))
         if SAMPLES_PER_FRAME % step or self.extractor.sampling_rate != SAMPLE_RATE:
-            raise ValueError(
+            raise UserError(
                 f"{weights} makes a state of every {step} samples at {self.extractor.sampling_rate} Hz; wanted whole "
                 f"states in a frame of {SAMPLES_PER_FRAME} at {SAMPLE_RATE} Hz"
             )

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor, WhisperModel
 
+from avatar.errors import UserError
 from avatar.models import hub
 from avatar.models.bundle import fingerprint
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -43,21 +44,21 @@ class Whisper(nn.Module):
         most = config.max_source_positions
         if positions is not None:
             if not 1 <= positions <= most:
-                raise ValueError(f"positions={positions}; {weights} has 1 to {most}")
+                raise UserError(f"positions={positions}; {weights} has 1 to {most}")
             self.net.embed_positions = nn.Embedding.from_pretrained(self.net.embed_positions.weight[:positions])
             config.max_source_positions = positions
         self.positions = positions or most
         self.width, self.depth = config.d_model, config.encoder_layers + 1
         if self.extractor.feature_size != config.num_mel_bins or self.extractor.sampling_rate != SAMPLE_RATE:
-            raise ValueError(
+            raise UserError(
                 f"{weights} makes {self.extractor.feature_size} bands of sound at {self.extractor.sampling_rate} Hz, "
                 f"but takes {config.num_mel_bins} at {SAMPLE_RATE} Hz; get its preprocessor_config.json anew"
             )
 
     def check(self, frames: int) -> None:
-        """Raise ValueError for windows of more frames than there are positions for."""
+        """Raise UserError for windows of more frames than there are positions for."""
         if frames * RATE > self.positions:
-            raise ValueError(
+            raise UserError(
                 f"windows of {frames} frames, past, hop and future together; {self.positions} positions have room for "
                 f"{self.positions // RATE}: shorten the past, or give more positions"
             )

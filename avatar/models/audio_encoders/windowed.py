@@ -21,6 +21,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from avatar.errors import UserError
 from avatar.types import SAMPLES_PER_FRAME
 
 BATCH = 16  # windows at a time
@@ -38,7 +39,7 @@ class SpeechNetwork(Protocol):
     margins: tuple[int, int]  # samples that it takes before a window's first frame and after its last one
 
     def check(self, frames: int) -> None:
-        """Raise ValueError for windows of so many frames that it can't look at."""
+        """Raise UserError for windows of so many frames that it can't look at."""
         ...
 
     def __call__(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]: ...
@@ -72,7 +73,7 @@ class WindowedEncoder(nn.Module):
     ):
         super().__init__()
         if past < 1 or future < 0 or hop_frames < 1 or left_context < 1 or right_context < 0:
-            raise ValueError(
+            raise UserError(
                 f"past={past}, future={future}, hop_frames={hop_frames}, left_context={left_context}, right_context={right_context} "
                 "frames; wanted at least 1, 0, 1, 1 and 0"
             )
@@ -80,7 +81,7 @@ class WindowedEncoder(nn.Module):
         self.left_context, self.right_context = left_context, right_context
         self.layers = list(range(network.depth)) if layers is None else list(layers)
         if strange := [layer for layer in self.layers if not 0 <= layer < network.depth] or not self.layers:
-            raise ValueError(f"layers={self.layers}, with {strange}; choose some of 0 to {network.depth - 1}, or null")
+            raise UserError(f"layers={self.layers}, with {strange}; choose some of 0 to {network.depth - 1}, or null")
         network.check(past + hop_frames + future)
         before, after = network.margins
         self.left_samples, self.lookahead_samples = (
@@ -99,7 +100,7 @@ class WindowedEncoder(nn.Module):
     def tokens(self, stride: int) -> int:
         """Audio tokens per latent of `stride` frames: one per frame, contexts included."""
         if stride % self.hop_frames:
-            raise ValueError(
+            raise UserError(
                 f"a hop of {self.hop_frames} frames with latents of {stride}; choose a hop that divides these"
             )
         return self.left_context + stride + self.right_context

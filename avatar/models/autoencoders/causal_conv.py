@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from avatar.errors import UserError
 from avatar.models.autoencoders.normalise import RunningNormalise
 from avatar.models.autoencoders.stream import Memory, Stream, check_video, padded
 from avatar.types import Latents, Pixels
@@ -107,7 +108,7 @@ class CausalConvAutoencoder(nn.Module):
     def __init__(self, channels: int = 48, widths: Sequence[int] = (80, 112)):
         super().__init__()
         if len(widths) != 2 or min(channels, *widths) < 1:
-            raise ValueError(f"channels={channels}, widths={list(widths)}; wanted at least 1, and two widths as large")
+            raise UserError(f"channels={channels}, widths={list(widths)}; wanted at least 1, and two widths as large")
         self.channels = channels
         a, b = widths
         folded = 3 * GROUP * FOLD * FOLD

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from avatar.errors import MissingFileError, UserError
 from avatar.models import bundle, hub
 
 Net = TypeVar("Net", bound=ModelMixin)
@@ -27,7 +28,7 @@ def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> 
 
     Raises:
         OSError: nothing is there; the message names the command that gets it.
-        ValueError: another class, a damaged file, weights missing, unknown or of other shapes.
+        UserError: another class, a damaged file, weights missing, unknown or of other shapes.
     """
     folder = _folder(weights, subfolder, example)
     config = _config(kind, hub.file(folder / "config.json", weights))
@@ -35,11 +36,11 @@ def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> 
     try:
         tensors = load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); download it again") from error
+        raise UserError(f"{file} is damaged ({error}); download it again") from error
     with torch.device("meta"):
         net = kind(**config)
     if wrong := bundle.state_dict_mismatches(net.state_dict(), tensors):
-        raise ValueError(f"{file} does not fit its own config: {'; '.join(wrong[:8])}; download both again")
+        raise UserError(f"{file} does not fit its own config: {'; '.join(wrong[:8])}; download both again")
     net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return net
 
@@ -68,7 +69,7 @@ def _folder(weights: str, subfolder: str | None, example: str) -> Path:
     try:
         return hub.folder(weights, example) / subfolder
     except FileNotFoundError as error:  # whose last words are the command, for a repository of which this is a part
-        raise FileNotFoundError(f"{error} --include '{subfolder}/*'") from None
+        raise MissingFileError(f"{error} --include '{subfolder}/*'") from None
 
 
 def _config(kind: type[ModelMixin], file: Path) -> dict[str, Any]:
@@ -76,11 +77,11 @@ def _config(kind: type[ModelMixin], file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); download it again") from error
+        raise UserError(f"{file} is no JSON ({error}); download it again") from error
     made = config.get("_class_name") if isinstance(config, dict) else None
     if made != kind.__name__:
-        raise ValueError(f"{file} is of a {made}, wanted a {kind.__name__}; give the folder of one")
+        raise UserError(f"{file} is of a {made}, wanted a {kind.__name__}; give the folder of one")
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     if unknown := sorted(config.keys() - inspect.signature(kind).parameters.keys()):
-        raise ValueError(f"{file} has {', '.join(unknown)}, which this diffusers doesn't know; install a newer one")
+        raise UserError(f"{file} has {', '.join(unknown)}, which this diffusers doesn't know; install a newer one")
     return config

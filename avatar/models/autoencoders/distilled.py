@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from avatar.errors import UserError
 from avatar.models import bundle
 from avatar.models.autoencoders.causal_conv import FOLD, CausalConv, Double, ResBlock, through
 from avatar.models.autoencoders.stream import Memory, Stream
@@ -38,7 +39,7 @@ class DistilledAutoencoder(nn.Module):
         self.channels = encoder.channels
         doublings = (self.spatial_stride // FOLD).bit_length() - 1
         if doublings < 0 or FOLD * 2**doublings != self.spatial_stride:
-            raise ValueError(
+            raise UserError(
                 f"latents of {self.spatial_stride}×{self.spatial_stride} pixels; wanted {FOLD} or doublings of "
                 "it: take an autoencoder of pictures"
             )
@@ -106,7 +107,7 @@ def distilled(teacher: Any, width: int) -> DistilledAutoencoder:
     """A fresh small decoder beside the encoder of an autoencoder with weights, known by that one's hash."""
     origin = bundle.origin_of(teacher)
     if origin.kind != "autoencoder":
-        raise ValueError(f"an autoencoder of kind {origin.kind!r} has no weights to distil; load one that was trained")
+        raise UserError(f"an autoencoder of kind {origin.kind!r} has no weights to distil; load one that was trained")
     target = f"{DistilledAutoencoder.__module__}.{DistilledAutoencoder.__qualname__}"
     net = bundle.new({"_target_": target, "encoder": origin.network, "width": width})
     weights = teacher.state_dict()

@@ -19,6 +19,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from avatar.errors import UserError
 from avatar.models.autoencoders import diffusers_folder
 from avatar.models.autoencoders.normalise import Normalise
 from avatar.models.autoencoders.stream import Memory, Stream, check_video
@@ -103,7 +104,7 @@ class LTXAutoencoder(nn.Module):
         config: constructor arguments of `AutoencoderKLLTXVideo`.
 
     Raises:
-        ValueError: an encoder that looks ahead, from whose latents nothing could be streamed.
+        UserError: an encoder that looks ahead, from whose latents nothing could be streamed.
     """
 
     origin: Any
@@ -123,7 +124,7 @@ class LTXAutoencoder(nn.Module):
     def _take(self, net: AutoencoderKLLTXVideo) -> None:
         config: Any = net.config
         if not config.encoder_causal:
-            raise ValueError("encoder_causal is false, so latents look ahead of their frames; take a causal encoder")
+            raise UserError("encoder_causal is false, so latents look ahead of their frames; take a causal encoder")
         self.channels = config.latent_channels
         self.temporal_stride, self.spatial_stride = net.temporal_compression_ratio, net.spatial_compression_ratio
         self.causal, self.timed = config.decoder_causal, config.timestep_conditioning
@@ -147,10 +148,10 @@ class LTXAutoencoder(nn.Module):
         return Stream(self._encoded)
 
     def decoder_stream(self) -> Stream:
-        """Raises ValueError for a decoder that looks ahead, or whose noise of its own no two decodes share."""
+        """Raises UserError for a decoder that looks ahead, or whose noise of its own no two decodes share."""
         if not self.causal or self.noisy:
             why = "draws noise of its own (decoder_inject_noise)" if self.causal else "looks ahead (no decoder_causal)"
-            raise ValueError(
+            raise UserError(
                 f"a decoder that {why} decodes whole clips only; for a stream, distil a causal one for its latents: "
                 "python train.py objective=decoder_distillation world=ltx"
             )

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from avatar.errors import UserError
 from avatar.types import Latents
 
 PerChannel = Float[Tensor, "c 1 1 1"]
@@ -33,7 +34,7 @@ class Normalise(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"{len(mean)} means and {len(std)} deviations, the least {min(std)}; give pairs, std > 0")
+            raise UserError(f"{len(mean)} means and {len(std)} deviations, the least {min(std)}; give pairs, std > 0")
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1))
 

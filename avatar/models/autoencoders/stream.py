@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from avatar.errors import UserError
+
 Piece = Float[Tensor, "b _ _ _ _"]  # of a video or of latents
 Memory = dict[Any, Any]  # what each layer has to remember, by a key of its own choice
 Step = Callable[[Piece, Memory, bool], Piece]  # piece, memory to read and update, whether the piece is the first
@@ -37,12 +39,12 @@ class Stream:
 
 
 def check_video(video: Piece, first: bool, temporal_stride: int, spatial_stride: int) -> None:
-    """Raise ValueError for frames that don't fill latents: a stream begins with 1 + s·k of them and goes on by s·k."""
+    """Raise UserError for frames that don't fill latents: a stream begins with 1 + s·k of them and goes on by s·k."""
     frames, height, width = video.shape[2:]
     fits = frames > 0 and frames % temporal_stride == int(first) % temporal_stride
     if not fits or height % spatial_stride or width % spatial_stride:
         count = f"1 + {temporal_stride}k frames" if first else f"{temporal_stride}k frames after the first piece"
-        raise ValueError(
+        raise UserError(
             f"a video of {frames} frames of {height}×{width}; this autoencoder takes {count}, "
             f"height and width multiples of {spatial_stride}: crop it"
         )

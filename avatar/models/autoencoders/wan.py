@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, W
 from einops import rearrange
 from torch import nn
 
+from avatar.errors import UserError
 from avatar.models.autoencoders import diffusers_folder
 from avatar.models.autoencoders.normalise import Normalise
 from avatar.models.autoencoders.stream import Memory, Stream, check_video
@@ -48,7 +49,7 @@ class WanAutoencoder(nn.Module):
         self.temporal_stride = 2 ** sum(config.temperal_downsample)
         self.spatial_stride = self.patch * 2 ** (len(config.dim_mult) - 1)
         if len(config.latents_mean) != self.channels:
-            raise ValueError(
+            raise UserError(
                 f"{len(config.latents_mean)} means and deviations for {self.channels} channels; give latents_mean and "
                 "latents_std one of each per channel (z_dim)"
             )

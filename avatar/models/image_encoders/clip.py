@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
+from avatar.errors import UserError
 from avatar.media.frames import to_uint8
 from avatar.models import hub
 from avatar.models.bundle import fingerprint
@@ -34,7 +35,7 @@ class CLIP(nn.Module):
         self.dim, size = self.net.config.hidden_size, self.net.config.image_size
         made = (self.processor.crop_size["height"], self.processor.crop_size["width"])
         if made != (size, size):
-            raise ValueError(
+            raise UserError(
                 f"{weights} makes pictures of {made[0]}×{made[1]}, but takes {size}×{size}; get its "
                 f"{processor}/preprocessor_config.json anew"
             )
@@ -43,9 +44,7 @@ class CLIP(nn.Module):
     def encode(self, pictures: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b i g"]:
         """Features of pictures in [-1, 1], of any size: their middle square is what is seen. Errors: no RGB."""
         if pictures.shape[1] != 3:
-            raise ValueError(
-                f"pictures of {pictures.shape[1]} channels for CLIP, which sees RGB; choose another world="
-            )
+            raise UserError(f"pictures of {pictures.shape[1]} channels for CLIP, which sees RGB; choose another world=")
         frames = list(to_uint8(pictures[:, :, 0].transpose(0, 1)))
         weight = self.net.get_parameter("post_layernorm.weight")
         pixels = self.processor(frames, return_tensors="pt", input_data_format="channels_last").pixel_values

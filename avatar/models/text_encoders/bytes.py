@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from avatar.errors import UserError
+
 END, FIRST_BYTE = 1, 3
 
 
@@ -28,22 +30,22 @@ class ByteTokenizer:
     def padded(self, tokens: Int[Tensor, " m"]) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
         """Ids with zeros behind them, which nothing attends to."""
         if len(tokens) > self.max_bytes:
-            raise ValueError(
+            raise UserError(
                 f"a text of {len(tokens)} ids; room is for {self.max_bytes}: shorten it, or raise max_bytes"
             )
         ids = torch.nn.functional.pad(tokens.long(), (0, self.max_bytes - len(tokens)))
         return ids, ids > 0
 
     def check(self, prompt: str) -> None:
-        """Raise ValueError for a prompt that is no text, or longer than there is room for."""
+        """Raise UserError for a prompt that is no text, or longer than there is room for."""
         self._ids(prompt)
 
     def _ids(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str):
-            raise ValueError(f"a prompt {prompt!r}, which is no text; put it in quotes")
+            raise UserError(f"a prompt {prompt!r}, which is no text; put it in quotes")
         ids = [byte + FIRST_BYTE for byte in prompt.encode()] + [END]
         if len(ids) > self.max_bytes:
-            raise ValueError(
+            raise UserError(
                 f"a prompt of {len(ids) - 1} bytes, {prompt[:40]!r}…; room is for {self.max_bytes - 1}: shorten it, or "
                 "train with more (text.max_bytes and model.network.text.max_bytes)"
             )

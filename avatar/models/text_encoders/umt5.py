@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
+from avatar.errors import UserError
 from avatar.models import hub
 from avatar.models.bundle import fingerprint
 
@@ -36,7 +37,7 @@ class UMT5(nn.Module):
     ):
         super().__init__()
         if max_tokens < 1:
-            raise ValueError(f"max_tokens={max_tokens}; wanted room for a prompt, which is 512 for Wan's networks")
+            raise UserError(f"max_tokens={max_tokens}; wanted room for a prompt, which is 512 for Wan's networks")
         parts = f'--include "{encoder}/*" "{tokenizer}/*"'
         path = hub.folder(weights, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", parts)
         words = hub.file(path / tokenizer / "tokenizer.json", weights)
@@ -45,12 +46,12 @@ class UMT5(nn.Module):
             # The file as it is: classes that read it fall back on vocabularies of their own where it isn't there.
             self.tokenizer = Tokenizer.from_file(str(words))
         except Exception as error:  # the library raises nothing more special
-            raise ValueError(f"{words} is no tokenizer ({error}); get it anew") from error
+            raise UserError(f"{words} is no tokenizer ({error}); get it anew") from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         known, wanted = self.tokenizer.get_vocab_size(), self.net.config.vocab_size
         if known > wanted:
-            raise ValueError(
+            raise UserError(
                 f"{words} has {known} words for an encoder of {wanted}; give the tokenizer that belongs to it"
             )
         self.max_tokens = max_tokens
@@ -64,12 +65,12 @@ class UMT5(nn.Module):
     def padded(self, tokens: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "n d"], Bool[Tensor, " n"]]:
         """Features with zeros behind them, all of which are attended to."""
         if len(tokens) > self.max_tokens:
-            raise ValueError(f"a text of {len(tokens)} tokens; room is for {self.max_tokens}: prepare it anew")
+            raise UserError(f"a text of {len(tokens)} tokens; room is for {self.max_tokens}: prepare it anew")
         features = nn.functional.pad(tokens.float(), (0, 0, 0, self.max_tokens - len(tokens)))
         return features, torch.ones(self.max_tokens, dtype=torch.bool)
 
     def check(self, prompt: str) -> None:
-        """Raise ValueError for a prompt that is no text, or longer than there is room for."""
+        """Raise UserError for a prompt that is no text, or longer than there is room for."""
         self._ids(prompt)
 
     def _features(self, prompt: str) -> Float[Tensor, "m d"]:
@@ -79,11 +80,11 @@ class UMT5(nn.Module):
 
     def _ids(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str):
-            raise ValueError(f"a prompt {prompt!r}, which is no text; put it in quotes")
+            raise UserError(f"a prompt {prompt!r}, which is no text; put it in quotes")
         clean = " ".join(html.unescape(html.unescape(prompt)).split())  # as Wan's own code does before the tokenizer
         ids = self.tokenizer.encode(clean).ids
         if len(ids) > self.max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"a prompt of {len(ids)} tokens, {prompt[:40]!r}…; room is for {self.max_tokens}, its end included: "
                 "shorten it"
             )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from avatar.errors import UserError
 from avatar.files import atomic_path
 
 
@@ -20,7 +21,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         if Path(path).is_dir():
-            raise ValueError(
+            raise UserError(
                 f"{path} was saved in parts by trainer=fsdp, which resumes it; another strategy needs one file of all "
                 "weights, saved with trainer.strategy.save_distributed_checkpoint=false"
             )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from avatar.errors import UserError
 from avatar.objectives.distributed import gather_state_dict
 from avatar.training.run_checkpoint import AVERAGE
 
@@ -21,7 +22,7 @@ class EMA(lightning.Callback):
 
     def __init__(self, decay: float):
         if not 0 <= decay < 1:
-            raise ValueError(f"decay {decay}; an average needs one in [0, 1)")
+            raise UserError(f"decay {decay}; an average needs one in [0, 1)")
         self.decay, self.updates = decay, 0
         self.weights: dict[str, Tensor] = {}
         self.updated = False  # by the batch under way

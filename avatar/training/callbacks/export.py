@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 
+from avatar.errors import UserError
 from avatar.models import bundle
 from avatar.models.transforms import merged
 from avatar.objectives.distributed import gather_state_dict
@@ -29,7 +30,7 @@ class Export(lightning.Callback):
 
     def __init__(self, path: str, kind: str, config: Mapping[str, Any], plan: Mapping[str, Any] | None, precision: str):
         if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+            raise UserError(f"precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         self.path, self.kind, self.config, self.plan = Path(path), kind, config, plan
         self.precision = PRECISIONS[precision]
 

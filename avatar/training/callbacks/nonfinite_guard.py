@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from avatar.errors import UserError
 from avatar.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,12 @@ class NonFiniteGuard(lightning.Callback):
         skips: updates in a row that may be left out; 0 stops the run at the first.
 
     Raises:
-        ValueError: NaN or infinity once more than that, on all ranks at the same update.
+        UserError: NaN or infinity once more than that, on all ranks at the same update.
     """
 
     def __init__(self, folder: str, skips: int = 0):
         if skips < 0:
-            raise ValueError(f"skips={skips}; wanted a number of updates, 0 or more")
+            raise UserError(f"skips={skips}; wanted a number of updates, 0 or more")
         self.folder, self.skips, self.skipped = Path(folder), skips, 0
         self.batches: list[Any] = []  # of the update under way
         self.lost: str | None = None  # what its losses were, if no numbers
@@ -55,7 +56,7 @@ class NonFiniteGuard(lightning.Callback):
         log.error("%s, on %s: see %s", found, keys, self._dump(batches, trainer.global_step, trainer.global_rank))
         if self.skipped == self.skips:
             trainer.strategy.barrier()  # the first rank to raise ends all, of which some may still be writing
-            raise ValueError(
+            raise UserError(
                 f"{found}; lower the learning rate (objective.optimizer.lr), or look at the data: its batch is in "
                 f"{self.folder} (callbacks.nonfinite_guard.skips=N leaves out up to N such updates in a row)"
             )
