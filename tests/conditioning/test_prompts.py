@@ -5,7 +5,7 @@ import pickle
 import torch
 
 from avatar.conditioning import prompts
-from avatar.conditioning.prompts import PromptCache, encode_prompt
+from avatar.conditioning.prompts import PromptCache, encode_prompt, strip_padding
 from avatar.models.text_encoders.bytes import ByteTokenizer
 
 
@@ -44,7 +44,7 @@ def test_no_tokens_are_no_tokens():
 
 
 def test_prompts_that_come_again_are_not_encoded_again_and_the_oldest_are_forgotten(monkeypatch):
-    monkeypatch.setattr(prompts, "KNOWN", 2)
+    monkeypatch.setattr(prompts, "CAPACITY", 2)
     text = Features()
     known = PromptCache(text)
     for prompt in ("a", "b", "a", "c", "a", "b"):

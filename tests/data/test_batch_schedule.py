@@ -83,13 +83,13 @@ def test_ranks_share_a_batch_evenly_and_a_run_goes_on_with_another_number_of_the
 
 
 def test_batches_that_ranks_cannot_share_evenly_are_refused():
-    with pytest.raises(ValueError, match=r"on 3 ranks.*multiple=3"):
+    with pytest.raises(ValueError, match=r"on 3 ranks.*batch_multiple_of=3"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=2), 3)
-    with pytest.raises(ValueError, match=r"on 2 ranks in 3 passes.*multiple=6"):
+    with pytest.raises(ValueError, match=r"on 2 ranks in 3 passes.*batch_multiple_of=6"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=4, accumulate=3), 2)
     with pytest.raises(ValueError, match="4 ranks for 3 samples"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=4), 4, samples=3)
-    with pytest.raises(ValueError, match=r"budget=24 can't hold 4 clip.* of 8 latents; .*budget=32"):
+    with pytest.raises(ValueError, match=r"budget=24 can't hold 4 clip.* of 8 latents; .*max_latents_per_batch=32"):
         LengthBuckets((8,), (1.0,), 24, batch_multiple_of=4)
     with pytest.raises(ValueError, match="none below 0"):
         LengthBuckets((1, 2), (1.0, -1.0), 24)
@@ -119,7 +119,9 @@ def test_ranks_and_passes_take_every_clip_of_every_batch_once():
 def test_a_batch_is_never_larger_than_its_budget():
     buckets = LengthBuckets((1, 24), (0.5, 0.5), 12288, batch_multiple_of=8)
     buckets.check_area(64)  # 64 x 64 pixels
-    with pytest.raises(ValueError, match=rf"can't hold 8 clip.* of 24 latents of 65 pixels; .*budget={8 * 24 * 65},"):
+    with pytest.raises(
+        ValueError, match=rf"can't hold 8 clip.* of 24 latents of 65 pixels; .*max_latents_per_batch={8 * 24 * 65},"
+    ):
         buckets.check_area(65)
     for area in (1, 50, 64):
         counts = [buckets.count(length, area) for length in buckets.lengths]

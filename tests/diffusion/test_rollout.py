@@ -215,7 +215,7 @@ def test_sound_beyond_the_right_context_has_no_influence(net):
     v = packed_velocity(net, x_t, torch.full((1, latents), 0.5), cond, plan.spec(latents), clean)
     for first, end in ((0, 1), (1, 3), (3, 5)):
         (gradient,) = torch.autograd.grad(v[:, :, first:end].square().sum(), samples, retain_graph=True)
-        known = (end * stride + encoder.right_context) * SAMPLES_PER_FRAME + encoder.reach
+        known = (end * stride + encoder.right_context) * SAMPLES_PER_FRAME + encoder.lookahead_samples
         assert gradient[known:].abs().sum() == 0
         assert gradient[known - 60 : known].abs().sum() > 0
         assert gradient[:SAMPLES_PER_FRAME].abs().sum() > 0

@@ -26,10 +26,10 @@ def make_bundle(**changes) -> Bundle:
 
 
 def test_a_bundle_comes_back_as_it_went(tmp_path):
-    bundle = make_bundle(components={"autoencoder": "abc"}, plan={"chunk": 2})
-    bundle.write(bundle, tmp_path / "a.safetensors")
+    made = make_bundle(components={"autoencoder": "abc"}, plan={"chunk": 2})
+    bundle.write(made, tmp_path / "a.safetensors")
     net = bundle.load(str(tmp_path / "a.safetensors"))
-    for name, tensor in bundle.weights.items():
+    for name, tensor in made.weights.items():
         torch.testing.assert_close(net.state_dict()[name], tensor)
     origin = bundle.origin_of(net)
     assert (origin.kind, origin.components, origin.plan) == ("autoencoder", {"autoencoder": "abc"}, {"chunk": 2})

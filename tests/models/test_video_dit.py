@@ -1,4 +1,4 @@
-"""The backbone's optional inputs, its carry, and that it compiles whole."""
+"""The backbone's optional inputs, its input_skip, and that it compiles whole."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_a_fresh_network_carries_nothing():
     whole = net(x, t, cond, causal(net))
     assert whole.abs().max() > 0.1
     net.input_skip = None
-    net.register_module("carry", Nothing())
+    net.register_module("input_skip", Nothing())
     assert torch.equal(net(x, t, cond, causal(net)), whole)
 
 
@@ -96,10 +96,10 @@ def test_shares_of_input_and_reference_arrive_channel_by_channel(reference):
 
 @torch.no_grad()
 def test_every_token_has_its_own_shares_over_its_own_patch():
-    carry = InputSkip(dim=6, channels=2, patch=2, reference=True)
+    input_skip = InputSkip(dim=6, channels=2, patch=2, reference=True)
     torch.nn.init.normal_(input_skip.weights.weight)
     x, reference, y = torch.randn(1, 2, 3, 4, 6), torch.randn(1, 2, 1, 4, 6), torch.randn(1, 3, 6, 6)
-    out = carry(y, x, reference)
+    out = input_skip(y, x, reference)
     for latent in range(3):
         for row in range(2):
             for column in range(3):

@@ -13,6 +13,7 @@ from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.streaming.session import Session
+from avatar.streaming import simulation
 from avatar.streaming.simulation import Emitted, StreamStats, stream
 from avatar.types import EMOTIONS, GESTURES, STATES, Conditioning
 from tests.conftest import make_net
@@ -323,7 +324,7 @@ def test_cost_stays_flat(opened):
         held = [session.waiting, *(part for w in session.windows for part in (w.samples, w.features))]
         held += [*session.cache.keys, *session.cache.values, *session.decoder.memory.values()]
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in held))
-        assert len(session.snapshots) <= 5 and len(session.listening) <= 8
+        assert len(session.snapshots) <= 5 and len(session.other_voice) <= 8
     assert session.rollout.position > 190
     assert max(sizes[20:]) <= max(sizes[5:20])
 
@@ -343,9 +344,9 @@ def test_cost_stays_flat(opened):
         (lambda s: s.set_reference(torch.zeros(1, 2, 1, 16, 16)), "can't encode"),
         (lambda s: s.set_reference(torch.full((1, 3, 1, 16, 16), torch.nan)), "not finite"),
         (lambda s: s.set_reference(), "give one of them"),
-        (lambda s: s.push(torch.zeros(100), torch.zeros(99)), "100 samples of speech with 99"),
+        (lambda s: s.push(torch.zeros(100), torch.zeros(99)), "100 samples of the avatar.s voice with 99"),
         (lambda s: s.push(torch.tensor([0.0, torch.nan])), "first at sample 1"),
-        (lambda s: s.push(torch.zeros(2), torch.tensor([torch.inf, 0.0])), "heard that is not finite"),
+        (lambda s: s.push(torch.zeros(2), torch.tensor([torch.inf, 0.0])), "other that is not finite"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_leaves_no_trace(opened, wish, message):
