@@ -105,7 +105,7 @@ def test_another_reference_is_told_from_the_next_chunk_on(opened, autoencoder, r
     for cond, latent, start in zip(seen, (reference, reference, other), (0, 1, 3), strict=True):
         wanted = image_to_video.encode_reference(latent, autoencoder, session.image, 4).apply(cond, start)
         assert torch.equal(cond.reference, latent)
-        assert torch.equal(cond.image, wanted.image) and torch.equal(cond.concat_latents, wanted.channels)
+        assert torch.equal(cond.image, wanted.image) and torch.equal(cond.concat_latents, wanted.concat_latents)
     assert not torch.equal(seen[1].image, seen[2].image)
 
 
