@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from avatar import types
+from avatar.conditioning import dropout
 from avatar.diffusion import guidance, packing, rollout, timesteps
 from avatar.media import decode
 from avatar.media import frames as media_frames
 from avatar.models import bundle, video_dit
 from avatar.models.autoencoders import causal_conv, distilled
 from avatar.nn import embeddings
-from avatar.objectives import autoencoder, consistency, decoder_distillation, dmd, flow_matching, weighting
+from avatar.objectives import autoencoder, consistency, decoder_distillation, dmd, flow_matching, optim, weighting
 from avatar.streaming import session
 from avatar.training import fit
 from avatar.training.callbacks import ema
@@ -84,6 +85,8 @@ def backbone(seed: int) -> video_dit.VideoDiT:
         audio_tokens=AUDIO_TOKENS,
         audio_layers=2,
         extra_in_channels=MASKS + CHANNELS,
+        flow_map=True,
+        guidance_embedding=True,
         text=embeddings.ByteTextEncoder(24, width=8, layers=1, max_bytes=16),
         image=embeddings.ImageProjection(IMAGE_FEATURES, 24),
     )
@@ -157,13 +160,15 @@ PLAN = rollout.Plan((1.0, 0.75), chunk=2, first_chunk=1, window=3)
 
 
 def make_autoencoder() -> lightning.LightningModule:
-    return autoencoder.AutoencoderTraining(pixel_autoencoder(1), ADAMW, noise=0.1, region_weights=EMPHASIS, steps=STEPS)
+    return autoencoder.AutoencoderTraining(
+        pixel_autoencoder(1), ADAMW, noise=0.1, region_weights=EMPHASIS, schedule=optim.WarmupDecay(STEPS)
+    )
 
 
 def make_decoder_distillation() -> lightning.LightningModule:
     teacher = pixel_autoencoder(1)
     return decoder_distillation.DecoderDistillation(
-        small_decoder(teacher), teacher, ADAMW, noise=0.1, region_weights=EMPHASIS, steps=STEPS
+        small_decoder(teacher), teacher, ADAMW, noise=0.1, region_weights=EMPHASIS, schedule=optim.WarmupDecay(STEPS)
     )
 
 
@@ -172,11 +177,11 @@ def make_flow_matching(pattern: packing.AttentionPattern) -> lightning.Lightning
         backbone(1),
         pattern,
         timesteps.LogitNormal(mean=0.2, std=1.1, shift=2.0),
-        flow_matching.Dropout(audio=0.3, text=0.3, labels=0.3),
+        dropout.Dropout(audio=0.3, text=0.3, labels=0.3),
         ADAMW,
         region_weights=EMPHASIS,
         weighting=MIN_SNR,
-        steps=STEPS,
+        schedule=optim.WarmupDecay(STEPS),
     )
 
 
@@ -191,7 +196,7 @@ def make_consistency() -> lightning.LightningModule:
         optimizer=ADAMW,
         region_weights=EMPHASIS,
         weighting=MIN_SNR,
-        steps=STEPS,
+        schedule=optim.WarmupDecay(STEPS),
     )
 
 
@@ -211,6 +216,7 @@ def make_dmd() -> lightning.LightningModule:
         critic_optimizer=ADAMW,
         region_weights=EMPHASIS,
         critic_weighting=MIN_SNR,
+        schedule=optim.Constant(),
     )
 
 

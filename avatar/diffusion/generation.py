@@ -5,8 +5,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from avatar.diffusion.guidance import Guidance, guided
-from avatar.diffusion.packing import Bidirectional
+from avatar.diffusion.guidance import Guidance
+from avatar.diffusion.packing import Bidirectional, guided_velocity
 from avatar.diffusion.rollout import Noise, Plan, generate
 from avatar.diffusion.samplers import euler, heun
 from avatar.diffusion.timesteps import schedule
@@ -63,10 +63,7 @@ class WholeClip:
         x = Noise(seeds)(cond.reference.expand(-1, -1, cond.latents, -1, -1), start, 0)
 
         def field_(x: Latents, t: Times) -> Latents:
-            def velocity(x: Latents, cond: Conditioning) -> Latents:
-                return Bidirectional().velocity(net, x, t.repeat(len(x) // len(t), 1), cond, x)
-
-            return guided(velocity, x, cond, self.guidance)
+            return guided_velocity(net, Bidirectional(), x, t, cond, x, self.guidance)
 
         return SOLVERS[self.solver](field_, x, schedule(self.steps, self.shift))
 

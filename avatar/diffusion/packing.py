@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from avatar.diffusion.guidance import Guidance, guided
 from avatar.diffusion.rollout import Plan
 from avatar.errors import UserError
 from avatar.nn.masks import MaskSpec, mask_view
@@ -67,3 +68,21 @@ class TeacherForced:
 
 
 AttentionPattern = Bidirectional | TeacherForced
+
+
+def guided_velocity(
+    net: Denoiser,
+    pattern: AttentionPattern,
+    x_t: Latents,
+    t: Times,
+    cond: Conditioning,
+    x0: Latents,
+    guidance: Guidance,
+) -> Latents:
+    """The guided velocity of a full clip, its branches in one batch; `x0` is the clean context of teacher forcing."""
+
+    def velocity(x: Latents, branches: Conditioning) -> Latents:
+        copies = len(x) // len(x_t)
+        return pattern.velocity(net, x, t.repeat(copies, 1), branches, x0.repeat(copies, 1, 1, 1, 1))
+
+    return guided(velocity, x_t, cond, guidance)

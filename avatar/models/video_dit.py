@@ -90,6 +90,8 @@ class VideoDiT(nn.Module):
         image: the entrance of the reference as an image encoder sees it, from `Conditioning.image`.
         audio_layers: of a frozen network that the audio features are the states of, mixed as the network learns.
         strides: frames and pixels of a latent, of the autoencoder that it is made for; None: of any.
+        flow_map: whether it takes a target timestep `r` (flow maps, consistency models with two timesteps).
+        guidance_embedding: whether it takes a guidance scale (guidance distillation, arXiv:2210.03142).
     """
 
     def __init__(
@@ -110,6 +112,8 @@ class VideoDiT(nn.Module):
         image: ImageProjection | None = None,
         audio_layers: int = 1,
         strides: Sequence[int] | None = None,
+        flow_map: bool = False,
+        guidance_embedding: bool = False,
     ):
         super().__init__()
         sizes = {"channels": channels, "dim": dim, "ffn": ffn, "heads": heads, "layers": layers, "patch": patch}
@@ -136,7 +140,8 @@ class VideoDiT(nn.Module):
         self.rope = Rope(dim // heads)
         self.patches = PatchEmbedding(channels, patch, dim, reference_channels, extra_in_channels)
         self.time = ScalarEmbedding(dim)
-        self.target_time, self.guidance = ScalarEmbedding(dim), ScalarEmbedding(dim)
+        self.target_time = ScalarEmbedding(dim) if flow_map else None
+        self.guidance = ScalarEmbedding(dim) if guidance_embedding else None
         self.labels = LabelEmbedding(dim)
         self.modulation = nn.Linear(dim, 6 * dim)
         self.audio = AudioEmbedder(audio_features, audio_tokens, dim, audio_layers)
@@ -150,8 +155,8 @@ class VideoDiT(nn.Module):
         self.reset_parameters()
         self.out = nn.Linear(dim, channels * patch * patch)
         self.input_skip = InputSkip(dim, channels, patch, reference_channels)
-        for late in (self.target_time.linear_2, self.guidance.linear_2, self.out):
-            zero_init_(late)
+        for layer in (*self._optional_outputs(), self.out):
+            zero_init_(layer)
 
     def reset_parameters(self) -> None:
         """The start of its own parameter, not of its layers'."""
@@ -159,7 +164,7 @@ class VideoDiT(nn.Module):
 
     def zero_init_added_layers(self) -> None:
         """Let all that Wan's networks lack start at zero, so that a loaded network computes what it computed."""
-        added = [self.target_time.linear_2, self.guidance.linear_2, self.input_skip.weights, self.patches.reference]
+        added = [*self._optional_outputs(), self.input_skip.weights, self.patches.reference]
         added += [self.labels.state, self.labels.emotion, self.labels.gesture]
         for layer in (*added, *(block.get_submodule("audio.out") for block in self.blocks)):
             if layer is not None:
@@ -231,8 +236,8 @@ class VideoDiT(nn.Module):
     ) -> Latents:
         """The velocity of latents `x` at times `t`.
 
-        `r` is the time that a flow map jumps to, `guidance` the scale that a guidance-distilled network imitates; a
-        network that was trained without them ignores them.
+        `r` is the target timestep of a flow map, `guidance` the scale of a guidance-distilled network; each needs the
+        embedding of its name.
         """
         height, width = x.shape[-2:]
         rows, columns = height // self.patch, width // self.patch
@@ -244,8 +249,10 @@ class VideoDiT(nn.Module):
         if not self.reference_sink:
             x = x * (view.positions > SINK)[:, None, None]
         time = self.time(t) + self.labels(cond)
-        time = time if r is None else time + self.target_time(r)
-        time = time if guidance is None else time + self.guidance(guidance)
+        for name, value, embedding in (("r", r, self.target_time), ("guidance", guidance, self.guidance)):
+            if value is not None:
+                assert embedding is not None, f"{name} for a network without its embedding; see VideoDiT's arguments"
+                time = time + embedding(value)
         modulation = self.modulation(nn.functional.silu(time)).unflatten(-1, (6, self.dim))
 
         tokens = self.patches(self._with_more(x, cond), cond.reference)
@@ -264,6 +271,9 @@ class VideoDiT(nn.Module):
         shift, scale = (time[:, :, None] + self.modulation_out).unbind(2)
         y = modulate(self.norm_out(y), shift, scale).unflatten(1, (latents, per_latent))
         return unpatched(self.out(y), self.patch, height, width) + self.input_skip(y, x, cond.reference)
+
+    def _optional_outputs(self) -> list[nn.Linear]:
+        return [embedding.linear_2 for embedding in (self.target_time, self.guidance) if embedding is not None]
 
     def _with_more(self, x: Latents, cond: Conditioning) -> Float[Tensor, "b k l h w"]:
         given = 0 if cond.concat_latents is None else cond.concat_latents.shape[1]

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.objectives import losses
-from avatar.objectives.flow_matching import scheduled
+from avatar.objectives.optim import Schedule, with_schedule
 from avatar.objectives.weighting import RegionWeights
 from avatar.protocols import VideoAutoencoder
 from avatar.types import REGIONS, Frames, Latents, Pixels
@@ -38,11 +38,11 @@ class AutoencoderTraining(lightning.LightningModule):
         optimizer: Callable[[Iterable], Optimizer],
         noise: float,
         region_weights: RegionWeights,
-        steps: int,
+        schedule: Schedule,
     ):
         super().__init__()
         self.net, self.optimizer = autoencoder, optimizer
-        self.noise, self.region_weights, self.steps = noise, region_weights, steps
+        self.noise, self.region_weights, self.schedule = noise, region_weights, schedule
 
     def on_train_start(self) -> None:
         if self.trainer.global_step == 0:
@@ -64,7 +64,7 @@ class AutoencoderTraining(lightning.LightningModule):
             self.log(f"val/psnr_{name}", psnr(video, batch.video, mask / mask.mean()), prog_bar=True, batch_size=1)
 
     def configure_optimizers(self):
-        return scheduled(self.optimizer(self.net.parameters()), self.steps)
+        return with_schedule(self.optimizer(self.net.parameters()), self.schedule)
 
 
 def behind_references(net: VideoAutoencoder, batch: Frames) -> Latents:

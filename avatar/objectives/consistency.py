@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avatar.diffusion import path
-from avatar.diffusion.guidance import Guidance, guided
-from avatar.diffusion.packing import TeacherForced
+from avatar.diffusion.guidance import Guidance
+from avatar.diffusion.packing import TeacherForced, guided_velocity
 from avatar.diffusion.timesteps import shifted
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.objectives.distributed import sample_globally
-from avatar.objectives.flow_matching import learned, scheduled
+from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
 from avatar.types import WHOLE_BATCH, Batch, Conditioning, Latents, Times
@@ -50,19 +50,25 @@ class Consistency(lightning.LightningModule):
         optimizer: Callable[[Iterable], Optimizer],
         region_weights: RegionWeights,
         weighting: Weighting,
-        steps: int,
+        schedule: Schedule,
     ):
         super().__init__()
         self.net, self.teacher = model, teacher.requires_grad_(False).eval()
         self.pattern, self.guidance, self.discretisation, self.shift = pattern, guidance, discretisation, shift
-        self.optimizer, self.region_weights, self.weighting, self.steps = optimizer, region_weights, weighting, steps
+        self.optimizer, self.region_weights, self.weighting, self.schedule = (
+            optimizer,
+            region_weights,
+            weighting,
+            schedule,
+        )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         x0, cond = batch.latents, batch.conditioning
         t, r = self.draw_times(x0, batch.shard)
         x_t = path.noised(x0, sample_globally(torch.randn, batch.shard)(*x0.shape, device=x0.device), t)
         with torch.no_grad():
-            x_r = path.step(x_t, self._teacher_velocity(x_t, t, cond, x0), t, r)
+            v = guided_velocity(self.teacher, self.pattern, x_t, t, cond, x0, self.guidance)
+            x_r = path.step(x_t, v, t, r)
             target = self._endpoint(x_r, r, cond, x0)
         weight = self.region_weights(batch.regions) * path.per_latent(self.weighting.of_clean(r))
         loss = losses.consistency(self._endpoint(x_t, t, cond, x0), target, weight)
@@ -81,16 +87,8 @@ class Consistency(lightning.LightningModule):
     def _endpoint(self, x: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:
         return path.clean(x, self.pattern.velocity(self.net, x, t, cond, x0), t)
 
-    def _teacher_velocity(self, x_t: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:
-        def velocity(x: Latents, cond: Conditioning) -> Latents:
-            copies = len(x) // len(x_t)
-            clean = x0.repeat(copies, 1, 1, 1, 1)
-            return self.pattern.velocity(self.teacher, x, t.repeat(copies, 1), cond, clean)
-
-        return guided(velocity, x_t, cond, self.guidance)
-
     def configure_model(self) -> None:
         shard_networks(self)
 
     def configure_optimizers(self):
-        return scheduled(self.optimizer(learned(self.net)), self.steps)
+        return with_schedule(self.optimizer(trainable_parameters(self.net)), self.schedule)

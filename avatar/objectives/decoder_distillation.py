@@ -19,7 +19,7 @@ from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.autoencoder import START_BATCHES, behind_references, psnr
-from avatar.objectives.flow_matching import scheduled
+from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.weighting import RegionWeights
 from avatar.types import Frames, Latents, Pixels
 
@@ -42,7 +42,7 @@ class DecoderDistillation(lightning.LightningModule):
         optimizer: Callable[[Iterable], Optimizer],
         noise: float,
         region_weights: RegionWeights,
-        steps: int,
+        schedule: Schedule,
     ):
         super().__init__()
         wanted, got = bundle.origin_of(autoencoder).fingerprint, bundle.origin_of(teacher).fingerprint
@@ -50,7 +50,7 @@ class DecoderDistillation(lightning.LightningModule):
             raise UserError(f"a decoder for latents of autoencoder {wanted} with teacher {got}; make it for this one")
         self.net, self.teacher = autoencoder, teacher.requires_grad_(False).eval()
         self.optimizer = optimizer
-        self.noise, self.region_weights, self.steps = noise, region_weights, steps
+        self.noise, self.region_weights, self.schedule = noise, region_weights, schedule
 
     @torch.no_grad()
     def on_train_start(self) -> None:
@@ -73,7 +73,7 @@ class DecoderDistillation(lightning.LightningModule):
             self.log(name, psnr(video, target), prog_bar=True, batch_size=1)
 
     def configure_optimizers(self):
-        return scheduled(self.optimizer([p for p in self.net.parameters() if p.requires_grad]), self.steps)
+        return with_schedule(self.optimizer(trainable_parameters(self.net)), self.schedule)
 
     @torch.no_grad()
     def _example(self, batch: Frames) -> tuple[Latents, Pixels]:

@@ -8,24 +8,29 @@ The rollout is the one that streams. Teacher and critic are bidirectional and se
 """
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from avatar.diffusion import path
-from avatar.diffusion.guidance import Guidance, guided
-from avatar.diffusion.packing import Bidirectional, TimestepSampler
+from avatar.diffusion.guidance import Guidance
+from avatar.diffusion.packing import Bidirectional, TimestepSampler, guided_velocity
 from avatar.diffusion.rollout import Noise, Plan, generate, replay
 from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.distributed import average_gradients, full_tensor, local_gradients, sample_globally
-from avatar.objectives.flow_matching import learned
+from avatar.objectives.alternating import Alternation
+from avatar.objectives.distributed import sample_globally
+from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
-from avatar.types import Batch, Conditioning, Latents, Times
+from avatar.types import Batch, Latents, Times
+
+BIDIRECTIONAL = Bidirectional()
 
 
 class DistributionMatching(lightning.LightningModule):
@@ -36,7 +41,8 @@ class DistributionMatching(lightning.LightningModule):
         critic_steps: critic updates per student update.
         accumulate: passes per update of either; `clip` bounds the norm of an update's gradient.
         region_weights: on regions of the picture.
-        critic_weighting: of times, in the critic's flow matching.
+        critic_weighting: of timesteps, in the critic's flow matching.
+        schedule: update of either network → factor of both learning rates.
         gradient: of the rollout: `exit_step`; `replayed`, the same with the memory of one chunk; or `history`.
     """
 
@@ -56,27 +62,34 @@ class DistributionMatching(lightning.LightningModule):
         critic_optimizer: Callable[[Iterable], Optimizer],
         region_weights: RegionWeights,
         critic_weighting: Weighting,
+        schedule: Schedule,
     ):
         super().__init__()
         self.automatic_optimization = False
         if gradient not in ("exit_step", "replayed", "history"):
             raise UserError(f"gradient {gradient!r}; choose exit_step, replayed or history")
-        if critic_steps < 1 or accumulate < 1:
-            raise UserError(f"critic_steps {critic_steps}, accumulate {accumulate}: both must be at least 1")
         plan.check_trainable()
         self.net, self.critic, self.teacher = model, critic, teacher.requires_grad_(False).eval()
         self.plan, self.guidance, self.timesteps = plan, guidance, timesteps
-        self.critic_steps, self.accumulate, self.clip, self.gradient = critic_steps, accumulate, clip, gradient
+        self.alternation, self.accumulate, self.gradient = (
+            Alternation(critic_steps, accumulate, clip),
+            accumulate,
+            gradient,
+        )
         self.optimizer, self.critic_optimizer = optimizer, critic_optimizer
-        self.region_weights, self.critic_weighting = region_weights, critic_weighting
+        self.region_weights, self.critic_weighting, self.schedule = region_weights, critic_weighting, schedule
 
     def training_step(self, batch: Batch, index: int) -> None:
         student, critic = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        update = index // self.accumulate
-        if update % (self.critic_steps + 1) == self.critic_steps:
-            self._update(student, self.net, self.student_loss(batch), index)
+        if self.alternation.updates_generator(index):
+            name, optimizer, net, loss = "student", student, self.net, self.student_loss(batch)
         else:
-            self._update(critic, self.critic, self.critic_loss(batch), index)
+            name, optimizer, net, loss = "critic", critic, self.critic, self.critic_loss(batch)
+        norm = self.alternation.backward(self, optimizer, net, loss, index)
+        if norm is not None:
+            self.log(f"train/{name}_norm", norm)
+            schedules = cast(list[LRScheduler], self.lr_schedulers())
+            schedules[0 if name == "student" else 1].step()
 
     def student_loss(self, batch: Batch) -> Tensor:
         """The distribution matching loss of a fresh rollout."""
@@ -86,8 +99,9 @@ class DistributionMatching(lightning.LightningModule):
         t = self._times(x, batch.shard)
         with torch.no_grad():
             x_t = path.noised(x, sample_globally(torch.randn, batch.shard)(*x.shape, device=x.device), t)
-            real = path.clean(x_t, guided(self._velocity(self.teacher, t), x_t, cond, self.guidance), t)
-            fake = path.clean(x_t, self._velocity(self.critic, t)(x_t, cond), t)
+            v = guided_velocity(self.teacher, BIDIRECTIONAL, x_t, t, cond, x_t, self.guidance)
+            real = path.clean(x_t, v, t)
+            fake = path.clean(x_t, BIDIRECTIONAL.velocity(self.critic, x_t, t, cond, x_t), t)
         loss = losses.distribution_matching(x, real, fake, self.region_weights(batch.regions))
         logged = {"train/student_loss": loss, "train/score_gap": (fake - real).abs().mean()}
         self.log_dict(logged, prog_bar=True, sync_dist=True)
@@ -100,7 +114,7 @@ class DistributionMatching(lightning.LightningModule):
         with torch.no_grad():
             x = generate(self.net, cond, self.plan, self._noise(batch), exit_step).latents
         t, eps = self._times(x, batch.shard), sample_globally(torch.randn, batch.shard)(*x.shape, device=x.device)
-        v = self._velocity(self.critic, t)(path.noised(x, eps, t), cond)
+        v = BIDIRECTIONAL.velocity(self.critic, path.noised(x, eps, t), t, cond, x)
         weight = self.region_weights(batch.regions) * path.per_latent(self.critic_weighting.of_velocity(t))
         loss = losses.flow_matching(v, x, eps, weight)
         self.log("train/critic_loss", loss, prog_bar=True, sync_dist=True)
@@ -122,33 +136,21 @@ class DistributionMatching(lightning.LightningModule):
         x.register_hook(again)
         return x
 
-    def _update(self, optimizer, net: nn.Module, loss: Tensor, index: int) -> None:
-        # Without DDP's own averaging, which wants one backward pass through one graph; a replayed one has many.
-        with local_gradients(self):
-            self.manual_backward(loss / self.accumulate)
-        if (index + 1) % self.accumulate:
-            return
-        average_gradients(net)
-        norm = full_tensor(nn.utils.clip_grad_norm_(net.parameters(), self.clip))
-        self.log("train/student_norm" if net is self.net else "train/critic_norm", norm)
-        optimizer.step()
-        optimizer.zero_grad()
-
     def _times(self, x: Latents, part: slice) -> Times:
-        return Bidirectional().times(sample_globally(self.timesteps, part), x)
+        return BIDIRECTIONAL.times(sample_globally(self.timesteps, part), x)
 
     def _noise(self, batch: Batch) -> Noise:
         seeds = sample_globally(lambda n, device: torch.randint(2**62, (n,), device=device), batch.shard)
         return Noise(tuple(seeds(len(batch.latents)).tolist()))
 
-    def _velocity(self, net: VideoDiT, t: Times) -> Callable[[Latents, Conditioning], Latents]:
-        def velocity(x: Latents, cond: Conditioning) -> Latents:
-            return Bidirectional().velocity(net, x, t.repeat(len(x) // len(t), 1), cond, x)
-
-        return velocity
-
     def configure_model(self) -> None:
         shard_networks(self)
 
     def configure_optimizers(self):
-        return [self.optimizer(learned(self.net)), self.critic_optimizer(learned(self.critic))]
+        student = self.optimizer(trainable_parameters(self.net))
+        critic = self.critic_optimizer(trainable_parameters(self.critic))
+        turns, n = self.alternation.critic_steps + 1, self.alternation.critic_steps
+        return (  # each steps with its own optimiser; the schedule counts the updates of both
+            with_schedule(student, lambda step: self.schedule(step * turns)),
+            with_schedule(critic, lambda step: self.schedule(step * turns // n)),
+        )

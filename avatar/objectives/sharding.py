@@ -17,10 +17,6 @@ def shard_networks(module: lightning.LightningModule) -> None:
         return
     mesh = module.device_mesh["data_parallel"]
     for net in module.children():
-        # Only flow maps and guidance-distilled networks learn these. Weights without gradients have no optimiser state,
-        # and a sharded checkpoint of weights of which some have one can't be read again.
-        net.target_time.requires_grad_(False)  # pyright: ignore
-        net.guidance.requires_grad_(False)  # pyright: ignore
         if isinstance(net, FSDPModule):
             continue
         for block in net.blocks:  # pyright: ignore[reportGeneralTypeIssues]

@@ -89,7 +89,9 @@ def test_batches_that_ranks_cannot_share_evenly_are_refused():
         check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=4, accumulate=3), 2)
     with pytest.raises(ValueError, match="4 ranks for 3 samples"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=4), 4, samples=3)
-    with pytest.raises(ValueError, match=r"max_latents_per_batch=24 can't hold 4 clip.* of 8 latents; .*max_latents_per_batch=32"):
+    with pytest.raises(
+        ValueError, match=r"max_latents_per_batch=24 can't hold 4 clip.* of 8 latents; .*max_latents_per_batch=32"
+    ):
         LengthBuckets((8,), (1.0,), 24, batch_multiple_of=4)
     with pytest.raises(ValueError, match="none below 0"):
         LengthBuckets((1, 2), (1.0, -1.0), 24)

@@ -29,8 +29,8 @@ def causal(net: VideoDiT, latents: int = LATENTS) -> View:
 
 
 @torch.no_grad()
-def test_target_time_and_guidance_say_nothing_until_they_have_learnt_to():
-    net, (x, t, cond) = make_net(), inputs()
+def test_zero_initialised_target_time_and_guidance_change_nothing():
+    net, (x, t, cond) = make_net(flow_map=True, guidance_embedding=True), inputs()
     zero_init_(net.target_time.linear_2)
     zero_init_(net.guidance.linear_2)
     message = net(x, t, cond, causal(net), r=t / 2, guidance=torch.full_like(t, 3.0))
@@ -40,8 +40,8 @@ def test_target_time_and_guidance_say_nothing_until_they_have_learnt_to():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["r", "guidance"])
-def test_each_latent_has_a_target_time_and_a_guidance_of_its_own(net, name):
-    x, t, cond = inputs()
+def test_each_latent_has_a_target_time_and_a_guidance_of_its_own(name):
+    net, (x, t, cond) = make_net(flow_map=True, guidance_embedding=True), inputs()
     before = torch.full_like(t, 0.3)
     after = before.clone()
     after[:, 2] = 0.7  # of the second latent on the timeline, behind the sink
@@ -53,12 +53,19 @@ def test_each_latent_has_a_target_time_and_a_guidance_of_its_own(net, name):
 
 
 @torch.no_grad()
-def test_target_time_and_guidance_are_not_taken_for_each_other(net):
-    x, t, cond = inputs()
+def test_target_time_and_guidance_are_different_inputs():
+    net, (x, t, cond) = make_net(flow_map=True, guidance_embedding=True), inputs()
     a, b = torch.full_like(t, 0.3), torch.full_like(t, 0.7)
     assert not torch.allclose(
         net(x, t, cond, causal(net), r=a, guidance=b), net(x, t, cond, causal(net), r=b, guidance=a), atol=1e-3
     )
+
+
+@pytest.mark.parametrize("name", ["r", "guidance"])
+def test_an_input_without_its_embedding_is_rejected(net, name):
+    x, t, cond = inputs()
+    with pytest.raises(AssertionError, match=f"{name} for a network without its embedding"):
+        net(x, t, cond, causal(net), **{name: t})
 
 
 def fresh(**changes) -> VideoDiT:

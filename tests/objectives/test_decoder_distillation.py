@@ -7,6 +7,7 @@ from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder, distilled
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.objectives.decoder_distillation import DecoderDistillation
+from avatar.objectives.optim import WarmupDecay
 from avatar.objectives.weighting import RegionWeights
 from avatar.protocols import VideoAutoencoder
 from avatar.training import fit
@@ -23,7 +24,7 @@ def teacher(tmp_path):
 
 def make_module(teacher) -> DecoderDistillation:
     module = DecoderDistillation(
-        distilled(teacher, 8), teacher, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), steps=100
+        distilled(teacher, 8), teacher, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), schedule=WarmupDecay(100)
     )
     module.log = lambda *_, **__: None
     module.net.train()
@@ -80,7 +81,9 @@ def test_another_teacher_is_refused(teacher, tmp_path):
     bundle.write(Bundle("autoencoder", weights, teacher.origin.config), tmp_path / "other.safetensors")
     other = bundle.load(str(tmp_path / "other.safetensors"))
     with pytest.raises(ValueError, match="make it for this one"):
-        DecoderDistillation(distilled(teacher, 8), other, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), steps=100)
+        DecoderDistillation(
+            distilled(teacher, 8), other, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), schedule=WarmupDecay(100)
+        )
 
 
 def test_what_can_not_teach_is_refused(teacher):

@@ -6,14 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from avatar.conditioning.dropout import Dropout
 from avatar.diffusion import path
 from avatar.diffusion.guidance import Guidance
-from avatar.diffusion.packing import Bidirectional, TeacherForced
+from avatar.diffusion.packing import Bidirectional, TeacherForced, guided_velocity
 from avatar.diffusion.rollout import Plan
 from avatar.diffusion.timesteps import LogitNormal, ShiftedUniform
 from avatar.objectives.consistency import Consistency
 from avatar.objectives.dmd import DistributionMatching
-from avatar.objectives.flow_matching import Dropout, FlowMatching
+from avatar.objectives.flow_matching import FlowMatching
+from avatar.objectives.optim import Constant, WarmupDecay
 from avatar.objectives.weighting import MinSNR, RegionWeights, Uniform
 from avatar.types import REGIONS, Batch
 from tests.conftest import make_cond, make_net
@@ -40,6 +42,7 @@ def make_dmd(**changes) -> DistributionMatching:
         "guidance": Guidance(audio=2.0),
         "timesteps": ShiftedUniform(low=0.02, high=0.98),
         "critic_steps": 5,
+        "schedule": Constant(),
         "accumulate": 1,
         "clip": 1.0,
         "gradient": "exit_step",
@@ -69,28 +72,56 @@ def test_the_critics_step_of_dmd_moves_the_critic_alone():
 
 def test_dmd_updates_the_critic_five_times_per_student_update():
     dmd, order = make_dmd(), []
-    dmd.optimizers = lambda: ("student", "critic")
-    dmd.student_loss = dmd.critic_loss = lambda batch: None
-    dmd._update = lambda optimizer, *_: order.append(optimizer)
+    optimizers = {name: Recorder(name, order) for name in ("student", "critic")}
+    dmd.optimizers = lambda: tuple(optimizers.values())
+    dmd.student_loss = dmd.critic_loss = lambda batch: torch.zeros((), requires_grad=True)
+    dmd.manual_backward = lambda loss: loss.backward()
+    dmd.lr_schedulers = lambda: [Recorder("schedule", []), Recorder("schedule", [])]
+    dmd.log = lambda *_: None
     for index in range(12):
         dmd.training_step(make_batch(), index)
     assert order == (["critic"] * 5 + ["student"]) * 2
 
 
+class Recorder:
+    """An optimiser that records its steps by name."""
+
+    def __init__(self, name: str, steps: list[str]):
+        self.name, self.steps = name, steps
+
+    def step(self) -> None:
+        self.steps.append(self.name)
+
+    def zero_grad(self) -> None:
+        pass
+
+
 def test_dmd_accumulates_before_it_steps():
     dmd, steps = make_dmd(accumulate=2), []
-
-    class Optimizer:
-        def step(self):
-            steps.append(1)
-
-        def zero_grad(self):
-            dmd.critic.zero_grad()
-
+    optimizer = Recorder("critic", steps)
     dmd.manual_backward = lambda loss: loss.backward()
-    for index in range(4):
-        dmd._update(Optimizer(), dmd.critic, dmd.critic_loss(make_batch()), index)
-    assert len(steps) == 2
+    norms = [
+        dmd.alternation.backward(dmd, optimizer, dmd.critic, dmd.critic_loss(make_batch()), index) for index in range(4)
+    ]
+    assert steps == ["critic"] * 2
+    assert [norm is not None for norm in norms] == [False, True, False, True]
+
+
+def test_both_learning_rates_of_dmd_follow_the_schedule():
+    dmd = make_dmd(schedule=WarmupDecay(600, warmup=0.5), critic_steps=1)
+    for configured in dmd.configure_optimizers():
+        rates = []
+        for _ in range(150):
+            rates.append(configured["optimizer"].param_groups[0]["lr"])
+            configured["optimizer"].step()
+            configured["lr_scheduler"]["scheduler"].step()
+        assert rates[0] < 0.02 * rates[149] and all(a < b for a, b in zip(rates[:148], rates[1:149], strict=True))
+
+
+def test_a_schedule_of_impossible_shares_is_rejected():
+    for wrong in ({"warmup": 1.0}, {"decay_from": -0.1}, {"final": 2.0}):
+        with pytest.raises(ValueError, match=r"schedule\.warmup=.*expected shares"):
+            WarmupDecay(10, **wrong)
 
 
 def test_noisy_context_is_refused_for_training():
@@ -105,7 +136,7 @@ def test_noisy_context_is_refused_for_training():
 
 
 def make_consistency(n: int = 4, **changes) -> Consistency:
-    arguments = {"region_weights": EMPHASIS, "weighting": Uniform(), "steps": 10}
+    arguments = {"region_weights": EMPHASIS, "weighting": Uniform(), "schedule": WarmupDecay(10)}
     return silent(
         Consistency(
             make_net(), make_net(), TeacherForced(PLAN), Guidance(audio=2.0), n, 3.0, ADAM, **arguments | changes
@@ -144,7 +175,7 @@ def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
     module, batch = make_consistency(), make_batch()
     x0 = batch.latents
     t = torch.full((2, 5), 0.5)
-    v = module._teacher_velocity(x0, t, batch.conditioning, x0)
+    v = guided_velocity(module.teacher, module.pattern, x0, t, batch.conditioning, x0, module.guidance)
     c = TeacherForced(PLAN).velocity(module.teacher, x0, t, batch.conditioning, x0)
     flags = torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)
     muted = batch.conditioning.without(audio=flags[0], text=flags[1], labels=flags[1])
@@ -155,7 +186,7 @@ def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
 def make_flow_matching(net=None, pattern=None, **changes) -> FlowMatching:
     dropout, adam = Dropout(), functools.partial(torch.optim.Adam, lr=1e-2)
     net, pattern = net or make_net(), pattern or Bidirectional()
-    arguments = {"region_weights": EMPHASIS, "weighting": Uniform(), "steps": 10**6}
+    arguments = {"region_weights": EMPHASIS, "weighting": Uniform(), "schedule": WarmupDecay(10**6)}
     return silent(FlowMatching(net, pattern, LogitNormal(), dropout, adam, **arguments | changes))
 
 
@@ -192,13 +223,13 @@ def test_validation_draws_the_same_each_time_and_nothing_from_the_training():
 
 def test_dropout_takes_modalities_away_one_by_one():
     cond = make_cond()
-    gone = Dropout(audio=1.0, text=0.0, labels=0.0)(cond)
+    gone = Dropout(audio=1.0, text=0.0, labels=0.0)(cond, torch.rand)
     assert (
         not gone.audio_mask.any()
         and torch.equal(gone.text_mask, cond.text_mask)
         and torch.equal(gone.state, cond.state)
     )
-    gone = Dropout(audio=0.0, text=1.0, labels=1.0)(cond)
+    gone = Dropout(audio=0.0, text=1.0, labels=1.0)(cond, torch.rand)
     assert not gone.text_mask.any() and not gone.emotion.any() and torch.equal(gone.audio_mask, cond.audio_mask)
 
 

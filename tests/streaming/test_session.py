@@ -12,8 +12,8 @@ from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.models.text_encoders.bytes import ByteTokenizer
-from avatar.streaming.session import Session
 from avatar.streaming import simulation
+from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted, StreamStats, stream
 from avatar.types import EMOTIONS, GESTURES, STATES, Conditioning
 from tests.conftest import make_net

@@ -1,0 +1,57 @@
+"""Alternating optimisation: n updates of a critic, then one of the generator, each over accumulated micro-batches."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import lightning
+from torch import Tensor, nn
+
+from avatar.errors import UserError
+from avatar.objectives.distributed import average_gradients, full_tensor, local_gradients
+
+
+@runtime_checkable
+class Steppable(Protocol):
+    """An optimiser, as Lightning wraps it for manual optimisation."""
+
+    def step(self) -> Any: ...
+
+    def zero_grad(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Alternation:
+    """Which network a micro-batch updates, and when its gradients are applied.
+
+    Args:
+        critic_steps: critic updates per generator update.
+        accumulate: micro-batches per update of either.
+        clip: bound of the norm of an update's gradient.
+    """
+
+    critic_steps: int
+    accumulate: int
+    clip: float
+
+    def __post_init__(self):
+        if self.critic_steps < 1 or self.accumulate < 1:
+            raise UserError(f"critic_steps={self.critic_steps}, accumulate={self.accumulate}; both must be at least 1")
+
+    def updates_generator(self, index: int) -> bool:
+        """Whether micro-batch `index` belongs to an update of the generator."""
+        return index // self.accumulate % (self.critic_steps + 1) == self.critic_steps
+
+    def backward(
+        self, module: lightning.LightningModule, optimizer: Steppable, net: nn.Module, loss: Tensor, index: int
+    ) -> Tensor | None:
+        """Accumulate the gradient of a micro-batch; after the last one of an update, step and return the norm."""
+        # Without DDP's own averaging, which expects one backward pass through one graph; a replayed one has many.
+        with local_gradients(module):
+            module.manual_backward(loss / self.accumulate)
+        if (index + 1) % self.accumulate:
+            return None
+        average_gradients(net)
+        norm = full_tensor(nn.utils.clip_grad_norm_(net.parameters(), self.clip))
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
