@@ -37,7 +37,7 @@ from avatar import cli
 from avatar.commands.summarize import clip_of
 from avatar.files import write_text
 from avatar.models import flops
-from avatar.models.transforms import apply_transforms
+from avatar.models.transforms.apply import apply_transforms
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import TextProjection
 from avatar.process import set_up_torch
