@@ -212,7 +212,7 @@ def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
     else:
         torch.save({"generator": code, "state_dict": {"weight": code}}, path)
     look = {
-        "a.pt": weight_files.opened,
+        "a.pt": weight_files.open_weights,
         "a.ckpt": run_checkpoint.shapes,
         "folder": lambda path: Wav2Vec2(str(path)),
     }
