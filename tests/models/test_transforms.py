@@ -52,7 +52,7 @@ def test_all_blocks_share_one_full_graph_and_rollouts_stay_eager(causal, selecti
     checkpointing = compilable("avatar.models.transforms.activation_checkpointing")
     packing, rollout = compilable("avatar.diffusion.packing"), compilable("avatar.diffusion.rollout")
     torch_compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: torch_compile(f, fullgraph=True, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, backend="eager"))
     torch._dynamo.reset()
     plan = rollout.Plan((1.0, 0.6), window=4)
     pattern = packing.TeacherForced(plan) if causal else packing.Bidirectional()
@@ -78,12 +78,12 @@ def test_all_blocks_share_one_full_graph_and_rollouts_stay_eager(causal, selecti
 def test_clips_of_many_lengths_are_compiled(compilable, monkeypatch):
     compiling, packing = compilable("avatar.models.transforms.compile"), compilable("avatar.diffusion.packing")
     torch_compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: torch_compile(f, dynamic=False, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda f, backend: torch_compile(f, dynamic=False, backend=backend))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     net = rebuilt(make_net(layers=1), compilable)
     with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
-        compiling.Compiled()(net)
+        compiling.Compiled(backend="eager")(net)
         for latents in range(1, 5):
             x, cond = torch.randn(2, 3, latents, 4, 4), make_cond(latents=latents)
             packing.Bidirectional().velocity(net, x, torch.rand(2, latents), cond, x)

@@ -22,16 +22,21 @@ class Compiled:
     The cached passes of a rollout are not compiled: their KV cache differs from block to block and chunk to chunk, and
     each would need a graph of its own. Parameter names stay the same.
 
+    Args:
+        backend: of torch.compile, such as "inductor" or, without code generation, "aot_eager".
+
     Raises:
         UserError: the network has no blocks.
     """
+
+    backend: str = "inductor"
 
     def __call__(self, net: nn.Module) -> None:
         # For torch all blocks are one code object; each clip length and size, with or without gradients, is a graph.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
         for block in blocks_of(net):
             # Not block.compile(): it finds the checkpointed forward under it and leaves that uncompiled.
-            block.forward = _on_full_clips(torch.compile(block.forward), block.forward)
+            block.forward = _on_full_clips(torch.compile(block.forward, backend=self.backend), block.forward)
 
 
 def _on_full_clips(compiled: Callable[..., Tensor], eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
