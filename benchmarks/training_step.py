@@ -37,7 +37,7 @@ from avatar import cli
 from avatar.commands.summarize import clip_of
 from avatar.files import write_text
 from avatar.models import flops
-from avatar.models.transforms import apply_transforms
+from avatar.models.transforms.apply import apply_transforms
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import TextProjection
 from avatar.process import set_up_torch
@@ -84,7 +84,7 @@ def random_batch(net: VideoDiT, clip: flops.ClipShape, clips: int) -> Batch:
         emotion_intensity=torch.zeros(b, l),
         gesture=unsaid,
         image=None if net.image is None else torch.randn(b, clip.image_tokens, net.image.features),
-        channels=torch.randn(b, net.extra_in_channels, l, *space) if net.extra_in_channels else None,
+        concat_latents=torch.randn(b, net.extra_in_channels, l, *space) if net.extra_in_channels else None,
     )
     latents = torch.randn(b, net.channels, l, *space)
     return Batch(latents, cond, torch.rand(b, len(REGIONS), l, *space), [f"random-{n}" for n in range(b)])

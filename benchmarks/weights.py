@@ -24,16 +24,15 @@ from avatar.provenance import recorded
 
 CHILD = """
 import json, re, sys, torch
-from avatar.models import wan_weights
-from avatar.models import flops
+from avatar.models import flops, wan_weights
 def peak():
     with open("/proc/self/status") as file:
         return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1])
 network, folder, dtype = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 with torch.device("meta"):
-    public.load(network)  # what is imported on the way isn't the network's
+    wan_weights.load(network)  # what is imported on the way isn't the network's
 before = peak()
-net = public.load(network, folder, dtype=dtype)
+net = wan_weights.load(network, folder, dtype=dtype)
 print(json.dumps([before, peak(), sum(p.numel() * p.element_size() for p in net.parameters())]))
 """
 

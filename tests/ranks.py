@@ -1,4 +1,4 @@
-"""Functions called by several processes on this machine, as torchrun starts them."""
+"""Run functions in several processes on this machine, with the environment of torchrun."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def launched(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]:
-    """Processes that make these calls, of "module:function" with arguments, one after the other."""
+    """Start one process per rank; each calls the functions ("module:function", arguments) in order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -34,8 +34,7 @@ def launched(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]
 
 
 def run(ranks: int, *jobs: tuple[str, list[Any]], ends: int = 0, within: float = 300) -> None:
-    """Wait until these calls are made and all processes end with this code, in so many seconds; what went wrong is
-    shown."""
+    """Call functions in `ranks` processes; assert that each ends with exit code `ends` in `within` seconds."""
     processes = launched(ranks, *jobs)
     watch = threading.Timer(within, lambda: [process.kill() for process in processes])
     watch.start()
@@ -45,7 +44,7 @@ def run(ranks: int, *jobs: tuple[str, list[Any]], ends: int = 0, within: float =
 
 
 def fit(script: str, folder: str, *overrides: str) -> None:
-    """A tiny run of a stage."""
+    """Train a tiny run of a stage."""
     from tests.stages import fitted
 
     fitted(script, Path(folder), *overrides)

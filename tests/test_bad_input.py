@@ -24,7 +24,9 @@ from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.models.text_encoders.umt5 import UMT5
-from avatar.models.transforms import ActivationCheckpointing, Compiled, LoRA
+from avatar.models.transforms.activation_checkpointing import ActivationCheckpointing
+from avatar.models.transforms.compile import Compiled
+from avatar.models.transforms.lora import LoRA
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import ByteTextEncoder, ImageProjection, TextProjection
 from avatar.puppet.worlds import PixelWorld
@@ -210,7 +212,7 @@ def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
     else:
         torch.save({"generator": code, "state_dict": {"weight": code}}, path)
     look = {
-        "a.pt": weight_files.opened,
+        "a.pt": weight_files.open_weights,
         "a.ckpt": run_checkpoint.shapes,
         "folder": lambda path: Wav2Vec2(str(path)),
     }

@@ -1,4 +1,4 @@
-"""Several processes equal one: their losses, their gradients, and the bundle at the end of a run."""
+"""Losses, gradients and the final bundle don't depend on the number of processes and micro-batches."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from tests.test_resume import MEANT, losses
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
 
-# With SGD, weights differ by no more than gradients do.
+# With SGD, differences of weights are no larger than those of gradients.
 SGD = ("objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.03")
 CRITIC_SGD = tuple(text.replace("optimizer", "critic_optimizer") for text in SGD)
 RUN = (*SMALL_NET, *SGD, "steps=3", "data.buckets.max_latents_per_batch=32", "data.buckets.batch_multiple_of=4")
-TWO = ("trainer.devices=2", "accumulate=2")  # of four parts, each of the two processes makes two, one after the other
+TWO = ("trainer.devices=2", "accumulate=2")  # four micro-batches: two for each process
 
 
 def objectives() -> dict:
-    """By name: an objective, the network that learns, and the loss of a batch."""
+    """Objective name → the trained network and the function from a batch to its loss."""
     torch.manual_seed(1)
     teacher, student, jumps = make_flow_matching(), make_dmd(gradient="replayed"), make_consistency()
     return {
@@ -42,12 +42,12 @@ def objectives() -> dict:
 def part_of_a_batch(part: slice) -> Batch:
     torch.manual_seed(2)
     x0, cond, regions = torch.randn(4, 3, 5, 4, 4), make_cond(batch=4), torch.rand(4, len(REGIONS), 5, 4, 4)
-    regions *= torch.arange(4)[:, None, None, None, None] / 4  # no two clips with as much of a region, one without any
+    regions *= torch.arange(4)[:, None, None, None, None] / 4  # every clip has another region weight, one has none
     return Batch(x0[part], cond.map(lambda x: x[part]), regions[part], list("abcd")[part], part)
 
 
 def learnt(rank: int, count: int, passes: int = 1) -> dict[str, dict[str, torch.Tensor]]:
-    """Of each objective the loss and the gradients that a batch gives, made in so many parts."""
+    """Loss and gradients of each objective for one batch, split over `count` ranks and `passes` micro-batches."""
     found = {}
     for name, (net, loss_of) in objectives().items():
         total = torch.zeros(())
@@ -65,7 +65,7 @@ def learnt(rank: int, count: int, passes: int = 1) -> dict[str, dict[str, torch.
 
 
 def write_learnt(path: str) -> None:
-    """`learnt` by this one of several processes; the first writes it."""
+    """Compute `learnt` in one of several processes; rank 0 writes it."""
     dist.init_process_group("gloo")
     found = learnt(dist.get_rank(), dist.get_world_size())
     if dist.get_rank() == 0:
@@ -74,7 +74,7 @@ def write_learnt(path: str) -> None:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> list[str]:
-    """What distribution matching starts from, as arguments."""
+    """Overrides with random bundles for distribution matching."""
     folder, states = tmp_path_factory.mktemp("bundles"), ("world=states", "model=states")
     student, teacher = (random_bundle(folder / kind, kind, *states) for kind in ("causal_teacher", "teacher"))
     return [f"init='{student}'", f"teacher='{teacher}'"]
@@ -88,7 +88,7 @@ def dmd(bundles) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, dmd) -> Path:
-    """Runs of two processes, all by the same two, and of one."""
+    """Runs of one process and of two; the same two processes train all of the latter."""
     folder = tmp_path_factory.mktemp("runs")
     fitted("train", folder / "flow", *RUN)
     fitted("distill", folder / "dmd", *dmd)
@@ -104,8 +104,10 @@ def folder(tmp_path_factory, dmd) -> Path:
 
 
 def assert_learnt(got: dict, expected: dict) -> None:
-    """To 1e-5 of the loss, and of each objective's largest gradient: small ones are sums of large ones that nearly
-    cancel."""
+    """Compare to 1e-5 of the loss and of the largest gradient of each objective.
+
+    Small gradients are sums of large terms that nearly cancel, so a relative tolerance would be too strict for them.
+    """
     for name, values in expected.items():
         assert len(values) > 10 and values["loss"] > 0.01
         largest = max(float(value.abs().max()) for key, value in values.items() if key != "loss")
@@ -117,28 +119,30 @@ def assert_learnt(got: dict, expected: dict) -> None:
             )
 
 
-def test_two_processes_make_the_losses_and_gradients_of_one(folder):
+def test_two_processes_have_the_losses_and_gradients_of_one(folder):
     assert_learnt(torch.load(folder / "learnt.pt", weights_only=True), learnt(0, 1))
 
 
-def test_a_batch_in_passes_makes_the_losses_and_gradients_of_one():
+def test_two_micro_batches_have_the_losses_and_gradients_of_one():
     assert_learnt(learnt(0, 1, passes=2), learnt(0, 1))
 
 
 @pytest.mark.parametrize("run", ["flow_ddp", "flow_fsdp", "dmd_ddp", "dmd_fsdp"])
-def test_a_run_of_two_processes_and_two_passes_ends_where_one_does(folder, run):
+def test_two_processes_with_two_micro_batches_export_the_weights_of_one(folder, run):
     alone = folder / run.partition("_")[0]
     (expected,), (got,) = ([load_file(path) for path in run.glob("*.safetensors")] for run in (alone, folder / run))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    if run.startswith("dmd"):  # Lightning writes one line for the passes of an update that it makes itself
+    if run.startswith("dmd"):  # with automatic optimisation Lightning logs one row per update, not per micro-batch
         assert losses_of_updates(folder / run, passes=2) == pytest.approx(
             losses_of_updates(alone, passes=1), 1e-5, 1e-6
         )
 
 
 def losses_of_updates(folder: Path, passes: int) -> list[float]:
-    """Of a run of distribution matching whose every third update is the student's: what was written last of the other
-    network stands in its lines, too."""
+    """The loss of each update of distribution matching, every third of the student's, the others of the critic's.
+
+    Each row of the metrics also repeats the last loss of the other network.
+    """
     rows = list(losses(folder).values())
-    message = [float(row[(n // passes) % 3 == 2]) for n, row in enumerate(rows)]
-    return [sum(message[i : i + passes]) / passes for i in range(0, len(message), passes)]
+    values = [float(row[(n // passes) % 3 == 2]) for n, row in enumerate(rows)]
+    return [sum(values[i : i + passes]) / passes for i in range(0, len(values), passes)]

@@ -1,4 +1,4 @@
-"""On a CUDA device everything is what it is on the CPU, and what only large runs use works: `make test-gpu`."""
+"""Results on a CUDA device match the CPU, and bf16, compilation and checkpointing work: `make test-gpu`."""
 
 import json
 import math
@@ -34,7 +34,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("pattern", [Bidirectional(), TeacherForced(Plan((1.0, 0.6), window=4))])
-def test_a_pass_and_its_gradients_are_those_of_the_cpu(pattern):
+def test_velocities_and_gradients_match_the_cpu(pattern):
     net, cond, x, t = make_net(), make_cond(), torch.randn(2, 3, 5, 4, 4), torch.full((2, 5), 0.5)
 
     def velocity_and_gradients(device: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -46,14 +46,14 @@ def test_a_pass_and_its_gradients_are_those_of_the_cpu(pattern):
     torch.testing.assert_close(velocity_and_gradients(DEVICE), velocity_and_gradients("cpu"), rtol=1e-3, atol=1e-4)
 
 
-def test_every_stage_trains_in_bf16_with_compiled_and_recomputed_blocks(tmp_path):
+def test_every_stage_trains_in_bf16_with_compiled_and_checkpointed_blocks(tmp_path):
     def stage(script: str, name: str, *overrides: str) -> Path:
         own = [*TINY, *LARGE, f"folder='{tmp_path / name}'", f"cache='{tmp_path / 'cache'}'", "steps=6", *overrides]
-        # Apart from the tests' checks of shapes, which can't be compiled (pytorch#122093).
+        # In another process, without runtime checks of shapes, which can't be compiled (pytorch#122093).
         subprocess.run([sys.executable, f"{script}.py", *own], cwd=ROOT, check=True)
         assert all(float(value) < math.inf for row in losses(tmp_path / name).values() for value in row if value)
         (bundle,) = (tmp_path / name).glob("*.safetensors")
-        assert {weight.dtype for weight in load_file(bundle).values()} == {torch.float32}  # masters stay wide
+        assert {weight.dtype for weight in load_file(bundle).values()} == {torch.float32}  # master weights stay in fp32
         return bundle
 
     teacher = stage("train", "teacher", *SMALL_NET)
@@ -63,7 +63,7 @@ def test_every_stage_trains_in_bf16_with_compiled_and_recomputed_blocks(tmp_path
     stage("distill", "student", "objective=dmd", f"init='{jumps}'", f"teacher='{teacher}'", fused)
 
 
-def test_a_run_goes_on_with_the_draws_of_the_device(tmp_path):
+def test_a_resumed_run_restores_the_random_state_of_the_device(tmp_path):
     often = ("steps=8", "+callbacks.checkpoint.save_top_k=-1", "callbacks.checkpoint.every_n_train_steps=4")
     own = (*often, *SMALL_NET, "trainer.accelerator=gpu")
     fitted("train", tmp_path / "whole", *own)
@@ -73,11 +73,11 @@ def test_a_run_goes_on_with_the_draws_of_the_device(tmp_path):
         torch.tensor([float(row[0]) for step, row in sorted(losses(tmp_path / name).items()) if step >= 4])
         for name in ("whole", "resumed")
     )
-    # Sums on the device may be taken in another order.
+    # The order of summation on the device may differ.
     torch.testing.assert_close(resumed, whole, rtol=1e-4, atol=0)
 
 
-def test_a_stream_is_that_of_the_cpu():
+def test_a_stream_matches_the_cpu():
     picture, sound = torch.rand(1, 3, 1, 64, 64) * 2 - 1, torch.randn(16_000) * 0.2
 
     def frames(device: str) -> torch.Tensor:
@@ -94,7 +94,7 @@ def test_a_stream_is_that_of_the_cpu():
     torch.testing.assert_close(frames(DEVICE), frames("cpu"), rtol=0, atol=0.02)
 
 
-def test_a_training_step_is_measured(tmp_path):
+def test_the_training_step_benchmark_runs(tmp_path):
     out = tmp_path / "step.json"
     clip = ["--frames", "16", "--height", "128", "--width", "128", "--text-tokens", "96", "--steps", "2"]
     own = ["model=nano", "transforms=large", "trainer.precision=bf16-mixed", "--device", DEVICE, "--out", str(out)]

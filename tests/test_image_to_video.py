@@ -1,4 +1,4 @@
-"""A network made for image-to-video, from the config of a new teacher to its stream and its scores."""
+"""An image-to-video network: training of a teacher, distillation, streaming and evaluation."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def encoder(tmp_path_factory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def stages(folder, world, encoder) -> dict[str, Path]:
-    """The bundles of a teacher, with its sample video, and of a causal teacher made of it."""
+    """Bundles of a teacher, trained with sample videos, and of a causal teacher distilled from it."""
     common = (*NETWORK, *world, *encoder, "steps=1", "trainer.gradient_clip_val=null")
     video = ("callbacks=default", "+sampler.steps=1")
     teacher = fitted("train", folder / "teacher", *common, *video, tiny=[o for o in PUPPETS if o != "callbacks=base"])
@@ -58,14 +58,14 @@ def stages(folder, world, encoder) -> dict[str, Path]:
     return {"teacher": teacher, "causal": fitted("distill", folder / "causal", *common, *causal, tiny=PUPPETS)}
 
 
-def test_it_trains_and_remembers_its_image_encoder(stages, encoder, folder):
+def test_a_trained_bundle_names_its_image_encoder(stages, encoder, folder):
     origin = bundle.origin_of(bundle.load(str(stages["teacher"])))
     assert f"image.weights='{origin.config['image']['weights']}'" == encoder[1]
     assert origin.build_encoder("image").dim == 16 and list((folder / "teacher" / "samples").glob("*.mp4"))
 
 
 @torch.no_grad()
-def test_it_streams_what_its_rollout_makes(stages, world, folder):
+def test_a_stream_equals_the_rollout(stages, world, folder):
     cfg = composed("infer", *world, f"student='{stages['causal']}'", f"folder='{folder}'")
     session = infer.open_session(cfg, torch.rand(1, 3, 1, 64, 64))
     seen, chunk = [], session.rollout.chunk
@@ -78,8 +78,8 @@ def test_it_streams_what_its_rollout_makes(stages, world, folder):
     torch.testing.assert_close(frames, expected[:, :10], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow  # as all evaluations down to their pictures
-def test_it_is_scored_beside_its_teacher(stages, world, folder):
+@pytest.mark.slow  # a full evaluation with its figures
+def test_student_and_teacher_are_evaluated(stages, world, folder):
     small = ("clips=2", "others=0", "control=0", "latents=2", "stream_frames=12", "threads=1", "workers=0")
     nets = (f"student='{stages['causal']}'", f"teacher='{stages['teacher']}'", "teacher_sampler.steps=1")
     place = (f"folder='{folder / 'scores'}'", f"cache='{folder / 'cache'}'")
@@ -99,7 +99,7 @@ def test_it_is_scored_beside_its_teacher(stages, world, folder):
         ),
     ],
 )
-def test_an_encoder_too_few_or_too_many_is_refused_before_the_first_step(
+def test_a_missing_or_surplus_image_encoder_is_rejected_before_training(
     network, encoded, message, world, encoder, folder, tmp_path
 ):
     given = encoder if encoded else ()
@@ -109,7 +109,7 @@ def test_an_encoder_too_few_or_too_many_is_refused_before_the_first_step(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_another_image_encoder_than_the_teachers_is_refused(stages, world, encoder, folder, tmp_path):
+def test_another_image_encoder_than_the_teachers_is_rejected(stages, world, encoder, folder, tmp_path):
     place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test", "steps=1")
     stage = ("objective=teacher_forcing", f"teacher='{stages['teacher']}'", "image_encoder@image=clip")
     other = speech_networks.clip(tmp_path / "other")

@@ -1,5 +1,7 @@
-"""The whole path from published weights: converted, fine-tuned, made causal, distilled, streamed. Every network is tiny
-and random, and stored as its publishers store it: a transformer in shards with an index, its autoencoder, UMT5."""
+"""The full chain from published weights: conversion, fine-tuning, causal training, distillation, streaming.
+
+Networks are tiny and random, in the published file layout: a sharded transformer with an index, its autoencoder, UMT5.
+"""
 
 from pathlib import Path
 
@@ -49,7 +51,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """A pipeline's folder in diffusers' layout."""
+    """The folder of a pipeline in diffusers' layout."""
     torch.manual_seed(4)
     folder = tmp_path_factory.mktemp("wan")
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "ffn_dim": 32, "text_dim": TEXT}

@@ -1,4 +1,4 @@
-"""A run that is resumed makes the losses that it would have made, to the last bit."""
+"""A resumed run has bit-exactly the losses and weights of an uninterrupted one."""
 
 import csv
 import os
@@ -25,17 +25,17 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
 
 
 def losses(folder: Path) -> dict[int, tuple[str, ...]]:
-    """By batch, every training loss in the metrics, as written."""
+    """The training losses of each batch, as written to the metrics file."""
     (path,) = folder.glob("metrics/*/metrics.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    message = [(int(row["step"]), tuple(v for k, v in row.items() if "train" in k and "loss" in k)) for row in rows]
-    return {step: values for step, values in message if any(values)}
+    by_step = [(int(row["step"]), tuple(v for k, v in row.items() if "train" in k and "loss" in k)) for row in rows]
+    return {step: values for step, values in by_step if any(values)}
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> str:
-    """Encoded clips that the runs of all these tests share, as an argument."""
+    """The override for a cache of encoded clips, shared by the runs of all tests."""
     folder = tmp_path_factory.mktemp("shared")
     fitted("train", folder / "first", "steps=1", *SMALL_NET)
     return f"cache='{folder / 'cache'}'"
@@ -43,7 +43,7 @@ def cache(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> dict[str, Path]:
-    """What distillations start from."""
+    """Random bundles to distil from, by kind."""
     folder, states = tmp_path_factory.mktemp("bundles"), ("world=states", "model=states")
     return {
         kind: random_bundle(folder / f"{kind}.safetensors", kind, *states) for kind in ("teacher", "causal_teacher")
@@ -59,7 +59,7 @@ def check_resumed(
     accumulate: int = 1,
     tiny: Sequence[str] = TINY,
 ) -> None:
-    """Compare a run of 8 passes with one that goes on after so many, which are so many updates."""
+    """Compare a run of 8 micro-batches with one resumed after `passes` micro-batches, or `updates` updates."""
     often = ["+callbacks.checkpoint.save_top_k=-1", f"callbacks.checkpoint.every_n_train_steps={updates}"]
     shared = [f"steps={8 // accumulate}", f"accumulate={accumulate}", f"data.buckets.batch_multiple_of={accumulate}"]
     overrides = (*shared, *often, *SMALL_NET, *overrides)
@@ -78,7 +78,7 @@ def test_flow_matching_resumes_exactly(tmp_path, cache):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_from_shards_resumes_exactly(tmp_path, workers):
-    """With samples that can't be read, too."""
+    """Some of the samples are damaged."""
     cfg = composed("train", *ANY_DATA)
     made = {name: hydra.utils.instantiate(cfg[name]) for name in ("audio",)}
     net = hydra.utils.instantiate(cfg.world.autoencoder)
@@ -108,17 +108,18 @@ def test_causal_training_resumes_exactly(tmp_path, cache, bundles, objective):
     [(5, {"passes": 4, "updates": 4}), (2, {"passes": 2, "updates": 1, "accumulate": 2})],
     ids=["every pass", "every other pass"],
 )
-def test_distribution_matching_resumes_exactly_on_its_way_to_a_students_update(
-    tmp_path, cache, bundles, critic_steps, rhythm
-):
+def test_distribution_matching_resumes_exactly_between_student_updates(tmp_path, cache, bundles, critic_steps, rhythm):
     arguments = ["objective=dmd", f"init='{bundles['causal_teacher']}'", f"teacher='{bundles['teacher']}'"]
-    arguments += ["data.buckets.lengths=[2,3]", "data.buckets.max_latents_per_batch=6"]  # rollouts cost by the chunk
+    arguments += [
+        "data.buckets.lengths=[2,3]",
+        "data.buckets.max_latents_per_batch=6",
+    ]  # the cost of a rollout grows with its chunks
     arguments.append(f"objective.critic_steps={critic_steps}")
     check_resumed(tmp_path, "distill", cache, *arguments, **rhythm)
 
 
-def test_a_seed_gives_the_same_losses_whether_clips_were_encoded_before_or_now(tmp_path):
-    """Encoding may draw numbers; it must not be from the training's."""
+def test_losses_do_not_depend_on_whether_clips_were_already_encoded(tmp_path):
+    """Encoding draws from a random generator of its own, not from that of training."""
     first, second = (fitted("train", tmp_path / name, "steps=2", *SMALL_NET) for name in ("cold", "warm"))
     assert losses(tmp_path / "cold") == losses(tmp_path / "warm")
     assert first.read_bytes() == second.read_bytes()
@@ -126,18 +127,18 @@ def test_a_seed_gives_the_same_losses_whether_clips_were_encoded_before_or_now(t
 
 @pytest.fixture
 def _ctrl_c():
-    """Ctrl-C as it is when a program starts; Lightning lets it do nothing when it was heard once."""
+    """Restore Python's SIGINT handler; Lightning ignores the signal after the first one."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, handler)
 
 
 def signalled(at: int, *numbers: int):
-    """A training step of flow matching in the midst of which, at one pass, signals come."""
+    """A training step of flow matching that raises signals in micro-batch `at`."""
     training_step = FlowMatching.training_step
 
     def step(self, batch, index):
-        loss = training_step(self, batch, index)  # has drawn its numbers
+        loss = training_step(self, batch, index)  # its random numbers are drawn by now
         for number in numbers if index == at else ():
             signal.raise_signal(number)
         return loss
@@ -156,7 +157,7 @@ def newest(folder: Path) -> Path:
     ids=["Ctrl-C", "Ctrl-C twice", "SIGTERM", "SIGUSR1"],
 )
 def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, capsys, numbers, left):
-    """Once, the batch under way is finished; twice, it is given up and made again as it was."""
+    """After one signal the current batch is finished; after two it is dropped and repeated by the resumed run."""
     whole = fitted("train", tmp_path / "whole", "steps=6", *SMALL_NET, cache)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stop:
         patch.setattr(FlowMatching, "training_step", signalled(2, *numbers))
@@ -164,7 +165,9 @@ def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkey
     saved = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     message = capsys.readouterr().err
     assert stop.value.args == (numbers[0],) and f"go on with resume={saved}" in message
-    assert f"{signal.Signals(numbers[0]).name}: stopping after this batch" in message  # by us, and not by Lightning
+    assert (
+        f"{signal.Signals(numbers[0]).name}: stopping after this batch" in message
+    )  # handled by the project, not by Lightning
     assert not (tmp_path / "cut" / "teacher.safetensors").exists()
     resumed = fitted("train", tmp_path / "resumed", "steps=6", *SMALL_NET, cache, f"resume='{saved}'")
     expected = list(losses(tmp_path / "whole").values())
@@ -174,8 +177,8 @@ def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkey
 
 @pytest.mark.usefixtures("_ctrl_c")
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
-def test_a_signal_between_the_passes_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, times):
-    """What was accumulated is gone when a run stops at once, so its passes are made again."""
+def test_a_signal_between_micro_batches_loses_nothing(tmp_path, cache, monkeypatch, times):
+    """Accumulated gradients are lost when a run stops at once, so their micro-batches are repeated."""
     shared = ("steps=3", "accumulate=2", "data.buckets.batch_multiple_of=2", *SMALL_NET, cache)
     whole = fitted("train", tmp_path / "whole", *shared)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -186,13 +189,13 @@ def test_a_signal_between_the_passes_of_a_batch_loses_nothing(tmp_path, cache, m
 
 
 def killed_in_its_midst(script: str, folder: str, *overrides: str) -> None:
-    """A run of a process that is killed, with nothing to hear it by, in its sixth pass."""
+    """A run that is killed by SIGKILL in its sixth micro-batch."""
     FlowMatching.training_step = signalled(5, signal.SIGKILL)
     fitted(script, Path(folder), *overrides)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
-def test_a_killed_run_goes_on_from_what_it_saved_last(tmp_path, cache):
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, cache):
     often = ("steps=8", "callbacks.checkpoint.every_n_train_steps=2", *SMALL_NET, cache)
     whole = fitted("train", tmp_path / "whole", *often)
     if not (child := os.fork()):
@@ -205,7 +208,7 @@ def test_a_killed_run_goes_on_from_what_it_saved_last(tmp_path, cache):
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_last_without_a_checkpoint_begins_anew(tmp_path, cache):
+def test_resume_last_without_a_checkpoint_starts_from_scratch(tmp_path, cache):
     few = ("steps=1", "callbacks.checkpoint.every_n_train_steps=9", "callbacks.checkpoint.save_last=false")
     first, second = (fitted("train", tmp_path / "run", *few, "resume=last", *SMALL_NET, cache) for _ in range(2))
     assert first.exists() and first == second and not list((tmp_path / "run").glob("checkpoints/*"))
@@ -213,8 +216,8 @@ def test_last_without_a_checkpoint_begins_anew(tmp_path, cache):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_killed_run_of_two_processes_goes_on_exactly(tmp_path, cache, strategy):
-    """And one whose second process alone is told to stop."""
+def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path, cache, strategy):
+    """So does a run whose second process alone gets SIGTERM."""
     often = [
         "steps=8",
         "data.buckets.batch_multiple_of=2",
@@ -233,7 +236,7 @@ def test_a_killed_run_of_two_processes_goes_on_exactly(tmp_path, cache, strategy
 
 
 def second_is_stopped(script: str, folder: str, *overrides: str) -> None:
-    """A run of two processes; SIGTERM comes to the second alone, and both end by it before their next batch."""
+    """A run of two processes: only the second gets SIGTERM, and both stop before their next batch."""
     if os.environ["RANK"] == "1":
         FlowMatching.training_step = signalled(3, signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
@@ -242,8 +245,8 @@ def second_is_stopped(script: str, folder: str, *overrides: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first, second", [(1, 2), (2, 1)])
-def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path, cache, first, second):
-    """With its averaged weights, which are what is exported."""
+def test_a_sharded_run_resumes_with_another_number_of_processes(tmp_path, cache, first, second):
+    """The averaged weights, which are exported, are restored too."""
     sgd = ["objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.3"]
     run = ["steps=6", "data.buckets.batch_multiple_of=2", "trainer=fsdp", *sgd, *SMALL_NET, cache]
     often = ["callbacks.checkpoint.every_n_train_steps=3", "+callbacks.checkpoint.save_top_k=-1"]
@@ -258,22 +261,22 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path, cache,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_an_error_on_one_rank_ends_all(tmp_path, cache, strategy):
-    """Though checkpoints, which are all ranks' work, are saved where a run ends before its time."""
+def test_an_error_on_one_rank_ends_all_ranks(tmp_path, cache, strategy):
+    """No checkpoint is saved: it needs all ranks, and they would wait for the failed one."""
     run = ["steps=4", "data.buckets.batch_multiple_of=2", *SMALL_NET, cache, f"trainer={strategy}", "trainer.devices=2"]
     ranks.run(2, ("tests.test_resume:second_fails", ["train", str(tmp_path / "run"), *run]), ends=1, within=90)
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
 def second_fails(script: str, folder: str, *overrides: str) -> None:
-    """A run of two processes, of which the second alone meets an error."""
+    """A run of two processes: only the second raises an error."""
     if os.environ["RANK"] == "1":
         FlowMatching.training_step = failing(2)
     fitted(script, Path(folder), *overrides)
 
 
 def failing(at: int):
-    """A training step of flow matching that one pass ends with an error."""
+    """A training step of flow matching that raises an error in micro-batch `at`."""
     training_step = FlowMatching.training_step
 
     def step(self, batch, index):

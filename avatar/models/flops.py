@@ -1,18 +1,31 @@
-"""What a backbone weighs and what a pass through it costs, from its shapes alone: it may be on the meta device."""
+"""Parameters, training memory and FLOPs of a backbone, from its shapes alone: its weights may be on the meta device."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
-from avatar.types import ROLES
+from avatar.nn.embeddings import TextProjection
+from avatar.nn.masks import MaskSpec, mask_view
+from avatar.types import ROLES, Conditioning
 
 
 @dataclass(frozen=True)
 class ClipShape:
-    """The size of what goes through: latents on the timeline, their height and width, and the tokens of the text and,
-    for networks that take them, of the reference as an image encoder sees it."""
+    """The size of a clip and of its conditioning.
+
+    Args:
+        latents: on the timeline, without the sink.
+        height, width: of the latents.
+        text_tokens: of the prompt; a byte-level encoder takes no more than its limit.
+        image_tokens: of the image encoder's features, for networks that take them.
+
+    Raises:
+        UserError: a size below 1.
+    """
 
     latents: int
     height: int
@@ -22,7 +35,7 @@ class ClipShape:
 
     def __post_init__(self):
         if min(vars(self).values()) < 1:
-            raise UserError(f"a clip of {self}; every number must be at least 1")
+            raise UserError(f"got {self}; expected sizes of at least 1; change the smaller ones")
 
 
 def parameters(net: nn.Module) -> int:
@@ -31,53 +44,45 @@ def parameters(net: nn.Module) -> int:
 
 
 def training_bytes(net: nn.Module) -> int:
-    """Weights, gradients and AdamW's two moments, all in fp32, without activations."""
+    """Bytes of weights, gradients and AdamW's two moments, all in fp32; activations not included."""
     return 16 * parameters(net)
 
 
 def forward_flops(net: VideoDiT, clip: ClipShape) -> int:
-    """Floating-point operations (a multiply-add is two) of one bidirectional pass over [sink | clip], batch 1.
+    """FLOPs (a multiply-add is two) of one bidirectional forward pass over [sink | clip], batch size 1.
 
-    Matrix products and attention, as torch.utils.flop_counter counts them.
+    Counts matrix products and attention, by torch's FlopCounterMode over a pass on the meta device; a 20 B network
+    takes two seconds. Call it before transforms: compiled blocks can't run on the meta device.
     """
-    per_latent = net.tokens(clip.height, clip.width)
-    passed = 1 + clip.latents
-    return net.layers * _block(net, passed, per_latent, clip) + _around(net, passed, per_latent, clip)
+    with torch.device("meta") as meta, FlopCounterMode(display=False) as counter:
+        # fp32 as the inputs, whatever the network's precision.
+        weights = {name: torch.empty(parameter.shape) for name, parameter in net.named_parameters()}
+        x = torch.empty(1, net.channels, 1 + clip.latents, clip.height, clip.width)
+        t = torch.empty(1, 1 + clip.latents)
+        view = mask_view(MaskSpec((clip.latents,)), net.tokens(clip.height, clip.width), meta)
+        torch.func.functional_call(net, weights, (x, t, _conditioning(net, clip), view))
+    return counter.get_total_flops()
 
 
-def _block(net: VideoDiT, latents: int, per_latent: int, clip: ClipShape) -> int:
-    d, tokens = net.dim, latents * per_latent
-    audio_tokens = 1 + len(ROLES) * net.audio.tokens  # the null token first
-    # The sink attends to itself, all others to everything.
-    pairs = per_latent * per_latent + (tokens - per_latent) * tokens
-    itself = _matmul(tokens, d, 4 * d) + 2 * _matmul(pairs, d, 1)
-    # Text and image share their queries and what comes out.
-    text, words = _matmul(tokens, d, 2 * d), clip.text_tokens + 1
-    for memory in (words,) if net.image is None else (words, clip.image_tokens):
-        text += _matmul(memory, d, 2 * d) + 2 * _matmul(tokens * memory, d, 1)
-    if net.audio_injection == "attention":
-        audio = (
-            _matmul(tokens, d, 2 * d)
-            + _matmul(latents * audio_tokens, d, 2 * d)
-            + 2 * _matmul(tokens * audio_tokens, d, 1)
-        )
+def _conditioning(net: VideoDiT, clip: ClipShape) -> Conditioning:
+    """Conditioning of [sink | clip] in the shapes that the network takes, without values."""
+    latents, space = 1 + clip.latents, (clip.height, clip.width)
+    labels = torch.empty(1, latents, dtype=torch.long)
+    if isinstance(net.text, TextProjection):
+        text = torch.empty(1, 1, clip.text_tokens, net.text.features)
     else:
-        audio = _matmul(latents, d, d)
-    return itself + text + audio + 2 * _matmul(tokens, d, net.ffn)
-
-
-def _around(net: VideoDiT, latents: int, per_latent: int, clip: ClipShape) -> int:
-    d, tokens, patch = net.dim, latents * per_latent, net.channels * net.patch**2
-    entering = _matmul(tokens, net.patches.proj.in_features, d)
-    if net.patches.reference is not None:
-        entering += _matmul(per_latent, patch, d)
-    leaving = _matmul(tokens, d, patch + net.input_skip.weights.out_features)
-    time = _matmul(latents, net.time.frequencies, d) + _matmul(latents, d, d + 6 * d)
-    audio_tokens = latents * len(ROLES) * net.audio.tokens
-    audio = _matmul(audio_tokens, net.audio.width + d, d)
-    image = 0 if net.image is None else net.image.flops(clip.image_tokens)
-    return entering + leaving + time + audio + net.text.flops(clip.text_tokens) + image
-
-
-def _matmul(rows: int, inner: int, columns: int) -> int:
-    return 2 * rows * inner * columns
+        text = torch.empty(1, 1, min(clip.text_tokens, len(net.text.place)), dtype=torch.long)
+    return Conditioning(
+        reference=torch.empty(1, net.channels, 1, *space),
+        audio=torch.empty(1, len(ROLES), latents, net.audio.tokens, net.audio.features),
+        audio_mask=torch.empty(1, len(ROLES), latents, dtype=torch.bool),
+        text=text,
+        text_mask=torch.empty(text.shape[:3], dtype=torch.bool),
+        text_event=labels,
+        state=labels,
+        emotion=labels,
+        emotion_intensity=torch.empty(1, latents),
+        gesture=labels,
+        image=None if net.image is None else torch.empty(1, clip.image_tokens, net.image.features),
+        concat_latents=torch.empty(1, net.extra_in_channels, latents, *space) if net.extra_in_channels else None,
+    )

@@ -1,11 +1,11 @@
-"""Wan's published weights in and out: diffusers' layout, the original one, and causal students trained from them.
+"""Convert Wan transformer checkpoints (diffusers, original, Self-Forcing/CausVid `.pt`) to and from this backbone.
 
-    Wan 2.1 T2V / I2V, Wan 2.2 TI2V        a folder of safetensors with an index, or one such file
-    Self-Forcing, CausVid, Causal-Forcing  a .pt whose `generator_ema` or `generator` holds the original names
+    Wan 2.1 T2V / I2V, Wan 2.2 TI2V        a folder of safetensors with an index, or one .safetensors file
+    Self-Forcing, CausVid, Causal-Forcing  a .pt file with the original names under `generator_ema` or `generator`
 
-Tensors come one by one into a network that has no memory before: the peak is the network and one tensor. Those that a
-file has in the precision that is asked for are mapped, as a bundle's are. What the backbone adds to Wan's (audio,
-labels, reference channels, …) starts at zero: a loaded one computes what it computed.
+Tensors are read one by one into a network on the meta device, so peak memory is the network and one tensor. Tensors
+stored in the requested precision are memory-mapped, as in a bundle. Layers that Wan lacks (audio, labels, reference
+channels, …) are zero-initialised, so a loaded model is unchanged.
 """
 
 import json
@@ -24,11 +24,11 @@ from avatar.errors import ExistingFileError, UserError
 from avatar.files import atomic_path, save_tensors
 from avatar.models import bundle
 from avatar.models.video_dit import VideoDiT
-from avatar.models.weight_files import Published, opened
+from avatar.models.weight_files import LazyTensors, open_weights
 from avatar.nn.attention import zero_init_
 from avatar.nn.embeddings import TextProjection
 
-# Module here, in diffusers' layout, in the original one; N stands for the number of a block.
+# Module names: here, in diffusers' layout, in the original layout. N is the number of a block.
 MODULES = (
     ("patches.proj", "patch_embedding", "patch_embedding"),
     ("time.linear_1", "condition_embedder.time_embedder.linear_1", "time_embedding.0"),
@@ -69,63 +69,77 @@ DIFFUSERS, ORIGINAL = ({row[0]: row[column] for row in MODULES} for column in (1
 def load(
     network: Any, weights: str | None = None, kind: str = "teacher", dtype: str = "float32", allow: Collection[str] = ()
 ) -> VideoDiT:
-    """A backbone with published weights, or a new one if there are none.
+    """A backbone with the weights of a Wan checkpoint, or with fresh weights.
+
+        load(network, "Wan2.1-T2V-1.3B-Diffusers/transformer", dtype="bfloat16")
 
     Args:
-        network: its config; `weights` a folder or file as the module's docstring lists.
-        kind: "teacher", or "student" for a causal few-step network.
-        dtype: of the parameters, whatever the file has; see DTYPES.
-        allow: patterns (`*`) of names, of the file or the network, that may be unknown, missing or mis-shaped.
+        network: config of a VideoDiT, `_target_` and constructor arguments.
+        weights: path of a folder or file, see the module's docstring; None: fresh weights.
+        kind: of the network's origin: "teacher", or "student" for a causal few-step network.
+        dtype: of the parameters, whatever the file's precision: "float32", "bfloat16" or "float16".
+        allow: patterns (`*`) of tensor names, of the file or the network, that may be unknown, missing or of another
+            shape; parameters of the network that the file lacks are initialised.
 
-    Raises UserError naming every other such tensor; those of the network's that are missing keep their fresh start.
+    Raises:
+        MissingFileError: no such path.
+        UserError: another `kind` or `dtype`, a damaged file, or tensors that don't match, each by its name.
     """
     for name, given, choices in (("kind", kind, bundle.KINDS), ("dtype", dtype, DTYPES)):
         if given not in choices:
-            raise UserError(f"{name}={given!r} of a model; choose one of {', '.join(choices)}")
+            raise UserError(f"got {name}={given!r}; expected one of {', '.join(choices)}; change it")
     if weights is None:
         fresh = bundle.new(network)
         fresh.origin = replace(bundle.origin_of(fresh), kind=kind)
         return fresh.to(DTYPES[dtype])
-    published = opened(Path(weights))
+    files = open_weights(Path(weights))
     with torch.device("meta"):
         net: VideoDiT = bundle.new(network)
     if not isinstance(net.text, TextProjection):
-        raise UserError(f"text by {type(net.text).__name__}; Wan's networks take features: TextProjection")
-    pairs = names_of(net, _layout(published))
-    found = _fitting(net, published, pairs, allow)
-    _start(net, [name for name in net.state_dict() if name not in found], DTYPES[dtype])
+        raise UserError(
+            f"got model.network.text={type(net.text).__name__}; expected a TextProjection, since Wan takes "
+            "features of a text encoder; choose a Wan model=…"
+        )
+    found = _matching_names(net, files, allow)
+    _init_missing(net, [name for name in net.state_dict() if name not in found], DTYPES[dtype])
     for ours, theirs in found.items():
-        tensor = _ours(ours, published.read[theirs](), net.patch)
-        _assign(net, ours, tensor.to(DTYPES[dtype]))
+        tensor = _from_wan(ours, files.read[theirs](), net.patch)
+        _set_parameter(net, ours, tensor.to(DTYPES[dtype]))
     origin = bundle.origin_of(net)
     net.origin = replace(origin, kind=kind, fingerprint=bundle.fingerprint(net.state_dict()))  # pyright: ignore
     return net.eval()
 
 
 def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
-    """Write the network as diffusers' `WanTransformer3DModel` reads it: config.json and one safetensors file.
+    """Write the network in diffusers' `WanTransformer3DModel` format: config.json and one safetensors file.
 
-    Raises UserError if what Wan lacks isn't silent (the file would compute something else), unless named in `allow`,
-    and FileExistsError for a folder that holds something.
+    Args:
+        net: a network of Wan's architecture; its text is embedded by a TextProjection.
+        folder: path of the output, missing or empty.
+        allow: patterns (`*`) of names of layers that Wan lacks and that are left out though they aren't zero.
+
+    Raises:
+        UserError: layers that Wan lacks aren't zero, so the exported network would differ.
+        ExistingFileError: the folder isn't empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        raise ExistingFileError(f"{folder} isn't empty, and nothing in it is overwritten; give another folder")
+        raise ExistingFileError(f"{folder} isn't empty, and nothing in it is overwritten; choose another folder")
     pairs, config = names_of(net, DIFFUSERS), json.dumps(_diffusers_config(net), indent=2, sort_keys=True)
-    loud = [name for name in _nonzero_additions(net) if not _allowed(allow, name)]
-    if loud:
+    nonzero = [name for name in _nonzero_additions(net) if not _allowed(allow, name)]
+    if nonzero:
         raise UserError(
-            f"Wan has no place for {', '.join(loud[:6])}{', …' if len(loud) > 6 else ''}, which are not zero: "
-            "it would be another network; name them in allow to leave them out"
+            f"got nonzero {', '.join(nonzero[:6])}{', …' if len(nonzero) > 6 else ''}; expected zero in layers that "
+            "Wan lacks, or the exported network would differ; add them to allow to leave them out"
         )
     state = net.state_dict()
-    tensors = {theirs: _theirs(ours, state[ours], net.patch) for ours, theirs in pairs.items()}
+    tensors = {theirs: _to_wan(ours, state[ours], net.patch) for ours, theirs in pairs.items()}
     save_tensors(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     with atomic_path(folder / "config.json") as temporary:
         temporary.write_text(config)
 
 
 def names_of(net: VideoDiT, layout: Mapping[str, str] = DIFFUSERS) -> dict[str, str]:
-    """Name here → name there, of every tensor that Wan's networks have too."""
+    """Tensor names here → names in a layout, of all tensors that Wan's networks have too."""
     names = {}
     for ours in net.state_dict():
         module, end = (ours[: -len(end)], end) if (end := _ending(ours)) else (ours, "")
@@ -136,14 +150,14 @@ def names_of(net: VideoDiT, layout: Mapping[str, str] = DIFFUSERS) -> dict[str, 
     return names
 
 
-def _layout(published: Published) -> Mapping[str, str]:
-    """The table of the names that stand in it."""
+def _layout(files: LazyTensors) -> Mapping[str, str]:
+    """The layout of the names in the files."""
     for layout in (DIFFUSERS, ORIGINAL):
-        if f"{layout['time.linear_1']}.weight" in published.read:
+        if f"{layout['time.linear_1']}.weight" in files.read:
             return layout
     raise UserError(
-        f"{published.path} holds neither diffusers' nor the original names of a Wan transformer, but "
-        f"{', '.join(list(published.read)[:3])}, …; give the transformer's folder or file"
+        f"got {', '.join(list(files.read)[:3])}, … in {files.path}; expected diffusers' or the original names of a Wan "
+        "transformer; give the transformer's folder or file"
     )
 
 
@@ -151,15 +165,15 @@ def _ending(name: str) -> str:
     return next((end for end in (".weight", ".bias") if name.endswith(end)), "")
 
 
-def _ours(name: str, tensor: Tensor, patch: int) -> Tensor:
+def _from_wan(name: str, tensor: Tensor, patch: int) -> Tensor:
     if name == "patches.proj.weight":
         return tensor.flatten(1)
-    if name.startswith("out."):  # Wan's patches come out channels last
+    if name.startswith("out."):  # Wan's output patches are channels-last
         return rearrange(tensor, "(p c) ... -> (c p) ...", p=patch * patch)
     return tensor[0] if name.endswith(("modulation", "modulation_out")) else tensor
 
 
-def _theirs(name: str, tensor: Tensor, patch: int) -> Tensor:
+def _to_wan(name: str, tensor: Tensor, patch: int) -> Tensor:
     if name == "patches.proj.weight":
         return rearrange(tensor, "d (c p q) -> d c 1 p q", p=patch, q=patch)
     if name.startswith("out."):
@@ -167,40 +181,38 @@ def _theirs(name: str, tensor: Tensor, patch: int) -> Tensor:
     return tensor[None] if name.endswith(("modulation", "modulation_out")) else tensor
 
 
-def _fitting(net: VideoDiT, published: Published, pairs: Mapping[str, str], allow: Collection[str]) -> dict[str, str]:
-    """The pairs whose tensors can be taken over; ValueError for all others that aren't allowed."""
-    expected, fitting = net.state_dict(), {}
-    wrong = [f"unknown {name}" for name in published.read.keys() - set(pairs.values()) if not _allowed(allow, name)]
-    for ours, theirs in pairs.items():
-        if theirs not in published.read:
-            wrong += [] if _allowed(allow, ours, theirs) else [f"missing {theirs}"]
-            continue
-        with torch.device("meta"):
-            wanted = _theirs(ours, torch.empty(expected[ours].shape), net.patch).shape
-        if (got := published.read[theirs]().shape) == wanted:
-            fitting[ours] = theirs
-        elif not _allowed(allow, ours, theirs):
-            wrong.append(f"{theirs} is {tuple(got)}, wanted {tuple(wanted)}")
+def _matching_names(net: VideoDiT, files: LazyTensors, allow: Collection[str]) -> dict[str, str]:
+    """Name here → name in the files, of tensors of the right shape. Raises UserError for others that aren't allowed."""
+    pairs, parameters = names_of(net, _layout(files)), net.state_dict()
+    allowed = {theirs for ours, theirs in pairs.items() if _allowed(allow, ours, theirs)}
+    allowed |= {name for name in files.read.keys() - set(pairs.values()) if _allowed(allow, name)}
+    with torch.device("meta"):
+        expected = {pairs[ours]: _to_wan(ours, torch.empty(parameters[ours].shape), net.patch) for ours in pairs}
+    got = {name: torch.empty(read().shape, device="meta") for name, read in files.read.items()}
+    wrong = bundle.state_dict_mismatches(
+        {name: tensor for name, tensor in expected.items() if name not in allowed},
+        {name: tensor for name, tensor in got.items() if name not in allowed},
+    )
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise UserError(
-            f"{published.path} doesn't fit the network: {'; '.join(sorted(wrong)[:8])}{more}; choose the model=… of "
-            "these weights, or name in allow what may differ"
+            f"{files.path} doesn't match the network: {'; '.join(wrong[:8])}{more}; choose the model=… of these "
+            "weights, or add the names that may differ to allow"
         )
-    return fitting
+    return {ours: name for ours, name in pairs.items() if name in got and got[name].shape == expected[name].shape}
 
 
 def _allowed(allow: Collection[str], *names: str) -> bool:
     return any(fnmatch(name, pattern) for name in names for pattern in allow)
 
 
-def _assign(net: nn.Module, name: str, tensor: Tensor) -> None:
+def _set_parameter(net: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     net.get_submodule(path).register_parameter(leaf, nn.Parameter(tensor))
 
 
-def _start(net: VideoDiT, names: Collection[str], dtype: torch.dtype) -> None:
-    """Memory and a start for the tensors that the file doesn't have: as in a new network, and silent."""
+def _init_missing(net: VideoDiT, names: Collection[str], dtype: torch.dtype) -> None:
+    """Allocate and initialise the parameters that the file lacks; those of added layers and blocks at zero."""
     for path in sorted({name.rpartition(".")[0] for name in names}):
         module = net.get_submodule(path)
         for leaf, parameter in list(module.named_parameters(recurse=False)):
@@ -208,25 +220,28 @@ def _start(net: VideoDiT, names: Collection[str], dtype: torch.dtype) -> None:
         module.reset_parameters()  # pyright: ignore[reportCallIssue]
     net.zero_init_added_layers()
     for number, block in enumerate(net.blocks):
-        if f"blocks.{number}.attention.out.weight" in names:  # a deeper network than the file's
+        if f"blocks.{number}.attention.out.weight" in names:  # the network has more blocks than the file
             for leaf in ("attention.out", "text.out", "ffn.2"):
                 zero_init_(block.get_submodule(leaf))
 
 
 def _nonzero_additions(net: VideoDiT) -> list[str]:
-    """What Wan's networks lack and is not zero where it enters."""
-    quiet = ("labels.", "target_time.linear_2.", "guidance.linear_2.", "input_skip.weights.", "patches.reference.")
+    """Names of parameters that Wan lacks and that change the output, since they aren't zero."""
+    added = ("labels.", "target_time.linear_2.", "guidance.linear_2.", "input_skip.weights.", "patches.reference.")
     return [
         name
         for name, parameter in net.named_parameters()
-        if (name.startswith(quiet) or re.match(r"blocks\.\d+\.audio\.out\.", name)) and parameter.any()
+        if (name.startswith(added) or re.match(r"blocks\.\d+\.audio\.out\.", name)) and parameter.any()
     ]
 
 
 def _diffusers_config(net: VideoDiT) -> dict[str, Any]:
     image, text = net.image, net.text
     if not isinstance(text, TextProjection):
-        raise UserError(f"a network whose text enters by {type(text).__name__}; Wan's enters as an encoder's features")
+        raise UserError(
+            f"got a network with text={type(text).__name__}; expected a TextProjection, as in Wan; only "
+            "such networks can be exported"
+        )
     return {
         "_class_name": "WanTransformer3DModel",
         "patch_size": [1, net.patch, net.patch],

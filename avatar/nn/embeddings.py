@@ -149,12 +149,6 @@ class ByteTextEncoder(nn.Module):
                 "this, or raise model.network.text.max_bytes"
             )
 
-    def flops(self, tokens: int) -> int:
-        """Operations for a prompt of so many tokens; a multiply-add is two."""
-        width, dim = self.out.in_features, self.out.out_features
-        layer = 12 * width * width + 2 * tokens * width  # a feed-forward of 4 × width, and attention
-        return 2 * tokens * (len(self.encoder.layers) * layer + width * dim)
-
 
 class TextProjection(nn.Module):
     """Features of a frozen text encoder → tokens, as Wan's networks take them; a null token first.
@@ -185,11 +179,6 @@ class TextProjection(nn.Module):
                 "text_encoder@text, such as umt5"
             )
 
-    def flops(self, tokens: int) -> int:
-        """Operations for a prompt of so many tokens; a multiply-add is two."""
-        dim = self.linear_2.in_features
-        return 2 * (tokens + 1) * (self.features * dim + dim * dim)
-
 
 class ImageProjection(nn.Module):
     """Features of a frozen image encoder → tokens, as Wan 2.1's image-to-video networks take them."""
@@ -202,10 +191,6 @@ class ImageProjection(nn.Module):
 
     def forward(self, image: Float[Tensor, "b m e"]) -> Float[Tensor, "b m d"]:
         return self.norm_out(self.linear_2(nn.functional.gelu(self.linear_1(self.norm_in(image)))))
-
-    def flops(self, tokens: int) -> int:
-        """Operations for so many tokens of a picture; a multiply-add is two."""
-        return 2 * tokens * self.features * (self.features + self.linear_2.out_features)
 
 
 def per_latent_text(

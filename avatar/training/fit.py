@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from avatar.errors import require_int
 from avatar.models import bundle
-from avatar.models.transforms import apply_transforms
+from avatar.models.transforms.apply import apply_transforms
 from avatar.models.video_dit import VideoDiT
 from avatar.process import set_up_torch
 from avatar.protocols import LatentData, TrainingData

@@ -1,4 +1,4 @@
-"""Tiny speech, text and image networks of transformers with random weights, stored as public ones are."""
+"""Tiny speech, text and image networks of transformers with random weights, in the published file layout."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "happy", "orange", "cat", "&", "is", "speaking")
-FORM = {
+SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -33,18 +33,18 @@ FORM = {
 
 
 def wav2vec2(folder: Path) -> str:
-    """Of the base models' form: normalised over time after the first convolution."""
-    return _stored(Wav2Vec2Model(Wav2Vec2Config(**FORM)), Wav2Vec2FeatureExtractor(do_normalize=True), folder)
+    """Write a network like the base models: normalised over time after the first convolution."""
+    return _save(Wav2Vec2Model(Wav2Vec2Config(**SIZES)), Wav2Vec2FeatureExtractor(do_normalize=True), folder)
 
 
 def hubert(folder: Path) -> str:
-    """Of the large models' form: normalised over channels, and before attention."""
-    config = HubertConfig(**FORM, feat_extract_norm="layer", do_stable_layer_norm=True)
-    return _stored(HubertModel(config), Wav2Vec2FeatureExtractor(do_normalize=False), folder)
+    """Write a network like the large models: layer norm after each convolution and before attention."""
+    config = HubertConfig(**SIZES, feat_extract_norm="layer", do_stable_layer_norm=True)
+    return _save(HubertModel(config), Wav2Vec2FeatureExtractor(do_normalize=False), folder)
 
 
 def whisper(folder: Path) -> str:
-    """With its decoder, as it is published; room for 40 positions, 0.8 s."""
+    """Write a network with its decoder, as published; at most 40 positions, 0.8 s."""
     config = WhisperConfig(
         d_model=16,
         encoder_layers=2,
@@ -61,15 +61,15 @@ def whisper(folder: Path) -> str:
         eos_token_id=2,
         decoder_start_token_id=1,
     )
-    return _stored(WhisperForConditionalGeneration(config), WhisperFeatureExtractor(feature_size=8), folder)
+    return _save(WhisperForConditionalGeneration(config), WhisperFeatureExtractor(feature_size=8), folder)
 
 
 def umt5(folder: Path) -> str:
-    """In the layout of a pipeline of diffusers: an encoder and its tokenizer in two folders."""
+    """Write an encoder and its tokenizer to two folders, as in a diffusers pipeline."""
     config = UMT5Config(
         vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
     )
-    _random(UMT5EncoderModel(config)).save_pretrained(folder / "text_encoder")
+    _randomised(UMT5EncoderModel(config)).save_pretrained(folder / "text_encoder")
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -79,7 +79,7 @@ def umt5(folder: Path) -> str:
 
 
 def clip(folder: Path, size: int = 28) -> str:
-    """In the layout of a pipeline of diffusers: pictures of 28 pixels, 2 × 2 patches and the class make 5 tokens."""
+    """Write an encoder and its processor, as in a diffusers pipeline; 5 tokens: 2 × 2 patches and the class token."""
     config = CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=32,
@@ -89,20 +89,20 @@ def clip(folder: Path, size: int = 28) -> str:
         patch_size=14,
         hidden_act="gelu",
     )
-    _random(CLIPVisionModel(config)).save_pretrained(folder / "image_encoder")
+    _randomised(CLIPVisionModel(config)).save_pretrained(folder / "image_encoder")
     processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     processor.save_pretrained(folder / "image_processor")
     return str(folder)
 
 
-def _stored(net, extractor, folder: Path) -> str:
-    _random(net).save_pretrained(folder)
+def _save(net, extractor, folder: Path) -> str:
+    _randomised(net).save_pretrained(folder)
     extractor.save_pretrained(folder)
     return str(folder)
 
 
-def _random(net):
-    """Weights of unit gain, for fresh ones are so small that a mistake would hardly show."""
+def _randomised(net):
+    """Add noise to the weights: fresh ones are so small that errors would hardly show."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)

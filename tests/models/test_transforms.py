@@ -1,4 +1,4 @@
-"""A prepared network computes what it did, in less memory, or with fewer weights that learn."""
+"""Transforms change memory, speed or the trained parameters of a network, never its output."""
 
 import pytest
 import torch
@@ -8,7 +8,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from avatar.cli import CONFIGS
 from avatar.diffusion.packing import Bidirectional
-from avatar.models.transforms import ActivationCheckpointing, LoRA, apply_transforms, merged
+from avatar.models.transforms.activation_checkpointing import ActivationCheckpointing
+from avatar.models.transforms.apply import apply_transforms
+from avatar.models.transforms.lora import LoRA, merged
 from tests.conftest import make_cond, make_net
 
 
@@ -18,36 +20,38 @@ def loss_of(net) -> torch.Tensor:
     return Bidirectional().velocity(net, x, torch.rand(2, 5), make_cond(), x).square().mean()
 
 
-def kept_and_learnt(net) -> tuple[int, dict[str, torch.Tensor]]:
-    """How many numbers the forward pass keeps for the backward pass, and the gradients."""
-    kept = []
+def stored_and_gradients(net) -> tuple[int, dict[str, torch.Tensor]]:
+    """The number of elements that the forward pass stores for the backward pass, and the gradients."""
+    stored = []
 
-    def keep(tensor):
-        kept.append(tensor.numel())
+    def store(tensor):
+        stored.append(tensor.numel())
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_tensors_hooks(store, lambda tensor: tensor):
         loss = loss_of(net)
     loss.backward()
-    return sum(kept), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return sum(stored), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("selective", [False, True])
-def test_checkpointing_keeps_less_and_gives_the_same_gradients(net, selective):
-    before, expected = kept_and_learnt(net)
+def test_checkpointing_stores_less_and_gives_the_same_gradients(net, selective):
+    before, expected = stored_and_gradients(net)
     names = list(net.state_dict())
     net.zero_grad()
     ActivationCheckpointing(selective)(net)
-    after, got = kept_and_learnt(net)
+    after, got = stored_and_gradients(net)
     assert after < before / 2 and list(net.state_dict()) == names
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")  # of torch's own compiler
-@pytest.mark.parametrize(("causal", "recomputed"), [(False, None), (False, False), (True, True)])
-def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, recomputed, compilable, monkeypatch):
-    preparation, packing = compilable("avatar.models.transforms"), compilable("avatar.diffusion.packing")
-    rollout, torch_compile = compilable("avatar.diffusion.rollout"), torch.compile
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")  # raised inside torch's compiler
+@pytest.mark.parametrize(("causal", "selective"), [(False, None), (False, False), (True, True)])
+def test_all_blocks_share_one_full_graph_and_rollouts_stay_eager(causal, selective, compilable, monkeypatch):
+    compiling = compilable("avatar.models.transforms.compile")
+    checkpointing = compilable("avatar.models.transforms.activation_checkpointing")
+    packing, rollout = compilable("avatar.diffusion.packing"), compilable("avatar.diffusion.rollout")
+    torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, backend="eager"))
     torch._dynamo.reset()
     plan = rollout.Plan((1.0, 0.6), window=4)
@@ -60,9 +64,9 @@ def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, re
         return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
     expected = gradients()
-    if recomputed is not None:
-        preparation.ActivationCheckpointing(selective=recomputed)(net)
-    preparation.Compiled()(net)
+    if selective is not None:
+        checkpointing.ActivationCheckpointing(selective)(net)
+    compiling.Compiled()(net)
     torch._dynamo.utils.counters.clear()
     torch.testing.assert_close(gradients(), expected)
     rollout.generate(net, cond, plan, rollout.Noise((1, 2)), 1, "exit_step").latents.sum().backward()
@@ -71,13 +75,15 @@ def test_all_blocks_are_compiled_whole_by_one_graph_and_rollouts_stay(causal, re
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")
-def test_clips_of_many_lengths_are_compiled(compilable):
-    preparation, packing = compilable("avatar.models.transforms"), compilable("avatar.diffusion.packing")
+def test_clips_of_many_lengths_are_compiled(compilable, monkeypatch):
+    compiling, packing = compilable("avatar.models.transforms.compile"), compilable("avatar.diffusion.packing")
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, backend: torch_compile(f, dynamic=False, backend=backend))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     net = rebuilt(make_net(layers=1), compilable)
     with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
-        preparation.Compiled(dynamic=False, backend="eager")(net)
+        compiling.Compiled(backend="eager")(net)
         for latents in range(1, 5):
             x, cond = torch.randn(2, 3, latents, 4, 4), make_cond(latents=latents)
             packing.Bidirectional().velocity(net, x, torch.rand(2, latents), cond, x)
@@ -85,7 +91,7 @@ def test_clips_of_many_lengths_are_compiled(compilable):
 
 
 def rebuilt(net, compilable):
-    """The network without the checks of shapes."""
+    """The network without the runtime checks of shapes."""
     text = compilable("avatar.nn.embeddings").ByteTextEncoder(24, width=8, layers=1, max_bytes=16)
     plain = compilable("avatar.models.video_dit").VideoDiT(
         net.channels, net.dim, net.ffn, net.heads, net.layers, net.patch, net.audio.features, net.audio.tokens, text
@@ -94,19 +100,12 @@ def rebuilt(net, compilable):
     return plain.eval()
 
 
-def test_every_other_block_keeps_more_than_none():
-    full, half = make_net(layers=4), make_net(layers=4)
-    ActivationCheckpointing()(full)
-    ActivationCheckpointing(every=2)(half)
-    assert kept_and_learnt(full)[0] < kept_and_learnt(half)[0]
-
-
-def test_adapters_alone_learn_and_are_merged_into_what_is_exported(net):
+def test_only_adapters_are_trained_and_merging_keeps_the_output(net):
     before = loss_of(net)
     LoRA(rank=2, alpha=4)(net)
-    torch.testing.assert_close(loss_of(net), before)  # they start at nothing
-    learning = {name for name, p in net.named_parameters() if p.requires_grad}
-    assert learning == {name for name in net.state_dict() if ".lora_" in name}
+    torch.testing.assert_close(loss_of(net), before)  # B is zero-initialised
+    trained = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert trained == {name for name in net.state_dict() if ".lora_" in name}
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "lora_B" in name:
@@ -118,30 +117,30 @@ def test_adapters_alone_learn_and_are_merged_into_what_is_exported(net):
     torch.testing.assert_close(loss_of(plain), expected)
 
 
-def test_a_network_without_adapters_is_merged_already(net):
+def test_merging_a_network_without_adapters_changes_nothing(net):
     state = net.state_dict()
     got = merged(net, state)
     assert got.keys() == state.keys() and all(got[name] is state[name] for name in state)
 
 
-def test_a_network_that_is_not_there_is_refused(net):
+def test_transforms_of_an_unknown_network_are_rejected(net):
     module = torch.nn.ModuleDict({"net": net})
     apply_transforms(
         module, {"net": {"lora": None, "checkpointing": ActivationCheckpointing()}, "critic": {"lora": None}}
     )
-    with pytest.raises(ValueError, match=r"transforms\.critic.* are net"):
+    with pytest.raises(ValueError, match=r"transforms\.critic.*one of the networks net;"):
         apply_transforms(module, {"critic": {"checkpointing": ActivationCheckpointing()}})
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # of torch's own compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # raised inside torch's compiler
 @pytest.mark.parametrize("name", ["none", "large", "lora"])
-def test_configs_of_preparations_can_be_applied(name, net):
+def test_configs_of_transforms_can_be_applied(name, net):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = compose("train", overrides=["folder=/tmp/run", "name=test", f"transforms={name}"])
-    whole = sum(p.requires_grad for p in net.parameters())
+    count = sum(p.requires_grad for p in net.parameters())
     apply_transforms(torch.nn.ModuleDict({"net": net}), instantiate(cfg.transforms, _convert_="all"))
-    learned = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
-    assert (len(learned) == whole) == (name != "lora")
-    if name == "lora":  # what public weights lack is learned whole
-        assert {"labels.emotion.weight", "audio.null", "input_skip.weights.weight"} <= learned
-        assert "blocks.0.ffn.0.base_layer.weight" not in learned
+    trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert (len(trained) == count) == (name != "lora")
+    if name == "lora":  # layers that Wan lacks are trained in full
+        assert {"labels.emotion.weight", "audio.null", "input_skip.weights.weight"} <= trained
+        assert "blocks.0.ffn.0.base_layer.weight" not in trained

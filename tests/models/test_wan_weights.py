@@ -1,4 +1,4 @@
-"""Published weights: parity with diffusers' transformer on random weights, every layout in, and back out."""
+"""Wan checkpoints: parity with diffusers' transformer on random weights, loading of every layout, and export."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from avatar.models import wan_weights
 from avatar.nn.masks import FullView
 from avatar.types import Conditioning
 
-TEXT, IMAGE, TOKENS = 10, 12, 512  # diffusers has Wan's 512 text tokens written into its image branch
+TEXT, IMAGE, TOKENS = 10, 12, 512  # diffusers hard-codes Wan's 512 text tokens in its image branch
 TINY = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "ffn_dim": 48, "text_dim": TEXT}
 VARIANTS = {
     "t2v": {"in_channels": 4, "out_channels": 4},
@@ -46,7 +46,7 @@ def theirs(variant: str = "t2v") -> WanTransformer3DModel:
     torch.manual_seed(3)
     model = WanTransformer3DModel(**TINY, **VARIANTS[variant]).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms too: what starts at 0 or 1 would hide a mistake
+        for parameter in model.parameters():  # biases and norms too: initial zeros and ones would hide errors
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
@@ -58,7 +58,7 @@ def saved(variant: str, folder: Path, shards: int = 1) -> Path:
 
 def conditioning(variant: str, batch: int, latents: int, height: int, width: int) -> Conditioning:
     sizes = VARIANTS[variant]
-    more = sizes["in_channels"] - sizes["out_channels"]
+    extra = sizes["in_channels"] - sizes["out_channels"]
     return Conditioning(
         reference=torch.randn(batch, sizes["out_channels"], 1, height, width),
         audio=torch.randn(batch, 2, latents, 3, 5),
@@ -71,13 +71,13 @@ def conditioning(variant: str, batch: int, latents: int, height: int, width: int
         emotion_intensity=torch.rand(batch, latents),
         gesture=torch.randint(0, 8, (batch, latents)),
         image=torch.randn(batch, 7, IMAGE) if "image_dim" in sizes else None,
-        concat_latents=torch.randn(batch, more, latents, height, width) if more else None,
+        concat_latents=torch.randn(batch, extra, latents, height, width) if extra else None,
     )
 
 
 @torch.no_grad()
 def difference(net, model: WanTransformer3DModel, variant: str, batch: int, latents: int, height: int, width: int):
-    """Largest difference of the two networks' outputs, relative to the largest output."""
+    """The largest difference between the outputs of the two networks, relative to the largest output."""
     cond = conditioning(variant, batch, latents, height, width)
     x = torch.randn(batch, net.channels, latents, height, width)
     per_latent = variant == "ti2v"
@@ -96,19 +96,19 @@ def difference(net, model: WanTransformer3DModel, variant: str, batch: int, late
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("batch, latents, height, width", [(1, 1, 4, 4), (2, 3, 6, 10), (3, 5, 2, 14)])
-def test_a_loaded_network_computes_what_diffusers_does(variant, batch, latents, height, width, tmp_path):
+def test_a_loaded_network_matches_diffusers(variant, batch, latents, height, width, tmp_path):
     net = wan_weights.load(network(variant), str(saved(variant, tmp_path)))
     assert difference(net, theirs(variant), variant, batch, latents, height, width) < 1e-5
 
 
-def test_shards_come_one_by_one_with_their_index(tmp_path):
+def test_sharded_files_are_loaded_by_their_index(tmp_path):
     folder = saved("t2v", tmp_path, shards=2)
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert difference(wan_weights.load(network(), str(folder)), theirs(), "t2v", 1, 2, 4, 4) < 1e-5
 
 
 def original_names(state: dict) -> dict:
-    """diffusers' names turned into the original ones, by rules of their own (not the table under test)."""
+    """Rename diffusers' tensors to the original names, by separate rules (not the table under test)."""
     rules = [
         (r"condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
         (r"condition_embedder\.time_embedder\.linear_2", "time_embedding.2"),
@@ -142,14 +142,14 @@ def original_names(state: dict) -> dict:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_original_names_are_read(variant, tmp_path):
+def test_the_original_layout_is_loaded(variant, tmp_path):
     save_file(original_names(theirs(variant).state_dict()), tmp_path / "model.safetensors")
     net = wan_weights.load(network(variant), str(tmp_path / "model.safetensors"))
     assert difference(net, theirs(variant), variant, 1, 2, 4, 4) < 1e-5
 
 
 @pytest.mark.parametrize("prefix", ["model.", "model._fsdp_wrapped_module.", "_orig_mod.model.", "module.model.", ""])
-def test_causal_students_come_from_the_average_of_their_weights(prefix, tmp_path):
+def test_causal_students_are_loaded_from_their_averaged_weights(prefix, tmp_path):
     average = original_names(theirs().state_dict())
     last = {name: torch.zeros_like(tensor) for name, tensor in average.items()}
     wrapped = [
@@ -165,7 +165,7 @@ def test_causal_students_come_from_the_average_of_their_weights(prefix, tmp_path
     assert net.origin.kind == "student"
 
 
-def test_files_of_torchs_first_format_are_read(tmp_path):
+def test_files_of_torchs_legacy_format_are_loaded(tmp_path):
     state = original_names(theirs().state_dict())
     torch.save(state, tmp_path / "student.pt", _use_new_zipfile_serialization=False)
     net = wan_weights.load(network(), str(tmp_path / "student.pt"))
@@ -173,7 +173,7 @@ def test_files_of_torchs_first_format_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("weights", [True, False], ids=["published", "fresh"])
-def test_precision_and_kind_are_what_was_asked_for(weights, tmp_path):
+def test_precision_and_kind_follow_the_arguments(weights, tmp_path):
     folder = str(saved("t2v", tmp_path)) if weights else None
     net = wan_weights.load(network(), folder, kind="student", dtype="bfloat16")
     assert {p.dtype for p in net.parameters()} == {torch.bfloat16} and net.origin.kind == "student"
@@ -183,15 +183,15 @@ def test_precision_and_kind_are_what_was_asked_for(weights, tmp_path):
         wan_weights.load(network(), folder, kind="pupil")
 
 
-def test_what_wan_lacks_says_nothing_at_first_and_can_learn(tmp_path):
+def test_layers_that_wan_lacks_are_zero_initialised_and_get_gradients(tmp_path):
     net = wan_weights.load(network(), str(saved("t2v", tmp_path)))
     assert all(not p.is_meta for p in net.parameters())
     cond = conditioning("t2v", 1, 3, 4, 4)
     x, t, view = torch.randn(1, 4, 3, 4, 4), torch.rand(1, 3), FullView(torch.arange(3))
-    message = net(x, t, cond, view, r=t / 2, guidance=torch.full_like(t, 2.0))
+    output = net(x, t, cond, view, r=t / 2, guidance=torch.full_like(t, 2.0))
     other = cond.without(*(torch.tensor([flag]) for flag in (True, False, True)))
-    torch.testing.assert_close(net(x, t, other, view), message)
-    message.square().sum().backward()
+    torch.testing.assert_close(net(x, t, other, view), output)
+    output.square().sum().backward()
     for name in (
         "labels.emotion.weight",
         "blocks.1.audio.out.weight",
@@ -202,13 +202,13 @@ def test_what_wan_lacks_says_nothing_at_first_and_can_learn(tmp_path):
 
 
 @pytest.mark.parametrize("injection", ["attention", "addition"])
-def test_every_way_of_hearing_starts_silent(injection, tmp_path):
+def test_every_audio_injection_is_zero_initialised(injection, tmp_path):
     net = wan_weights.load(network(audio_injection=injection), str(saved("t2v", tmp_path)))
     assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
     assert all(parameter.isfinite().all() for parameter in net.parameters())
 
 
-def test_weights_go_back_as_they_came(tmp_path):
+def test_exported_weights_equal_the_loaded_ones(tmp_path):
     for variant in VARIANTS:
         net = wan_weights.load(network(variant), str(saved(variant, tmp_path / variant)))
         wan_weights.export(net, tmp_path / f"{variant}-out")
@@ -219,11 +219,11 @@ def test_weights_go_back_as_they_came(tmp_path):
         assert {k: again.config[k] for k in TINY | VARIANTS[variant]} == TINY | VARIANTS[variant]
 
 
-def test_an_export_that_would_compute_something_else_is_refused(tmp_path):
+def test_an_export_that_would_change_the_output_is_rejected(tmp_path):
     net = wan_weights.load(network(), str(saved("t2v", tmp_path / "in")))
     with torch.no_grad():
         net.blocks[1].audio.out.bias[3] = 0.1
-    with pytest.raises(ValueError, match=r"no place for blocks\.1\.audio\.out\.bias"):
+    with pytest.raises(ValueError, match=r"nonzero blocks\.1\.audio\.out\.bias; expected zero"):
         wan_weights.export(net, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     wan_weights.export(net, tmp_path / "out", allow=["blocks.*.audio.*"])
@@ -231,15 +231,15 @@ def test_an_export_that_would_compute_something_else_is_refused(tmp_path):
         wan_weights.export(net, tmp_path / "out", allow=["blocks.*.audio.*"])
 
 
-def test_what_is_allowed_to_differ_is_taken_where_it_fits(tmp_path):
+def test_allowed_tensors_are_loaded_where_their_shape_matches(tmp_path):
     folder = rewritten(saved("t2v", tmp_path), lambda s: s.update({"proj_out.weight": torch.zeros(5, 32)}))
     net = wan_weights.load(network(), folder, allow=["proj_out.*"])
-    taken = net.out.bias.unflatten(0, (4, 4)).T.flatten()  # Wan's patches come out channels last
+    taken = net.out.bias.unflatten(0, (4, 4)).T.flatten()  # Wan's output patches are channels-last
     assert torch.equal(taken, theirs().proj_out.bias)
     assert net.out.weight.shape == (16, 32) and net.out.weight.any()
 
 
-def test_further_blocks_do_nothing_at_first(tmp_path):
+def test_additional_blocks_are_zero_initialised(tmp_path):
     folder = str(saved("t2v", tmp_path))
     with pytest.raises(ValueError, match=r"missing blocks\.2\."):
         wan_weights.load(network(layers=3), folder)
@@ -248,7 +248,7 @@ def test_further_blocks_do_nothing_at_first(tmp_path):
     assert net.blocks[2].modulation.any() and net.blocks[2].attention.q.weight.any()
 
 
-def test_a_text_entrance_of_another_kind_is_refused(tmp_path):
+def test_another_text_embedder_is_rejected(tmp_path):
     text = {"_target_": "avatar.nn.embeddings.ByteTextEncoder", "dim": 32}
     with pytest.raises(ValueError, match="TextProjection"):
         wan_weights.load(network(text=text), str(saved("t2v", tmp_path)))
@@ -266,21 +266,21 @@ def rewritten(folder: Path, change) -> str:
     "change, message",
     [
         (lambda s: s.pop("blocks.1.attn1.to_q.bias"), r"missing blocks\.1\.attn1\.to_q\.bias"),
-        (lambda s: s.update(stranger=torch.zeros(2)), "unknown stranger"),
-        (lambda s: s.update({"proj_out.bias": torch.zeros(5)}), r"proj_out\.bias is \(5,\), wanted \(16,\)"),
+        (lambda s: s.update(surplus=torch.zeros(2)), "unknown surplus"),
+        (lambda s: s.update({"proj_out.bias": torch.zeros(5)}), r"proj_out\.bias is \(5,\), (wanted|expected) \(16,\)"),
     ],
 )
-def test_tensors_that_do_not_fit_are_listed_unless_allowed(change, message, tmp_path):
+def test_mismatching_tensors_are_listed_unless_allowed(change, message, tmp_path):
     folder = rewritten(saved("t2v", tmp_path), change)
     with pytest.raises(ValueError, match=message):
         wan_weights.load(network(), folder)
-    name = re.sub(r"\\", "", re.search(r"(blocks\S+|stranger|proj_out\S+?)(?= is|$)", message)[0])
+    name = re.sub(r"\\", "", re.search(r"(blocks\S+|surplus|proj_out\S+?)(?= is|$)", message)[0])
     net = wan_weights.load(network(), folder, allow=[name])
     assert all(parameter.isfinite().all() for parameter in net.parameters())
 
 
-def test_another_size_is_refused_with_its_shapes(tmp_path):
-    with pytest.raises(ValueError, match=r"ffn\.net\.0\.proj\.bias is \(48,\), wanted \(64,\)"):
+def test_another_size_is_rejected_with_its_shapes(tmp_path):
+    with pytest.raises(ValueError, match=r"ffn\.net\.0\.proj\.bias is \(48,\), (wanted|expected) \(64,\)"):
         wan_weights.load(network(ffn=64), str(saved("t2v", tmp_path)))
     with pytest.raises(ValueError, match=r"unknown blocks\.1"):
         wan_weights.load(network(layers=1), str(saved("t2v", tmp_path / "again")))
@@ -291,18 +291,18 @@ class Hostile:
         return print, ("this must not be printed",)
 
 
-HELD = {
+CONTENTS = {
     "list": [torch.zeros(2)],
     "tensor": torch.zeros(2),
     "no tensors": {"step": 3, "model": {"a.weight": torch.zeros(2)}},
     "list inside": {"generator": [torch.zeros(2)]},
     "numbers for names": {1: torch.zeros(2)},
-    "nobody": {},
+    "empty mapping": {},
 }
 
 
 def damaged(kind: str, folder: Path) -> Path:
-    """A file or folder that holds no weights to be trusted."""
+    """A file or folder without valid weights."""
     path = folder / "weights.safetensors"
     if kind == "truncated":
         saved("t2v", folder)
@@ -313,13 +313,13 @@ def damaged(kind: str, folder: Path) -> Path:
     elif kind == "code":
         path = folder / "student.pt"
         torch.save({"generator": {"model.head.head.weight": Hostile()}}, path)
-    elif kind in HELD:
+    elif kind in CONTENTS:
         path = folder / "student.pt"
-        torch.save(HELD[kind], path)
+        torch.save(CONTENTS[kind], path)
     elif kind in ("random bytes", "empty"):
         path = folder / "student.pt"
         path.write_bytes(torch.randint(256, (3000,), dtype=torch.uint8).numpy().tobytes() if kind != "empty" else b"")
-    elif kind == "strange":
+    elif kind == "other names":
         save_file({"a.weight": torch.zeros(2)}, path)
     elif kind == "empty folder":
         return folder
@@ -340,25 +340,25 @@ def damaged(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("truncated", "no readable safetensors"),
-        ("text", "no readable safetensors"),
-        ("code", "carry code are refused"),
-        ("strange", "neither diffusers' nor the original names"),
+        ("truncated", "not a readable safetensors"),
+        ("text", "not a readable safetensors"),
+        ("code", "contain code are rejected"),
+        ("other names", "expected diffusers' or the original names"),
         ("empty folder", "no index"),
-        ("lost shard", "which its index names"),
-        ("wrong index", "where the index has it"),
+        ("lost shard", "listed in its index"),
+        ("wrong index", "where the index lists it"),
         ("nothing", "no weights at"),
-        ("list", "holds a list; wanted tensors by their names"),
-        ("tensor", "holds a Tensor; wanted"),
-        ("no tensors", "holds step, model; wanted"),
-        ("list inside", "holds generator; wanted"),
-        ("numbers for names", "holds 1; wanted"),
-        ("nobody", "holds nothing; wanted"),
-        ("random bytes", "no file of tensors alone"),
-        ("empty", "no file of tensors alone"),
+        ("list", "contains a list; expected a state dict"),
+        ("tensor", "contains a Tensor; expected"),
+        ("no tensors", "contains step, model; expected"),
+        ("list inside", "contains generator; expected"),
+        ("numbers for names", "contains 1; expected"),
+        ("empty mapping", "contains nothing; expected"),
+        ("random bytes", "not a file of tensors only"),
+        ("empty", "not a file of tensors only"),
     ],
 )
-def test_bad_files_are_named(kind, message, tmp_path, capsys):
+def test_invalid_files_are_rejected(kind, message, tmp_path, capsys):
     with pytest.raises((ValueError, OSError), match=message):
         wan_weights.load(network(), str(damaged(kind, tmp_path)))
     assert "must not" not in capsys.readouterr().out

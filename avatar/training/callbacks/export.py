@@ -9,7 +9,7 @@ import torch
 
 from avatar.errors import UserError
 from avatar.models import bundle
-from avatar.models.transforms import merged
+from avatar.models.transforms.lora import merged
 from avatar.objectives.distributed import gather_state_dict
 from avatar.training.callbacks.ema import EMA
 from avatar.types import Bundle
