@@ -115,7 +115,7 @@ class DecoderStream(Protocol):
 class VideoAutoencoder(Protocol):
     """Frames ↔ normalised latents. 1 + s·k frames make 1 + k latents; the first one stands for its frame alone."""
 
-    origin: Any  # where its weights come from; `origin.fingerprint` tells its latents from another's
+    fingerprint: str  # of the weights that its latents belong to
     temporal_stride: int
     spatial_stride: int
     channels: int
@@ -144,6 +144,7 @@ class AudioEncoder(Protocol):
     of a hop are a function of its own samples, of the `memory` samples before them and of the `reach` samples after.
     """
 
+    fingerprint: str  # of the weights and settings that features depend on
     dim: int
     num_layers: int  # of layers of a network, which lie side by side in the features; 1: they are of one piece
     left_context: int  # frames before a latent's own frames
@@ -174,6 +175,7 @@ class AudioEncoder(Protocol):
 class ImageEncoder(Protocol):
     """Pictures → features of width `dim`."""
 
+    fingerprint: str  # of the weights and settings that features depend on
     dim: int
 
     def encode(self, pictures: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b i g"]: ...
@@ -182,6 +184,8 @@ class ImageEncoder(Protocol):
 @runtime_checkable
 class TextEncoder(Protocol):
     """Prompts → what the model's text entrance takes: a prompt's own tokens, none of them all zeros, then padding."""
+
+    fingerprint: str  # of the weights and settings that tokens depend on
 
     def encode(self, prompts: list[str]) -> tuple[Shaped[Tensor, "e n ..."], Bool[Tensor, "e n"]]: ...
 
