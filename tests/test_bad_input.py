@@ -279,7 +279,7 @@ def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypa
     for part in index["shards"]:
         for entry in part["samples"]:
             del entry["caption"]
-    index["config"] = {"encoders": {"text_features": repr(ByteTokenizer(96))}}
+    index["config"] = {"encoders": {"text_features": ByteTokenizer(96).fingerprint}}
     check(ByteTokenizer(96))
 
 

@@ -11,7 +11,6 @@ A file is untrusted: its config names registered components (`avatar.models.regi
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,6 @@ class Origin:
             if weights is not None:
                 raise UserError(f"weights.{part}={weights}, for a {self.kind} without {part} encoder; leave it out")
             return None
-        config = registry.registered(config)
         if weights is not None:
             if has_no_weights(config):
                 raise UserError(f"weights.{part}={weights}, for {config.get('name')}, which has none; leave it out")
@@ -114,7 +112,8 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
         net = _build(origin)
     expected = net.state_dict()
     if wrong := state_dict_mismatches(expected, bundle.weights):
-        raise UserError(f"{path} does not fit its own config: {'; '.join(wrong[:8])}; make the bundle anew")
+        listed = " ".join("; ".join(wrong[:8]).split())  # names in a file may have line breaks
+        raise UserError(f"{path} does not fit its own config: {listed}; make the bundle anew")
     if bundle.kind == "autoencoder":  # other libraries' networks may have tensors that are in no state dict
         net = _build(origin)
     net.load_state_dict({name: w.to(expected[name].dtype) for name, w in bundle.weights.items()}, assign=True)
@@ -152,20 +151,27 @@ def read(path: Path) -> Bundle:
 
 def _check_header(header: Mapping[str, Any], path: Path) -> None:
     if header.keys() != {"kind", "config", "components", "plan"}:
-        raise UserError(f"{path} has a damaged header, with {', '.join(header)[:80]}; make the bundle anew")
+        raise UserError(
+            f"{path} has a damaged header, with {' '.join(', '.join(header)[:80].split())}; make the bundle anew"
+        )
+    try:
+        registry.check_plain(header)
+        if isinstance(header["plan"], dict):
+            registry.check_plan(header["plan"])
+    except UserError as error:
+        raise UserError(f"{path} has an unsafe header: {error}") from error
     config, components, plan = header["config"], header["components"], header["plan"]
     valid = {
         "kind": isinstance(header["kind"], str),
-        "config": isinstance(config, dict) and "network" in config and config.keys() <= registry.PARTS.keys(),
+        "config": isinstance(config, dict)
+        and isinstance(config.get("network"), dict)
+        and config.keys() <= registry.PARTS.keys()
+        and all(part is None or isinstance(part, dict) for part in config.values()),
         "components": isinstance(components, dict) and all(isinstance(value, str) for value in components.values()),
         "plan": plan is None or isinstance(plan, dict),
     }
     if damaged := [name for name, right in valid.items() if not right]:
         raise UserError(f"{path} has a damaged header, by its {damaged[0]}; make the bundle anew")
-    try:
-        registry.check_plain(header)
-    except UserError as error:
-        raise UserError(f"{path} has an unsafe header: {error}") from error
 
 
 def write(bundle: Bundle, path: Path) -> None:

@@ -81,6 +81,8 @@ TABLE = {
 }
 NAMES = {component.path: name for name, component in TABLE.items()}
 
+PLAN = "avatar.diffusion.rollout.Plan"
+
 # What constructors raise for values of the right type that make no sense together.
 INVALID = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError)
 
@@ -121,13 +123,18 @@ def build(config: Any, allowed: Collection[str]) -> Any:
     return _checked(config, allowed)()
 
 
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Raise UserError for fields that a rollout plan lacks, or values of another type."""
+    _check_arguments("plan", _class(PLAN), plan, ())
+
+
 def check_plain(value: Any, nesting: int = 0) -> None:
     """Raise UserError for anything but short plain data: no private keys, no interpolation, no NaN."""
     if nesting > MAX_NESTING:
         raise UserError(f"got a config nested more than {MAX_NESTING} levels deep; expected a bundle's config")
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if not isinstance(key, str) or key.startswith("_") or "${" in key:
+            if not isinstance(key, str) or key.startswith("_") or not _is_plain(key):
                 raise UserError(
                     f"got the key {_shown(key)} in a config; expected names of arguments: only registered components "
                     "are built"
@@ -139,10 +146,14 @@ def check_plain(value: Any, nesting: int = 0) -> None:
         for item in value:
             check_plain(item, nesting + 1)
     elif isinstance(value, str):
-        if "${" in value or len(value) > MAX_LENGTH:
+        if not _is_plain(value):
             raise UserError(f"got {_shown(value)} in a config; expected plain strings, without interpolation")
     elif value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
         raise UserError(f"got {_shown(value)} in a config; expected finite numbers, strings, booleans, lists or null")
+
+
+def _is_plain(text: str) -> bool:
+    return "${" not in text and text.isprintable() and len(text) <= MAX_LENGTH
 
 
 def _checked(config: Any, allowed: Collection[str]) -> Callable[[], Any]:

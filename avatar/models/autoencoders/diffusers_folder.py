@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -15,6 +15,7 @@ from avatar.errors import MissingFileError, UserError
 from avatar.models import bundle, hub, registry
 
 Net = TypeVar("Net", bound=ModelMixin)
+Wrapper = TypeVar("Wrapper", bound="FromDiffusers")
 
 
 class FromDiffusers:
@@ -28,16 +29,14 @@ class FromDiffusers:
     example: ClassVar[str]
 
     @classmethod
-    def pretrained(cls, weights: str, subfolder: str | None = "vae") -> Self:
+    def pretrained(cls: type[Wrapper], weights: str, subfolder: str | None = "vae") -> Wrapper:
         """Published weights, in eval mode; for arguments and errors see `read`."""
         net: Any = read(cls.diffusers_class, weights, subfolder, cls.example)
         made: Any = cls.__new__(cls)
         nn.Module.__init__(made)
         made._take(net)
         config = {name: value for name, value in net.config.items() if not name.startswith("_")}
-        network = registry.registered(
-            {"_target_": f"{cls.__module__}.{cls.__qualname__}", "config": config}
-        )
+        network = registry.registered({"_target_": f"{cls.__module__}.{cls.__qualname__}", "config": config})
         made.origin = bundle.Origin({"network": network}, "autoencoder", bundle.fingerprint(made.state_dict()))
         return made.eval()
 

@@ -20,6 +20,7 @@ from avatar.models.autoencoders.stream import Memory
 from avatar.models.autoencoders.streamed import StreamedAutoencoder
 from avatar.types import Latents, Pixels
 
+
 class WanAutoencoder(FromDiffusers, StreamedAutoencoder):
     """`AutoencoderKLWan` behind the protocol of all autoencoders: latents are the posterior's mean, normalised.
 
