@@ -151,9 +151,7 @@ def read(path: Path) -> Bundle:
 
 def _check_header(header: Mapping[str, Any], path: Path) -> None:
     if header.keys() != {"kind", "config", "components", "plan"}:
-        raise UserError(
-            f"{path} has a damaged header, with {' '.join(', '.join(header)[:80].split())}; make the bundle anew"
-        )
+        raise UserError(f"{path} has a damaged header, by its fields; make the bundle anew")
     try:
         registry.check_plain(header)
         if isinstance(header["plan"], dict):

@@ -84,7 +84,7 @@ NAMES = {component.path: name for name, component in TABLE.items()}
 PLAN = "avatar.diffusion.rollout.Plan"
 
 # What constructors raise for values of the right type that make no sense together.
-INVALID = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError)
+INVALID = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError, NameError)
 
 
 def registered(config: Any) -> Any:

@@ -166,9 +166,7 @@ HERE, THERE = ({"name": "umt5", "weights": place} for place in ("here", "there")
         ({"text": "Words(1)"}, HERE | {"name": "byte_tokenizer"}, "Others(1)", r"these weights make Others\(1\)"),
     ],
 )
-def test_encoders_are_identified_by_their_weights_or_else_by_their_full_config(
-    tmp_path, known, config, encoder, message
-):
+def test_encoders_are_identified_by_weights_or_else_by_full_config(tmp_path, known, config, encoder, message):
     path = tmp_path / "a.safetensors"
     bundle.write(make_bundle(config={"network": NETWORK, "text": HERE}, components=known), path)
     net, given = bundle.load(str(path)), ({"text": config}, {"text": Words(encoder)})

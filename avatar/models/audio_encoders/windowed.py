@@ -122,7 +122,7 @@ class WindowedEncoder(nn.Module):
 
     @torch.no_grad()
     def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of full hops, from samples with `left_samples` more before and `lookahead_samples` more after them."""
+        """Features of full hops, from samples with `left_samples` before and `lookahead_samples` after them."""
         step = self.hop_frames * SAMPLES_PER_FRAME
         size = self.left_samples + step + self.lookahead_samples
         if len(samples) < size:
