@@ -115,11 +115,15 @@ class DecoderStream(Protocol):
 class VideoAutoencoder(Protocol):
     """Frames ↔ normalised latents. 1 + s·k frames make 1 + k latents; the first one stands for its frame alone."""
 
-    fingerprint: str  # of the weights that its latents belong to
     temporal_stride: int
     spatial_stride: int
     channels: int
     training: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the weights that its latents belong to."""
+        ...
 
     def eval(self) -> Any: ...
 
@@ -144,7 +148,6 @@ class AudioEncoder(Protocol):
     of a hop are a function of its own samples, of the `memory` samples before them and of the `reach` samples after.
     """
 
-    fingerprint: str  # of the weights and settings that features depend on
     dim: int
     num_layers: int  # of layers of a network, which lie side by side in the features; 1: they are of one piece
     left_context: int  # frames before a latent's own frames
@@ -153,6 +156,11 @@ class AudioEncoder(Protocol):
     left_samples: int
     lookahead_samples: int
     silence: Float[Tensor, "h d"]  # the features of a hop of silence, amid silence
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that features depend on."""
+        ...
 
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
         """Features of all whole frames, of which the first begins a hop; before and after the samples is silence."""
@@ -175,8 +183,12 @@ class AudioEncoder(Protocol):
 class ImageEncoder(Protocol):
     """Pictures → features of width `dim`."""
 
-    fingerprint: str  # of the weights and settings that features depend on
     dim: int
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that features depend on."""
+        ...
 
     def encode(self, pictures: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b i g"]: ...
 
@@ -185,7 +197,10 @@ class ImageEncoder(Protocol):
 class TextEncoder(Protocol):
     """Prompts → what the model's text entrance takes: a prompt's own tokens, none of them all zeros, then padding."""
 
-    fingerprint: str  # of the weights and settings that tokens depend on
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that tokens depend on."""
+        ...
 
     def encode(self, prompts: list[str]) -> tuple[Shaped[Tensor, "e n ..."], Bool[Tensor, "e n"]]: ...
 

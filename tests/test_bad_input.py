@@ -252,7 +252,9 @@ def test_a_caption_without_room_is_found_before_training(tmp_path):
         return sample(key, *size) | ({"txt": "ü" * 50} if key.endswith("train-2") or key.endswith("002") else {})
 
     folder = write_set(tmp_path / "set", {"train": 4, "dev": 2}, make=make)
-    message = r"train-set-002 of .*train-000000\.tar: a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
+    message = (
+        r"train-set-002 of .*train-000000\.tar: got a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
+    )
     with pytest.raises(ValueError, match=message):
         shard_clips(folder)
     shard_clips(folder, on_error="skip")

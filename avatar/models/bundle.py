@@ -248,7 +248,7 @@ def check_encoders(net: nn.Module, config: Mapping[str, Any], encoders: Mapping[
 
 def encoder_fingerprints(encoders: Mapping[str, Any]) -> dict[str, str]:
     """The fingerprints of encoders with weights; the config identifies all others."""
-    return {part: encoder.fingerprint for part, encoder in encoders.items() if isinstance(encoder, nn.Module)}
+    return {part: str(encoder.fingerprint) for part, encoder in encoders.items() if isinstance(encoder, nn.Module)}
 
 
 def has_no_weights(config: Mapping[str, Any] | None) -> bool:

@@ -25,7 +25,7 @@ BROKEN = (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, Value
 class FrozenNetwork(torch.nn.Module):
     """A frozen network `net` with published weights."""
 
-    net: torch.nn.Module
+    net: Any  # of another library
 
     @cached_property
     def weights_hash(self) -> str:

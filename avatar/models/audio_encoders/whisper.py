@@ -1,8 +1,8 @@
 """The encoder of Whisper (arXiv:2212.04356).
 
 Its spectra are normalised over its full input, whose length is fixed, two spectra per position: 30 s. A window is
-padded with silence to that length, as in training; with `positions` only the first ones are used, which costs in proportion
-and differs from training.
+padded with silence to that length, as in training; with `positions` only the first ones are used, which costs in
+proportion and differs from training.
 
 State t is centred on sample 320 t. Windows begin 160 samples later than their first frame, so that a frame has
 exactly its own two states, centred on its halves.

@@ -31,10 +31,14 @@ BATCH = 16  # windows at a time
 class SpeechNetwork(Protocol):
     """Windows of audio → the states of all layers, several for each frame, aligned with the frames."""
 
-    fingerprint: str  # of the weights, whatever their path, and of the settings that states depend on
     width: int  # channels of a state
     depth: int  # states that it gives: its first layer's input, and every layer's output
     margins: tuple[int, int]  # samples that it takes before a window's first frame and after its last one
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights, whatever their path, and the settings that states depend on."""
+        ...
 
     def check(self, frames: int) -> None:
         """Raise UserError if windows of this many frames are too long."""
