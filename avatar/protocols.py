@@ -115,11 +115,15 @@ class DecoderStream(Protocol):
 class VideoAutoencoder(Protocol):
     """Frames ↔ normalised latents. 1 + s·k frames make 1 + k latents; the first one stands for its frame alone."""
 
-    origin: Any  # where its weights come from; `origin.fingerprint` tells its latents from another's
     temporal_stride: int
     spatial_stride: int
     channels: int
     training: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the weights that its latents belong to."""
+        ...
 
     def eval(self) -> Any: ...
 
@@ -153,6 +157,11 @@ class AudioEncoder(Protocol):
     lookahead_samples: int
     silence: Float[Tensor, "h d"]  # the features of a hop of silence, amid silence
 
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that features depend on."""
+        ...
+
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
         """Features of all whole frames, of which the first begins a hop; before and after the samples is silence."""
         ...
@@ -176,12 +185,22 @@ class ImageEncoder(Protocol):
 
     dim: int
 
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that features depend on."""
+        ...
+
     def encode(self, pictures: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b i g"]: ...
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
     """Prompts → what the model's text entrance takes: a prompt's own tokens, none of them all zeros, then padding."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that tokens depend on."""
+        ...
 
     def encode(self, prompts: list[str]) -> tuple[Shaped[Tensor, "e n ..."], Bool[Tensor, "e n"]]: ...
 

@@ -177,6 +177,6 @@ class Bundle:
 
     kind: str  # "autoencoder", "teacher", "causal_teacher" or "student"
     weights: Mapping[str, Tensor]
-    config: Mapping[str, Any]  # `_target_` and constructor arguments of the network
+    config: Mapping[str, Any]  # of the network and its encoders, see `avatar.models.registry`
     components: Mapping[str, str] = field(default_factory=dict)  # name of a component → what tells its weights
     plan: Mapping[str, Any] | None = None  # the rollout plan that a student was trained for

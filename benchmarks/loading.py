@@ -55,7 +55,7 @@ def write_set(folder: Path, samples: int, latents: int, net: Any, size: int, aud
         "reference": "outside",
         "repairs": [],
         "latent": {"autoencoder": net.origin.fingerprint},
-        "audio_features": repr(audio),
+        "audio_features": audio.fingerprint,
         "text_features": None,
     }
     parts = {

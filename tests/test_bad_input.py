@@ -254,7 +254,9 @@ def test_a_caption_without_room_is_found_before_training(tmp_path):
         return sample(key, *size) | ({"txt": "ü" * 50} if key.endswith("train-2") or key.endswith("002") else {})
 
     folder = write_set(tmp_path / "set", {"train": 4, "dev": 2}, make=make)
-    message = r"train-set-002 of .*train-000000\.tar: a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
+    message = (
+        r"train-set-002 of .*train-000000\.tar: got a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
+    )
     with pytest.raises(ValueError, match=message):
         shard_clips(folder)
     shard_clips(folder, on_error="skip")
@@ -281,7 +283,7 @@ def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypa
     for part in index["shards"]:
         for entry in part["samples"]:
             del entry["caption"]
-    index["config"] = {"encoders": {"text_features": repr(ByteTokenizer(96))}}
+    index["config"] = {"encoders": {"text_features": ByteTokenizer(96).fingerprint}}
     check(ByteTokenizer(96))
 
 

@@ -1,15 +1,15 @@
-"""Encoders are known by their weights, not by the path that these had on the machine of the training."""
+"""Encoders are identified by their weights, not by the path of these on the training machine."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from scipy.io import wavfile
 
 from avatar.commands import infer
 from avatar.commands.evaluate import evaluate
+from avatar.errors import UserError
 from avatar.models import bundle
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.audio_encoders.windowed import WindowedEncoder
@@ -17,7 +17,7 @@ from tests.models import speech_networks
 from tests.stages import FILTERS, SMALL_NET, composed, fitted, plain, random_autoencoder, random_bundle
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
-HEARD = ("past=4", "future=1", "left_context=1")
+CONTEXT = ("past=4", "future=1", "left_context=1")
 NET = ("model.network.audio_features=48", "model.network.audio_tokens=5", "model.network.audio_layers=3")
 
 
@@ -26,7 +26,7 @@ def encoder(weights: Path) -> tuple[str, ...]:
     chosen = (
         "audio_encoder@audio=wav2vec2",
         f"audio.network.weights='{weights}'",
-        *(f"audio.{part}" for part in HEARD),
+        *(f"audio.{part}" for part in CONTEXT),
     )
     return (*chosen, *NET)
 
@@ -39,33 +39,33 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory) -> Path:
-    """Of the same form, and with other weights."""
+    """The same architecture with other weights."""
     torch.manual_seed(2)
     return Path(speech_networks.wav2vec2(tmp_path_factory.mktemp("others")))
 
 
 @pytest.fixture
 def moved(weights, tmp_path) -> Path:
-    """Where the weights lie on this machine."""
+    """The folder of the weights on this machine."""
     (tmp_path / "moved").symlink_to(weights)
     return tmp_path / "moved"
 
 
 @pytest.fixture(scope="module")
 def student(weights, tmp_path_factory) -> tuple[Path, Path]:
-    """A student that was trained where the weights lay in a folder that is gone; and its autoencoder."""
+    """A student that was trained with weights in a folder that is gone, and its autoencoder."""
     folder = tmp_path_factory.mktemp("bundles")
     audio = plain(composed("train", *encoder(folder / "gone")).audio)
-    known = repr(WindowedEncoder(Wav2Vec2(str(weights)), past=4, future=1, left_context=1))
+    known = WindowedEncoder(Wav2Vec2(str(weights)), past=4, future=1, left_context=1).fingerprint
     changes = {"audio": audio, "components": {"audio": known}}
     made = random_bundle(folder / "student.safetensors", "student", "world.channels=4", *NET, **changes)
     return made, random_autoencoder(folder / "autoencoder.safetensors")
 
 
-def test_what_a_run_was_trained_with_is_known_elsewhere(weights, moved, others, tmp_path):
+def test_moved_weights_are_accepted_and_others_are_rejected(weights, moved, others, tmp_path):
     small = (*SMALL_NET, "steps=1")
     teacher = fitted("train", tmp_path / "a", *small, *encoder(weights))
-    assert bundle.read(teacher).components["audio"].startswith("WindowedEncoder(Wav2Vec2Model(")
+    assert bundle.read(teacher).components["audio"].startswith("windowed(wav2vec2(")
     further = ("objective=teacher_forcing", f"teacher='{teacher}'", "steps=1")
     assert fitted("distill", tmp_path / "b", *further, *encoder(moved)).exists()
     with pytest.raises(ValueError, match=r"teacher was trained with audio by .* but these weights make"):
@@ -77,29 +77,29 @@ def test_what_a_run_was_trained_with_is_known_elsewhere(weights, moved, others, 
     assert (tmp_path / "scores" / "report.md").exists()
 
 
-def filmed(student: tuple[Path, Path], folder: Path, *arguments: str) -> Path:
+def infer_video(student: tuple[Path, Path], folder: Path, *arguments: str) -> Path:
     wavfile.write(folder / "a.wav", 16_000, np.zeros(8_000, np.int16))
-    bundle, autoencoder = student
-    given = [f"student='{bundle}'", f"world.autoencoder.path='{autoencoder}'", f"audio='{folder}/a.wav'"]
+    trained, autoencoder = student
+    given = [f"student='{trained}'", f"world.autoencoder.path='{autoencoder}'", f"audio='{folder}/a.wav'"]
     infer.infer(composed("infer", *given, f"out='{folder}/a.mp4'", f"folder='{folder}'", "threads=1", *arguments))
     return folder / "a.mp4"
 
 
 def test_a_student_streams_with_the_weights_of_this_machine(student, moved, tmp_path):
-    assert filmed(student, tmp_path, f"weights.audio='{moved}'").stat().st_size > 0
+    assert infer_video(student, tmp_path, f"weights.audio='{moved}'").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ([], FileNotFoundError, r"no weights .*gone, .*; or say where they lie here: weights\.audio=FOLDER"),
+        ([], FileNotFoundError, r"no weights .*gone, .*; or give the path on this machine: weights\.audio=FOLDER"),
         (["weights.audio='{others}'"], ValueError, "the student was trained with audio by .* but these weights make"),
         (["weights.audio='{tmp}/nothing'"], FileNotFoundError, "no weights .*nothing"),
         (["weights.audio='{others}'", "weights.text=/data/umt5"], ValueError, "but these weights make"),
         (
             ["weights.audio='{moved}'", "weights.text=/data/umt5"],
             ValueError,
-            "ByteTokenizer, which has none; leave it out",
+            "byte_tokenizer, which has none; leave it out",
         ),
         (
             ["weights.audio='{moved}'", "weights.image=/data/clip"],
@@ -108,20 +108,19 @@ def test_a_student_streams_with_the_weights_of_this_machine(student, moved, tmp_
         ),
     ],
 )
-def test_weights_that_are_gone_or_others_are_told(student, moved, others, tmp_path, arguments, error, message):
+def test_missing_or_other_weights_are_reported(student, moved, others, tmp_path, arguments, error, message):
     given = [argument.format(moved=moved, others=others, tmp=tmp_path) for argument in arguments]
     with pytest.raises(error, match=message):
-        filmed(student, tmp_path, *given)
+        infer_video(student, tmp_path, *given)
     assert not list(tmp_path.glob("*.mp4"))
 
 
-def test_damaged_weights_are_told_as_such(student, weights, tmp_path):
+def test_damaged_weights_are_reported(student, weights, tmp_path):
     for file in weights.iterdir():
         (tmp_path / "w").mkdir(exist_ok=True)
         content = file.read_bytes()
         (tmp_path / "w" / file.name).write_bytes(
             content[: len(content) // 2] if "safetensors" in file.name else content
         )
-    with pytest.raises(InstantiationException) as error:
-        filmed(student, tmp_path, f"weights.audio='{tmp_path}/w'")
-    assert "holds no readable weights of a Wav2Vec2Model" in str(error.value.__cause__)
+    with pytest.raises(UserError, match="holds no readable weights of a Wav2Vec2Model"):
+        infer_video(student, tmp_path, f"weights.audio='{tmp_path}/w'")

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from avatar.errors import ExistingFileError, UserError
-from avatar.models import bundle, wan_weights
+from avatar.models import bundle, registry, wan_weights
 from avatar.models.video_dit import VideoDiT
 from avatar.training import fit
 from avatar.types import Bundle
@@ -58,7 +58,11 @@ def _check_encoders(network: DictConfig, encoders: Mapping[str, Any]) -> None:
             f"{'none' if net.image is None else 'its features'}; image-to-video networks want one "
             "(image_encoder@image=clip), others none (image=null)"
         )
-    made = {part: hydra.utils.instantiate(config) for part, config in encoders.items() if bundle.has_no_weights(config)}
+    made = {
+        part: registry.build(config, registry.PARTS[part])
+        for part, config in encoders.items()
+        if bundle.has_no_weights(config)
+    }
     if "audio" in made and net.strides is not None:
         net.check_audio(made["audio"], net.strides[0])
     if "text" in made:

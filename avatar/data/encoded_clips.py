@@ -167,14 +167,14 @@ def frames_beyond(audio: AudioEncoder, frames: int) -> int:
 def encoding_key(
     clips: ClipSet, world: World, autoencoder: VideoAutoencoder, audio: AudioEncoder, text: TextEncoder
 ) -> str:
-    """A hash of all that encoded clips depend on; an encoder's and a world's `repr` names all that theirs does."""
+    """The cache key of encoded clips: a hash of all components' fingerprints."""
     origin = {
         "clips": asdict(clips),
-        "world": repr(world),
+        "world": world.fingerprint,
         "speech": (speech.available(), speech.VERSION),
-        "autoencoder": autoencoder.origin.fingerprint,
-        "audio": repr(audio),
-        "text": repr(text),
+        "autoencoder": autoencoder.fingerprint,
+        "audio": audio.fingerprint,
+        "text": text.fingerprint,
         "version": VERSION,
     }
     return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]

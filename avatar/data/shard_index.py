@@ -102,7 +102,7 @@ class Index:
         seen, scores = 0, set()
         for url, content in self.sets.items():
             regions = _regions(content)
-            text_features = content.get("config", {}).get("encoders", {}).get("text_features")
+            text_features = _section(content, "encoders").get("text_features")
             for part in content["shards"]:
                 if part["split"] == split:
                     shard = Shard(url, Path(url, part["file"]), part["bytes"], text_features)
@@ -142,8 +142,12 @@ class Index:
 
 def _regions(content: Mapping[str, Any]) -> tuple[str, ...]:
     """Of samples that say nothing of it, in sets prepared before they did: all, if the set had a face detector."""
-    detectors = content.get("config", {}).get("detectors", {})
-    return REGIONS if detectors.get("face") is not None else ()
+    return REGIONS if _section(content, "detectors").get("face") is not None else ()
+
+
+def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of the config that a set was prepared with."""
+    return content.get("config", {}).get(name, {})
 
 
 def _read(url: str) -> dict[str, Any]:
@@ -161,11 +165,10 @@ def _read(url: str) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        assert content["schema"] == SCHEMA, f"schema {content['schema']}"
-        keys = [entry["key"] for part in content["shards"] for entry in part["samples"] if entry.keys() >= NEEDED]
-        assert len(keys) == sum(len(part["samples"]) for part in content["shards"]), "a sample without its size"
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        _check_types(content)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no index of schema {SCHEMA} ({error}); prepare the set again") from error
+    keys = [entry["key"] for part in content["shards"] for entry in part["samples"]]
     if wrong := [key for key in keys if not KEY.fullmatch(key)]:
         raise UserError(
             f"{path} has a sample of key {wrong[0]!r}; wanted letters a-z, digits, - and _: at a dot its parts would "
@@ -174,3 +177,43 @@ def _read(url: str) -> dict[str, Any]:
     if len(set(keys)) < len(keys):
         raise UserError(f"{path} has the same key twice; prepare the set again")
     return content
+
+
+def _check_types(content: Any) -> None:
+    """Raise for an index of other types than a prepared set's: it is untrusted data, and only ever compared."""
+    _expect(isinstance(content, dict) and content["schema"] == SCHEMA, f"schema {content['schema']!r:.20}")
+    config = content.get("config", {})
+    _expect(isinstance(config, dict), "a config that is no mapping")
+    encoders, detectors = config.get("encoders", {}), config.get("detectors", {})
+    _expect(isinstance(encoders, dict) and isinstance(detectors, dict), "encoders or detectors that are no mapping")
+    features = encoders.get("text_features")
+    _expect(features is None or isinstance(features, str), "a text encoder's fingerprint that is no string")
+    _expect(isinstance(content["shards"], list), "shards that are no list")
+    for part in content["shards"]:
+        file = part["file"]
+        inside = isinstance(file, str) and file.isprintable() and not Path(file).is_absolute()
+        _expect(inside and ".." not in Path(file).parts, "a shard's file outside of the set")
+        _expect(isinstance(part["split"], str) and _is_count(part["bytes"]), "a shard without split or bytes")
+        _expect(isinstance(part["samples"], list), "samples that are no list")
+        for entry in part["samples"]:
+            _expect(isinstance(entry, dict) and entry.keys() >= NEEDED, "a sample without its size")
+            sizes = all(_is_count(entry[name]) for name in ("frames", "height", "width"))
+            _expect(sizes and isinstance(entry["key"], str), "a sample whose key or size is of another type")
+            scores, regions, caption = entry["scores"], entry.get("regions", []), entry.get("caption")
+            numbers = isinstance(scores, dict) and all(score is None or _is_number(score) for score in scores.values())
+            _expect(numbers, "scores that are no numbers")
+            _expect(isinstance(regions, list) and all(name in REGIONS for name in regions), "unknown regions")
+            _expect(caption is None or isinstance(caption, str), "a caption that is no string")
+
+
+def _expect(right: bool, otherwise: str) -> None:
+    if not right:
+        raise ValueError(otherwise)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -91,7 +91,7 @@ def check_captions(entries: Sequence[Entry], text: TextEncoder) -> None:
 
     No file is opened of sets whose index tells the captions, or that have this encoder's features of them.
     """
-    tars, encoder = Tars(), repr(text)
+    tars, encoder = Tars(), text.fingerprint
     entries = [entry for entry in entries if entry.shard.text_features != encoder]
     for entry in track(entries, f"looking through {len(entries)} captions", disable=not entries):
         try:

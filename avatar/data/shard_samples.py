@@ -169,7 +169,7 @@ class Recipe:
         Before the clip there is silence, as before a stream; after it, nothing is known.
         """
         audio, latents = self.audio, (frames - 1) // self.stride
-        if meta["audio_features"] == repr(audio) and "afeat.npy" in files:
+        if meta["audio_features"] == audio.fingerprint and "afeat.npy" in files:
             features = torch.from_numpy(_array(files, "afeat.npy")).float().flatten(1)
             if features.shape != (frames, audio.dim):
                 raise UserError(f"audio features of {tuple(features.shape)}, wanted {(frames, audio.dim)}")
@@ -215,7 +215,7 @@ class Recipe:
     def _text(
         self, files: Mapping[str, bytes], meta: Mapping[str, Any]
     ) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
-        if meta["text_features"] == repr(self.text) and "text.npy" in files:
+        if meta["text_features"] == self.text.fingerprint and "text.npy" in files:
             return self.text.padded(torch.from_numpy(_array(files, "text.npy")))
         return self.text.padded(self._prompts.tokens(files.get("txt", b"").decode("utf-8")))
 

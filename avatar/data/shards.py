@@ -210,7 +210,7 @@ class ShardClips(lightning.LightningDataModule):
             self.pictures or ("latents" if any(latent.values()) else "video"),
             self.autoencoder.temporal_stride,
             self.autoencoder.spatial_stride,
-            self.autoencoder.origin.fingerprint,
+            self.autoencoder.fingerprint,
             self.audio,
             self.text,
             self.pause,

@@ -1,9 +1,10 @@
-"""Public weights, from a folder or from the Hugging Face cache.
+"""Published weights from a folder or the Hugging Face cache.
 
-Nothing is downloaded here, and no code comes with weights: they are safetensors, or pickles of nothing but tensors.
+Nothing is downloaded, and no code of a repository runs: weights are safetensors, or pickles of tensors alone.
 """
 
 import pickle
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,34 @@ from safetensors import SafetensorError
 
 from avatar.errors import MissingFileError, UserError
 from avatar.files import short_error
+from avatar.models.bundle import fingerprint
 
-# What networks keep for their own training only, and files often leave out.
+# Weights for pre-training only, which files often lack.
 UNUSED = {"masked_spec_embed"}
 BROKEN = (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, KeyError)
 
 
+class FrozenNetwork(torch.nn.Module):
+    """A frozen network `net` with published weights."""
+
+    net: Any  # of another library
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """The hash of the weights, whatever their path."""
+        return fingerprint(self.net.state_dict())
+
+
 def folder(weights: str, example: str, parts: str = "") -> Path:
-    """The folder of weights that are given by its path, or by a repository's name on the Hugging Face hub.
+    """The folder of weights.
 
     Args:
-        example: a repository that would do, to name where there is nothing.
-        parts: what of it is needed, as an option of `hf download`.
+        weights: a path, or a repository's name in the Hugging Face cache.
+        example: a repository to name in the error if there are no weights.
+        parts: the files needed, as an option of `hf download`.
 
     Raises:
-        MissingFileError: neither; it names the command that gets them.
+        MissingFileError: neither exists; the message names the command that downloads them.
     """
     if Path(weights).is_dir():
         return Path(weights)
@@ -45,17 +59,17 @@ def folder(weights: str, example: str, parts: str = "") -> Path:
 
 
 def file(path: Path, weights: str) -> Path:
-    """A file that weights have to come with; FileNotFoundError if they don't."""
+    """A file that weights need. Raises MissingFileError if it is missing."""
     if not path.is_file():
         raise MissingFileError(
-            f"{weights} has no {path.name} in {path.parent}; download the repository whole, by: "
+            f"{weights} has no {path.name} in {path.parent}; download the complete repository by: "
             "hf download NAME --local-dir FOLDER"
         )
     return path
 
 
 def on(device: torch.device | str, encoder: Any) -> Any:
-    """An encoder where it is to work, if it has weights."""
+    """Move an encoder to a device if it has weights."""
     return encoder.to(device) if isinstance(encoder, torch.nn.Module) else encoder
 
 
@@ -63,11 +77,11 @@ def load(network: Any, path: Path, dtype: torch.dtype | str = torch.float32) -> 
     """A network of transformers' class `network` with the weights in a folder, frozen and in eval mode.
 
     Args:
-        dtype: "auto" leaves weights as they were stored.
+        dtype: of the weights; "auto": as stored.
 
     Raises:
-        OSError: there are no weights.
-        UserError: they are damaged, carry code, or aren't all that the network needs.
+        MissingFileError: no weights.
+        UserError: damaged or incomplete weights, or pickles with code.
     """
     file(path / "config.json", str(path))
     try:

@@ -29,6 +29,11 @@ class World(Protocol):
     """How a clip becomes a video tensor."""
 
     @property
+    def fingerprint(self) -> str:
+        """The settings that videos and regions depend on."""
+        ...
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width of its frames."""
         ...
@@ -55,6 +60,10 @@ class PixelWorld:
             raise UserError(f"frames of {self.size} pixels; wanted a whole number from 1 on")
 
     @property
+    def fingerprint(self) -> str:
+        return f"pixels(size={self.size})"
+
+    @property
     def shape(self) -> tuple[int, int]:
         return self.size, self.size
 
@@ -76,6 +85,7 @@ class StateWorld:
     """
 
     shape: ClassVar[tuple[int, int]] = (1, 1)
+    fingerprint: ClassVar[str] = "states"
 
     def video(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
         return torch.from_numpy(clip.states[start:stop].T.copy())[:, :, None, None].float()

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from avatar.errors import require_int
-from avatar.models import bundle
+from avatar.models import bundle, registry
 from avatar.models.transforms.apply import apply_transforms
 from avatar.models.video_dit import VideoDiT
 from avatar.process import set_up_torch
@@ -90,9 +90,9 @@ def fit(cfg: DictConfig) -> None:
 
 
 def encoders(cfg: DictConfig) -> dict[str, Any]:
-    """The parts of a config that a trained network needs beside itself, as its bundle keeps them."""
+    """The config of each encoder in the registered form that bundles record."""
     parts = OmegaConf.create({part: cfg[part] for part in bundle.ENCODERS})
-    return OmegaConf.to_container(parts, resolve=True)  # pyright: ignore[reportReturnType]
+    return registry.registered(OmegaConf.to_container(parts, resolve=True))
 
 
 def _open_folder(folder: Path, settings: str) -> None:

@@ -10,6 +10,7 @@ from transformers import CLIPImageProcessorPil
 
 from avatar.conditioning import image_to_video
 from avatar.models.autoencoders.wan import WanAutoencoder
+from avatar.models.bundle import Origin
 from avatar.models.image_encoders.clip import CLIP
 from avatar.types import join
 from tests.conftest import CHANNELS, make_cond
@@ -36,7 +37,7 @@ def theirs() -> AutoencoderKLWan:
 def autoencoder(theirs) -> WanAutoencoder:
     made = WanAutoencoder(CONFIG)
     made._take(theirs)
-    made.origin = None  # which loaded ones have
+    made.origin = Origin({})  # which loaded ones have
     return made.eval()
 
 

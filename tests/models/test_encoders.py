@@ -1,4 +1,4 @@
-"""Log-mel frames depend on their own sound alone; prompts come back from their bytes."""
+"""Log-mel features depend on local samples alone; byte ids decode to their prompts."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.types import SAMPLES_PER_FRAME
 
 
-def test_a_frame_hears_its_own_samples_and_a_little_around():
+def test_features_of_a_frame_depend_on_its_samples_and_a_margin():
     encoder, sound = LogMel(), torch.randn(10 * SAMPLES_PER_FRAME) * 0.1
     changed = sound.clone()
     changed[5 * SAMPLES_PER_FRAME + OVERLAP : 6 * SAMPLES_PER_FRAME - OVERLAP] += 0.5
@@ -16,11 +16,16 @@ def test_a_frame_hears_its_own_samples_and_a_little_around():
     assert moved.nonzero().flatten().tolist() == [5]
 
 
-def test_silence_is_what_silence_sounds_like():
+def test_silence_has_the_features_of_zero_samples():
     encoder = LogMel()
     features = encoder.encode(torch.zeros(3 * SAMPLES_PER_FRAME))
     torch.testing.assert_close(features, encoder.silence.expand(3, -1))
     assert encoder.encode(torch.randn(SAMPLES_PER_FRAME))[0].mean() > features.mean() + 0.5
+
+
+def test_fingerprints_name_the_settings_and_no_class():
+    assert LogMel().fingerprint == "log_mel(mels=40,left_context=3,right_context=2)"
+    assert ByteTokenizer(96).fingerprint == "byte_text(max_bytes=96)"
 
 
 def test_windows_overlap_by_their_contexts():
@@ -31,22 +36,22 @@ def test_windows_overlap_by_their_contexts():
 
 
 @pytest.mark.parametrize("wrong", [{"right_context": 0}, {"left_context": 0}])
-def test_contexts_that_can_not_be_had_are_refused(wrong):
+def test_contexts_of_no_frames_are_rejected(wrong):
     with pytest.raises(ValueError, match="contexts"):
         LogMel(**wrong)
 
 
-def test_bytes_come_back():
+def test_ids_decode_to_the_prompts_bytes():
     ids, mask = ByteTokenizer(32).encode(["Grüße, kleine Katze", "hi"])
     assert bytes(i - 3 for i in ids[0][mask[0]][:-1].tolist()).decode() == "Grüße, kleine Katze"
     assert mask.sum(dim=1).tolist() == [len("Grüße, kleine Katze".encode()) + 1, 3]
 
 
-def test_an_empty_prompt_says_nothing_at_all():
+def test_the_mask_of_an_empty_prompt_is_all_false():
     _, mask = ByteTokenizer().encode([""])
     assert not mask.any()
 
 
-def test_a_prompt_that_is_too_long_is_refused():
+def test_a_prompt_that_is_too_long_is_rejected():
     with pytest.raises(ValueError, match="room is for 7"):
         ByteTokenizer(8).encode(["12345678"])

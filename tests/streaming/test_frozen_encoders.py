@@ -1,7 +1,6 @@
 """With frozen networks as encoders: what is prepared, trained on and streamed is one and the same."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from avatar.diffusion.rollout import Noise, Plan, generate
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.audio_encoders.windowed import WindowedEncoder
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
+from avatar.models.bundle import Origin
 from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.models.text_encoders.umt5 import UMT5
 from avatar.nn.masks import MaskSpec, mask_view
@@ -52,7 +52,7 @@ def net_for(encoder: WindowedEncoder, **changes):
 def test_a_session_makes_the_same_frames_however_the_sound_is_cut(encoder):
     net, plan, speech = net_for(encoder, channels=4), Plan((1.0,), chunk=2, first_chunk=1, window=4), torch.randn(4800)
     decoder = CausalConvAutoencoder(channels=4, widths=(8, 8)).eval()
-    decoder.origin = SimpleNamespace()  # which loaded ones have
+    decoder.origin = Origin({})  # which loaded ones have
     picture = torch.rand(1, 3, 1, 16, 16)
 
     def film(packet: int) -> torch.Tensor:
@@ -128,7 +128,7 @@ def test_training_hears_what_a_stream_hears_and_learns_its_mix(encoder, text, tm
                 tmp_path / key, None, tmp_path, around, slice(20, 20 + FRAMES), "a happy cat"
             )
             files |= {f"{name}.npy": np.load(tmp_path / f"{key}.{name}.npy") for name in ("afeat", "text")}
-            files["meta.json"] |= {"audio_features": repr(encoder), "text_features": repr(text)}
+            files["meta.json"] |= {"audio_features": encoder.fingerprint, "text_features": text.fingerprint}
         return files
 
     folder = write_set(tmp_path / "set", {"train": 1, "dev": 1}, frames=(FRAMES,), shards=1, make=make)

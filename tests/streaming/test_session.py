@@ -11,6 +11,7 @@ from avatar.diffusion.rollout import Noise, Plan, generate
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
+from avatar.models.bundle import Origin
 from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.streaming import simulation
 from avatar.streaming.session import Session
@@ -31,7 +32,7 @@ def randomised(module):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    module.origin = None  # which loaded ones have
+    module.origin = Origin({})  # which loaded ones have
     return module.eval()
 
 

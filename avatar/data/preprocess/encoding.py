@@ -1,4 +1,4 @@
-"""What models take, made of clips once: latents, audio features, text features. Each part may be None."""
+"""Latents, audio features and text features of clips, encoded once for training. Each encoder may be None."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,14 @@ from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 
 @dataclass(frozen=True)
 class Encoders:
-    """The encoders of a data set; latents belong to the autoencoder's weights, features to what `repr` says."""
+    """The encoders of a data set, recorded by their fingerprints."""
 
     autoencoder: VideoAutoencoder | None = None
     audio: AudioEncoder | None = None
     text: TextEncoder | None = None
 
     def check(self, temporal_stride: int, multiple: int) -> None:
-        """Raise UserError where clips of these strides are not what the autoencoder takes."""
+        """Raise UserError for clips of other strides than the autoencoder's."""
         net = self.autoencoder
         if net is not None and (net.temporal_stride != temporal_stride or multiple % net.spatial_stride):
             raise UserError(
@@ -37,11 +37,11 @@ class Encoders:
             )
 
     def line(self) -> dict[str, Any]:
-        """Who made what, for `meta.json`."""
+        """The fingerprint of each encoder, for `meta.json`."""
         return {
-            "latent": None if self.autoencoder is None else {"autoencoder": self.autoencoder.origin.fingerprint},
-            "audio_features": None if self.audio is None else repr(self.audio),
-            "text_features": None if self.text is None else repr(self.text),
+            "latent": None if self.autoencoder is None else {"autoencoder": self.autoencoder.fingerprint},
+            "audio_features": None if self.audio is None else self.audio.fingerprint,
+            "text_features": None if self.text is None else self.text.fingerprint,
         }
 
     def write(
@@ -53,18 +53,18 @@ class Encoders:
         clip: slice,
         caption: str | None,
     ) -> None:
-        """`latent.npy`, `ref_latent.npy`, `afeat.npy`, `text.npy`, as far as there are encoders for them.
+        """`latent.npy`, `ref_latent.npy`, `afeat.npy`, `text.npy`, for the encoders that are given.
 
         Args:
             stem: A path that these names are appended to.
-            frames: The clip's pictures; None will do without an autoencoder.
-            reference: The picture of `ref.png`.
-            around: The sound of the clip and of some frames before and after it.
-            clip: Where the clip lies in `around`, in frames.
+            frames: The clip's pictures; None without an autoencoder.
+            reference: The path of `ref.png`.
+            around: The audio of the clip and of some frames before and after it.
+            clip: The clip's frames within `around`.
             caption: None writes no text features.
 
         Raises:
-            Rejected: "bad_caption" where the text encoder refuses it.
+            Rejected: "bad_caption" if the text encoder rejects it.
         """
         if self.autoencoder is not None:
             assert frames is not None

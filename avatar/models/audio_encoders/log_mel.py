@@ -1,4 +1,4 @@
-"""Log-mel features, a frame at a time, with nothing to learn and nothing to download.
+"""Log-mel features per frame, without weights.
 
 A frame of 640 samples is four hops of 160; a hop's spectrum is taken over 400 samples centred on it, so it reaches 120
 samples past its end. Hence a frame's features are known once 120 samples of the next frame are: a latent waits for
@@ -28,7 +28,7 @@ class LogMel:
 
     Args:
         mels: bands of the filterbank.
-        left_context, right_context: frames that a latent hears before and after its own.
+        left_context, right_context: feature frames of a latent's window before and after its own frames, at least 1.
     """
 
     hop_frames: ClassVar[int] = 1  # frames whose features are made together
@@ -46,6 +46,11 @@ class LogMel:
             )
 
     @property
+    def fingerprint(self) -> str:
+        """The settings that features depend on."""
+        return f"log_mel(mels={self.mels},left_context={self.left_context},right_context={self.right_context})"
+
+    @property
     def dim(self) -> int:
         return self.mels * SAMPLES_PER_FRAME // HOP
 
@@ -54,13 +59,13 @@ class LogMel:
         return self.left_context + stride + self.right_context
 
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of all whole frames; before and after the samples there is silence."""
+        """Features of all whole frames; samples are padded with silence at both ends."""
         frames = samples.shape[-1] // SAMPLES_PER_FRAME
         padded = torch.nn.functional.pad(samples[: frames * SAMPLES_PER_FRAME], (OVERLAP, OVERLAP))
         return self.interior(padded)
 
     def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of samples that come with `OVERLAP` more on either side."""
+        """Features of samples that include `OVERLAP` more at each end."""
         if samples.shape[-1] < WINDOW:
             return samples.new_zeros(0, self.dim)
         hops = samples.unfold(-1, WINDOW, HOP) * self._window.to(samples)
@@ -70,7 +75,7 @@ class LogMel:
         return rearrange((energy + 2.0) / 2.0, "(f k) m -> f (k m)", k=per_frame)
 
     def window(self, features: Float[Tensor, "f d"], stride: int) -> Float[Tensor, "l k d"]:
-        """The frames that each latent of `stride` frames hears; `features` bring the contexts at both ends along."""
+        """The window of each latent of `stride` frames; `features` include the contexts at both ends."""
         return features.unfold(0, self.tokens(stride), stride).transpose(1, 2)
 
     @cached_property

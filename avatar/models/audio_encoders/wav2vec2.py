@@ -1,28 +1,26 @@
-"""wav2vec 2.0 (arXiv:2006.11477) and HuBERT (arXiv:2106.07447), which differ in their training and not in their form.
+"""wav2vec 2.0 (arXiv:2006.11477) and HuBERT (arXiv:2106.07447), which differ in training and share one architecture.
 
-State t of the convolutions sees `field` samples, a new one every `step`: 400 and 320. Sound comes with half of their
-difference more at each end, so that a frame of 640 samples has exactly its own two states, centred on its halves;
-without it, f frames would have 2 f - 1.
+State t of the convolutions has a receptive field of `field` samples and a stride of `step`: 400 and 320. Windows are
+padded by half of the difference at each end, so that a frame of 640 samples has exactly two states, centred on its
+halves; without it, f frames would have 2 f - 1.
 """
 
 import json
 import math
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import HubertModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from avatar.errors import UserError
 from avatar.models import hub
-from avatar.models.bundle import fingerprint
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 NETWORKS = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel}
 
 
-class Wav2Vec2(nn.Module):
+class Wav2Vec2(hub.FrozenNetwork):
     """A speech network (see `windowed`): the states of all layers of a wav2vec 2.0 or a HuBERT.
 
     Args:
@@ -36,7 +34,7 @@ class Wav2Vec2(nn.Module):
         kind = json.loads(hub.file(path / "config.json", weights).read_text()).get("model_type")
         if kind not in NETWORKS:
             raise UserError(f"{weights} is a {kind}; give weights of a {' or '.join(NETWORKS)}")
-        self.net = hub.load(NETWORKS[kind], path)
+        self.net, self.kind = hub.load(NETWORKS[kind], path), kind
         self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(path, local_files_only=True)
         config = self.net.config
         self.width, self.depth = config.hidden_size, config.num_hidden_layers + 1
@@ -51,17 +49,15 @@ class Wav2Vec2(nn.Module):
         self.margins = ((field - step) // 2, -(-(field - step) // 2))
 
     def check(self, frames: int) -> None:
-        """Any number of frames will do."""
+        """Accept windows of any length."""
 
     def forward(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]:
-        """States of windows that bring their margins, normalised one by one as the weights were trained."""
+        """States of windows that include their margins, each normalised alone as in training."""
         rows = list(windows.cpu().numpy())
         sound = self.extractor(rows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
         return torch.stack(self.net(sound.to(windows), output_hidden_states=True).hidden_states, dim=1)
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint(self.net.state_dict())
-
-    def __repr__(self) -> str:
-        return f"{type(self.net).__name__}({self._fingerprint}, normalise={self.extractor.do_normalize})"
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that features depend on."""
+        return f"{self.kind}({self.weights_hash},normalise={self.extractor.do_normalize})"

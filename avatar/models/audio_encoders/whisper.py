@@ -1,14 +1,12 @@
 """The encoder of Whisper (arXiv:2212.04356).
 
-Its spectra are normalised over all that it hears, and it takes one length only, two spectra per position: 30 s. A
-window is followed by silence up to there, as in its training; or `positions` says to use the first ones only, which
-costs in proportion, and is not what it was trained on.
+Its spectra are normalised over its full input, whose length is fixed, two spectra per position: 30 s. A window is
+padded with silence to that length, as in training; with `positions` only the first ones are used, which costs in
+proportion and differs from training.
 
 State t is centred on sample 320 t. Windows begin 160 samples later than their first frame, so that a frame has
 exactly its own two states, centred on its halves.
 """
-
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -17,14 +15,13 @@ from transformers import WhisperFeatureExtractor, WhisperModel
 
 from avatar.errors import UserError
 from avatar.models import hub
-from avatar.models.bundle import fingerprint
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 STEP = 320  # samples per state
 RATE = SAMPLES_PER_FRAME // STEP  # states per frame
 
 
-class Whisper(nn.Module):
+class Whisper(hub.FrozenNetwork):
     """A speech network (see `windowed`): the states of all layers of a Whisper encoder.
 
     Args:
@@ -56,7 +53,7 @@ class Whisper(nn.Module):
             )
 
     def check(self, frames: int) -> None:
-        """Raise UserError for windows of more frames than there are positions for."""
+        """Raise UserError for windows longer than the positions."""
         if frames * RATE > self.positions:
             raise UserError(
                 f"windows of {frames} frames, past, hop and future together; {self.positions} positions have room for "
@@ -64,7 +61,7 @@ class Whisper(nn.Module):
             )
 
     def forward(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]:
-        """States of windows that are shifted by their margins; what follows a window is left out."""
+        """States of windows that are shifted by their margins, without those of the padding."""
         rows = list(windows.cpu().numpy())
         spectra = self.extractor(
             rows,
@@ -76,9 +73,7 @@ class Whisper(nn.Module):
         states = self.net(spectra.to(windows), output_hidden_states=True).hidden_states
         return torch.stack(states, dim=1)[:, :, : windows.shape[1] // STEP]
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint(self.net.state_dict())
-
-    def __repr__(self) -> str:
-        return f"Whisper({self._fingerprint}, positions={self.positions})"
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that features depend on."""
+        return f"whisper({self.weights_hash},positions={self.positions})"

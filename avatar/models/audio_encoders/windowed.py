@@ -1,15 +1,15 @@
-"""Features of frozen speech networks, the same however the sound arrives.
+"""Features of frozen speech networks, independent of how a stream is cut.
 
-Such networks look both ways over all the sound they are given, so that a frame's features would change whenever more of
-it comes. Here each hop of `hop` frames has a window of its own on the fixed grid of the timeline,
+Such networks are bidirectional, so a frame's features would change with every new packet of audio. Here each hop of
+`hop_frames` frames has a window of its own on the fixed grid of the timeline,
 
-    [hop j - past, hop (j + 1) + future) frames,
+    [hop_frames j - past, hop_frames (j + 1) + future) frames,
 
-and its features are what the network makes of exactly that: whole clips and streams agree, and 50 states a second are
-brought to 25 by the mean of those within a frame.
+and its features depend on that window alone: full clips and streams agree. 50 states a second become 25 by the mean
+within a frame.
 
-The states of all layers come out side by side, each of unit variance over its channels. They are frozen and may lie in
-a data set; how they are mixed is learned with the backbone, hence in its entrance (`avatar.nn.embeddings.LayerMix`).
+The states of all layers are concatenated, each of unit variance over its channels. They are frozen and may be stored in
+a data set; their mix is learned with the backbone (`avatar.nn.embeddings.LayerMix`).
 """
 
 from collections.abc import Sequence
@@ -29,17 +29,19 @@ BATCH = 16  # windows at a time
 
 @runtime_checkable
 class SpeechNetwork(Protocol):
-    """Windows of sound → the states of all its layers, several for each frame, aligned with the frames.
-
-    Its `repr` names the weights themselves, wherever they lie.
-    """
+    """Windows of audio → the states of all layers, several for each frame, aligned with the frames."""
 
     width: int  # channels of a state
     depth: int  # states that it gives: its first layer's input, and every layer's output
     margins: tuple[int, int]  # samples that it takes before a window's first frame and after its last one
 
+    @property
+    def fingerprint(self) -> str:
+        """The weights, whatever their path, and the settings that states depend on."""
+        ...
+
     def check(self, frames: int) -> None:
-        """Raise UserError for windows of so many frames that it can't look at."""
+        """Raise UserError if windows of this many frames are too long."""
         ...
 
     def __call__(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]: ...
@@ -53,11 +55,11 @@ class WindowedEncoder(nn.Module):
     Latency beyond a latent's own frames: `right_context`, up to a whole hop, and `future`.
 
     Args:
-        network: looks at the windows.
-        past: frames of sound before a hop that its features depend on.
-        future: frames of sound after it.
-        hop_frames: frames that share a window; a latent's frames are a multiple. Half of it costs twice as much.
-        left_context, right_context: frames whose features a latent hears before and after its own.
+        network: the frozen speech network.
+        past: frames of audio in a window before its hop, at least 1.
+        future: frames after it, at least 0.
+        hop_frames: frames that share a window, a divisor of a latent's frames. Half of it costs twice as much.
+        left_context, right_context: feature frames of a latent's window before and after its own frames.
         layers: states to keep, of the network's `depth`; None: all of them.
     """
 
@@ -74,20 +76,27 @@ class WindowedEncoder(nn.Module):
         super().__init__()
         if past < 1 or future < 0 or hop_frames < 1 or left_context < 1 or right_context < 0:
             raise UserError(
-                f"past={past}, future={future}, hop_frames={hop_frames}, left_context={left_context}, right_context={right_context} "
-                "frames; wanted at least 1, 0, 1, 1 and 0"
+                f"past={past}, future={future}, hop_frames={hop_frames}, left_context={left_context}, "
+                f"right_context={right_context} frames; expected at least 1, 0, 1, 1 and 0"
             )
         self.network, self.past, self.future, self.hop_frames = network, past, future, hop_frames
         self.left_context, self.right_context = left_context, right_context
         self.layers = list(range(network.depth)) if layers is None else list(layers)
-        if strange := [layer for layer in self.layers if not 0 <= layer < network.depth] or not self.layers:
-            raise UserError(f"layers={self.layers}, with {strange}; choose some of 0 to {network.depth - 1}, or null")
+        if unknown := [layer for layer in self.layers if not 0 <= layer < network.depth] or not self.layers:
+            raise UserError(f"layers={self.layers}, with {unknown}; choose some of 0 to {network.depth - 1}, or null")
         network.check(past + hop_frames + future)
         before, after = network.margins
         self.left_samples, self.lookahead_samples = (
             past * SAMPLES_PER_FRAME + before,
             future * SAMPLES_PER_FRAME + after,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights and settings that features depend on."""
+        names = ("past", "future", "hop_frames", "left_context", "right_context", "layers")
+        settings = ",".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"windowed({self.network.fingerprint},{settings})".replace(" ", "")
 
     @property
     def dim(self) -> int:
@@ -117,7 +126,7 @@ class WindowedEncoder(nn.Module):
 
     @torch.no_grad()
     def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of whole hops, from samples that bring `memory` more before them and `reach` more after them."""
+        """Features of full hops, from samples with `left_samples` before and `lookahead_samples` after them."""
         step = self.hop_frames * SAMPLES_PER_FRAME
         size = self.left_samples + step + self.lookahead_samples
         if len(samples) < size:
@@ -126,7 +135,7 @@ class WindowedEncoder(nn.Module):
         return torch.cat([self._features(part) for part in windows.split(BATCH)]).flatten(0, 1).to(samples)
 
     def window(self, features: Float[Tensor, "f d"], stride: int) -> Float[Tensor, "l k d"]:
-        """The frames that each latent of `stride` frames hears; `features` bring the contexts at both ends along."""
+        """The window of each latent of `stride` frames; `features` include the contexts at both ends."""
         return features.unfold(0, self.tokens(stride), stride).transpose(1, 2)
 
     @cached_property
@@ -144,9 +153,3 @@ class WindowedEncoder(nn.Module):
             :, :, self.past : self.past + self.hop_frames
         ]
         return rearrange(nn.functional.layer_norm(states, states.shape[-1:]), "n y h d -> n h (y d)")
-
-    def __repr__(self) -> str:
-        """All that the features depend on."""
-        names = ("past", "future", "hop_frames", "left_context", "right_context", "layers")
-        text = ", ".join(f"{name}={getattr(self, name)}" for name in names)
-        return f"WindowedEncoder({self.network!r}, {text})"

@@ -4,15 +4,14 @@
 the first. The frames of a group are folded into channels together with squares of 4×4 pixels, so that all convolutions
 work on a quarter of the picture's size or less: cheap, and quick to learn.
 
-Nothing looks ahead. Convolutions over time pad on the left only, the first time by repeating the first latent, and
-after that with the ones they remember: a stream decoded piece by piece equals the whole decode.
+It is causal. Convolutions over time pad on the left only, with the first latent repeated in a stream's first piece and
+with cached latents in later ones: a stream decoded piece by piece equals the full decode.
 
-Latents leave normalised to zero mean and unit variance per channel, by running statistics that count as constants:
-those of a batch would take away what its clips have in common, which may be a whole palette.
+Latents are normalised to zero mean and unit variance per channel by running statistics that count as constants: batch
+statistics would remove what the clips of a batch share, such as a palette.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 
 from avatar.errors import UserError
 from avatar.models.autoencoders.normalise import RunningNormalise
-from avatar.models.autoencoders.stream import Memory, Stream, check_video, padded
+from avatar.models.autoencoders.stream import Memory, check_video, padded
+from avatar.models.autoencoders.streamed import StreamedAutoencoder
 from avatar.types import Latents, Pixels
 
 FOLD, GROUP = 4, 4  # pixels and frames that are folded into channels
@@ -29,7 +29,7 @@ Features = Float[Tensor, "b _ _ _ _"]  # b c l h w, of which a layer may change 
 
 
 class CausalConv(nn.Module):
-    """3-D convolution that looks at this latent and the `kernel[0] - 1` before it."""
+    """Causal 3-D convolution over this latent and the `kernel[0] - 1` before it."""
 
     def __init__(self, c_in: int, c_out: int, kernel: tuple[int, int, int]):
         super().__init__()
@@ -45,8 +45,7 @@ class CausalConv(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions and a way around them, which is all there is at first; the first looks back where `past` says
-    so."""
+    """Residual block of two convolutions, the second zero-initialised; with `past` the first is causal over time."""
 
     def __init__(self, channels: int, past: bool):
         super().__init__()
@@ -61,7 +60,7 @@ class ResBlock(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """RMS norm over channels at every place: no statistic over time that a stream could not have."""
+    """RMS norm over channels at every position, without statistics over time."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -93,9 +92,10 @@ class Double(nn.Module):
         return rearrange(self.conv(x, memory), "b (c p q) l h w -> b c l (h p) (w q)", p=2, q=2)
 
 
-class CausalConvAutoencoder(nn.Module):
-    """The autoencoder that the nano models live on: a linear map of blocks of 8×8 pixels × 4 frames, and what
-    convolutions add to it, which is nothing at first.
+class CausalConvAutoencoder(StreamedAutoencoder):
+    """The autoencoder of the nano models: a linear map of blocks of 8×8 pixels × 4 frames plus convolutions.
+
+    The convolutions' last layers are zero-initialised.
 
     Args:
         channels: of the latents.
@@ -103,7 +103,7 @@ class CausalConvAutoencoder(nn.Module):
     """
 
     temporal_stride, spatial_stride = GROUP, 2 * FOLD
-    origin: Any
+    decoder_parts = ("decoder", "linear_out")
 
     def __init__(self, channels: int = 48, widths: Sequence[int] = (80, 112)):
         super().__init__()
@@ -139,7 +139,7 @@ class CausalConvAutoencoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, video: Pixels) -> None:
-        """Set the linear maps to the principal components of these frames' blocks: the best that is linear."""
+        """Initialise the linear maps with the principal components of these frames' blocks."""
         check_video(video, True, self.temporal_stride, self.spatial_stride)
         blocks = _blocks(_folded(video, first=True)).flatten(0, 3)
         mean = blocks.mean(dim=0)
@@ -151,31 +151,12 @@ class CausalConvAutoencoder(nn.Module):
         self.linear_out.weight.copy_((axes * size).T)
         self.linear_out.bias.copy_(mean)
 
-    def encode(self, video: Pixels) -> Latents:
-        """Normalised latents of 1 + 4k frames, height and width multiples of 8."""
-        return self.encoder_stream().push(video)
-
-    def decode(self, latents: Latents) -> Pixels:
-        """The 1 + 4k frames of 1 + k latents, about within [-1, 1]."""
-        return self.decoder_stream().push(latents)
-
-    def encoder_stream(self) -> Stream:
-        return Stream(self._encoded)
-
-    def decoder_stream(self) -> Stream:
-        return Stream(self._decoded)
-
-    def drop_decoder(self) -> None:
-        """Forget what only decoding needs."""
-        del self.decoder, self.linear_out
-
-    def _encoded(self, video: Pixels, memory: Memory, first: bool) -> Latents:
-        check_video(video, first, self.temporal_stride, self.spatial_stride)
+    def _encode_piece(self, video: Pixels, memory: Memory, first: bool) -> Latents:
         x = _folded(video, first)
         linear = rearrange(self.linear_in(_blocks(x)), "b l h w c -> b c l h w")
         return self.normalise(linear + through(self.encoder, x, memory))
 
-    def _decoded(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
+    def _decode_piece(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
         blocks = self.linear_out(rearrange(latents, "b c l h w -> b l h w c"))
         linear = rearrange(blocks, "b l h w (c p q) -> b c l (h p) (w q)", p=2, q=2)
         x = linear + through(self.decoder, latents, memory)
@@ -197,5 +178,5 @@ def _folded(video: Pixels, first: bool) -> Features:
 
 
 def _blocks(folded: Features) -> Float[Tensor, "b l y x d"]:
-    """All the numbers behind each latent pixel, in a row."""
+    """The values of each latent pixel's block, flattened."""
     return rearrange(folded, "b c l (h p) (w q) -> b l h w (c p q)", p=2, q=2)

@@ -1,9 +1,9 @@
-"""Networks from a folder in diffusers' layout, strictly: its config is understood, every weight has its place."""
+"""Autoencoders from a folder in diffusers' layout, read strictly: unknown settings and weights are errors."""
 
 import inspect
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -12,10 +12,33 @@ from safetensors.torch import load_file
 from torch import nn
 
 from avatar.errors import MissingFileError, UserError
-from avatar.models import bundle, hub
+from avatar.models import bundle, hub, registry
 
 Net = TypeVar("Net", bound=ModelMixin)
-Wrapper = TypeVar("Wrapper", bound=nn.Module)
+Wrapper = TypeVar("Wrapper", bound="FromDiffusers")
+
+
+class FromDiffusers:
+    """Mixin of autoencoders that wrap a network of diffusers.
+
+    A class sets `diffusers_class` and `example`, a repository on the Hugging Face hub that has such a network, and
+    takes over the layers of one by `_take`.
+    """
+
+    diffusers_class: ClassVar[type[ModelMixin]]
+    example: ClassVar[str]
+
+    @classmethod
+    def pretrained(cls: type[Wrapper], weights: str, subfolder: str | None = "vae") -> Wrapper:
+        """Published weights, in eval mode; for arguments and errors see `read`."""
+        net: Any = read(cls.diffusers_class, weights, subfolder, cls.example)
+        made: Any = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._take(net)
+        config = {name: value for name, value in net.config.items() if not name.startswith("_")}
+        network = registry.registered({"_target_": f"{cls.__module__}.{cls.__qualname__}", "config": config})
+        made.origin = bundle.Origin({"network": network}, "autoencoder", bundle.fingerprint(made.state_dict()))
+        return made.eval()
 
 
 def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> Net:
@@ -23,11 +46,11 @@ def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> 
 
     Args:
         weights: a folder, or a repository's name in the Hugging Face cache.
-        subfolder: of it, such as `vae` of a whole pipeline; None: the folder itself.
-        example: a repository that would do, to name where there is nothing.
+        subfolder: of it, such as `vae` in a pipeline's folder; None: the folder itself.
+        example: a repository to name in the error if there are no weights.
 
     Raises:
-        OSError: nothing is there; the message names the command that gets it.
+        MissingFileError: no weights; the message names the command that downloads them.
         UserError: another class, a damaged file, weights missing, unknown or of other shapes.
     """
     folder = _folder(weights, subfolder, example)
@@ -43,24 +66,6 @@ def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> 
         raise UserError(f"{file} does not fit its own config: {'; '.join(wrong[:8])}; download both again")
     net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return net
-
-
-def wrapped(
-    wrapper: type[Wrapper], kind: type[ModelMixin], weights: str, subfolder: str | None, example: str
-) -> Wrapper:
-    """The wrapper of a network that is read, ready for use: known by its config and by the hash of its weights.
-
-    Arguments and errors are those of `read`. The wrapper takes a network by `_take`, in place of its own `__init__`,
-    which makes one from a config.
-    """
-    net: Any = read(kind, weights, subfolder, example)
-    made: Any = wrapper.__new__(wrapper)
-    nn.Module.__init__(made)
-    made._take(net)
-    config = {name: value for name, value in net.config.items() if not name.startswith("_")}
-    network = {"_target_": f"{wrapper.__module__}.{wrapper.__qualname__}", "config": config}
-    made.origin = bundle.Origin({"network": network}, "autoencoder", bundle.fingerprint(made.state_dict()))
-    return made.eval()
 
 
 def _folder(weights: str, subfolder: str | None, example: str) -> Path:

@@ -1,16 +1,15 @@
-"""A small causal decoder for the latents of a large autoencoder, whose frozen encoder it brings along.
+"""A small causal decoder, distilled for the latents of a large autoencoder, with that one's frozen encoder.
 
 The idea is that of TAEHV (github.com/madebyollin/taehv): encoding happens once, decoding in every chunk of a stream.
 A latent's frames and squares of 4×4 pixels are folded into channels, as in `causal_conv`, so that everything is
 computed at a quarter of the picture's size or less; a linear map of each latent pixel to its block of pixels × frames
 is the start, and convolutions learn the rest.
 
-Its latents are the large autoencoder's, and so is its name: `components` of its bundle says whose.
+Its latents are the large autoencoder's, and so is its fingerprint, which `components` of its bundle records.
 """
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,20 +19,21 @@ from avatar.errors import UserError
 from avatar.models import bundle
 from avatar.models.autoencoders.causal_conv import FOLD, CausalConv, Double, ResBlock, through
 from avatar.models.autoencoders.stream import Memory, Stream
+from avatar.models.autoencoders.streamed import StreamedAutoencoder
 from avatar.types import Latents, Pixels
 
 
-class DistilledAutoencoder(nn.Module):
-    """Another's encoder, frozen, and a small decoder.
+class DistilledAutoencoder(StreamedAutoencoder):
+    """A large autoencoder's frozen encoder and a small decoder.
 
     Args:
         encoder: an autoencoder; its own decoder is dropped.
-        width: feature channels of the decoder at 1/4 of the frame's size; each halving below has so many more.
+        width: feature channels of the decoder at 1/4 of the frame's size; each halving below adds as many.
     """
 
-    origin: Any
+    decoder_parts = ("decoder", "linear")
 
-    def __init__(self, encoder: Any, width: int):
+    def __init__(self, encoder: StreamedAutoencoder, width: int):
         super().__init__()
         self.temporal_stride, self.spatial_stride = encoder.temporal_stride, encoder.spatial_stride
         self.channels = encoder.channels
@@ -57,14 +57,14 @@ class DistilledAutoencoder(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "DistilledAutoencoder":
-        """Training changes nothing of the encoder, nor of its statistics."""
+        """Set the mode of the decoder; the frozen encoder stays in eval mode."""
         super().train(mode)
         self.encoder.eval()
         return self
 
     @torch.no_grad()
     def start_from(self, latents: Latents, video: Pixels) -> None:
-        """Set the linear map to the least-squares one from clips of two latents or more to their frames."""
+        """Initialise the linear map by least squares from clips of at least two latents to their frames."""
         s, p = self.temporal_stride, self.spatial_stride
         # A first latent shows one frame of its block alone.
         blocks = rearrange(video[:, :, 1:], "b c (l s) (h p) (w q) -> (b l h w) (c s p q)", s=s, p=p, q=p)
@@ -77,24 +77,10 @@ class DistilledAutoencoder(nn.Module):
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(target - weight @ mean)
 
-    def encode(self, video: Pixels) -> Latents:
-        return self.encoder.encode(video)
-
-    def decode(self, latents: Latents) -> Pixels:
-        """The 1 + s·k frames of 1 + k latents, about within [-1, 1]."""
-        return self.decoder_stream().push(latents)
-
     def encoder_stream(self) -> Stream:
         return self.encoder.encoder_stream()
 
-    def decoder_stream(self) -> Stream:
-        return Stream(self._decoded)
-
-    def drop_decoder(self) -> None:
-        """Forget what only decoding needs."""
-        del self.decoder, self.linear
-
-    def _decoded(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
+    def _decode_piece(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
         s, p = self.temporal_stride, self.spatial_stride
         blocks = self.linear(rearrange(latents, "b c l h w -> b l h w c"))
         video = rearrange(blocks, "b l h w (c s p q) -> b c (l s) (h p) (w q)", s=s, p=p, q=p)
@@ -103,13 +89,12 @@ class DistilledAutoencoder(nn.Module):
         return video[:, :, s - 1 if first else 0 :]
 
 
-def distilled(teacher: Any, width: int) -> DistilledAutoencoder:
-    """A fresh small decoder beside the encoder of an autoencoder with weights, known by that one's hash."""
+def distilled(teacher: StreamedAutoencoder, width: int) -> DistilledAutoencoder:
+    """A new small decoder with the encoder of a trained autoencoder, under that one's fingerprint."""
     origin = bundle.origin_of(teacher)
     if origin.kind != "autoencoder":
         raise UserError(f"an autoencoder of kind {origin.kind!r} has no weights to distil; load one that was trained")
-    target = f"{DistilledAutoencoder.__module__}.{DistilledAutoencoder.__qualname__}"
-    net = bundle.new({"_target_": target, "encoder": origin.network, "width": width})
+    net = bundle.new({"name": "distilled_autoencoder", "encoder": origin.network, "width": width})
     weights = teacher.state_dict()
     net.encoder.load_state_dict({name: weights[name] for name in net.encoder.state_dict()})
     # Of a distilled teacher the hash is the first one's already.

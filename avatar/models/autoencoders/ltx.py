@@ -20,9 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avatar.errors import UserError
-from avatar.models.autoencoders import diffusers_folder
+from avatar.models.autoencoders.diffusers_folder import FromDiffusers
 from avatar.models.autoencoders.normalise import Normalise
-from avatar.models.autoencoders.stream import Memory, Stream, check_video
+from avatar.models.autoencoders.stream import Memory, Stream
+from avatar.models.autoencoders.streamed import StreamedAutoencoder
 from avatar.types import Latents, Pixels
 
 Features = Float[Tensor, "b _ _ _ _"]  # b c l h w, of which a layer may change c l h w
@@ -30,9 +31,6 @@ Features = Float[Tensor, "b _ _ _ _"]  # b c l h w, of which a layer may change 
 # diffusers' blocks hand nothing down to their convolutions but the features: what the running stream remembers, and
 # whether this is its first piece, lie here while they run.
 _RUNNING: ContextVar[tuple[Memory, bool]] = ContextVar("running")
-
-
-EXAMPLE = "Lightricks/LTX-Video"  # a repository on the Hugging Face hub that has one
 
 
 class CausalConv(nn.Module):
@@ -95,7 +93,7 @@ REMEMBERING = {
 }
 
 
-class LTXAutoencoder(nn.Module):
+class LTXAutoencoder(FromDiffusers, StreamedAutoencoder):
     """`AutoencoderKLLTXVideo` behind the protocol of all autoencoders: latents are the posterior's mean, normalised.
 
     Decoders that are told a time (0.9.1 and later) are told that latents are clean, t = 0.
@@ -107,19 +105,13 @@ class LTXAutoencoder(nn.Module):
         UserError: an encoder that looks ahead, from whose latents nothing could be streamed.
     """
 
-    origin: Any
-    temporal_stride: int
-    spatial_stride: int
-    channels: int
+    diffusers_class = AutoencoderKLLTXVideo
+    example = "Lightricks/LTX-Video"
+    decoder_parts = ("decoder",)
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         self._take(AutoencoderKLLTXVideo(**config))
-
-    @classmethod
-    def pretrained(cls, weights: str, subfolder: str | None = "vae") -> "LTXAutoencoder":
-        """Public weights; for arguments and errors see `diffusers_folder.read`."""
-        return diffusers_folder.wrapped(cls, AutoencoderKLLTXVideo, weights, subfolder, EXAMPLE)
 
     def _take(self, net: AutoencoderKLLTXVideo) -> None:
         config: Any = net.config
@@ -130,22 +122,15 @@ class LTXAutoencoder(nn.Module):
         self.causal, self.timed = config.decoder_causal, config.timestep_conditioning
         self.noisy = any(config.decoder_inject_noise)
         std = net.latents_std / config.scaling_factor
-        self.normalise = Normalise(net.latents_mean.tolist(), std.tolist())
+        self.normalise = Normalise(net.latents_mean, std)
         self.encoder, self.decoder = net.encoder, net.decoder
         _cache_context(self.encoder)
         if self.causal:
             _cache_context(self.decoder)
 
-    def encode(self, video: Pixels) -> Latents:
-        """Latents of 1 + 8k frames, height and width multiples of the spatial stride."""
-        return self.encoder_stream().push(video)
-
     def decode(self, latents: Latents) -> Pixels:
         """The 1 + 8k frames of 1 + k latents, about within [-1, 1]."""
-        return self._decoded(latents, {}, True)
-
-    def encoder_stream(self) -> Stream:
-        return Stream(self._encoded)
+        return self._decode_piece(latents, {}, True)
 
     def decoder_stream(self) -> Stream:
         """Raises UserError for a decoder that looks ahead, or whose noise of its own no two decodes share."""
@@ -155,18 +140,13 @@ class LTXAutoencoder(nn.Module):
                 f"a decoder that {why} decodes whole clips only; for a stream, distil a causal one for its latents: "
                 "python train.py objective=decoder_distillation world=ltx"
             )
-        return Stream(self._decoded)
+        return Stream(self._decode_piece)
 
-    def drop_decoder(self) -> None:
-        """Forget what only decoding needs."""
-        del self.decoder
-
-    def _encoded(self, video: Pixels, memory: Memory, first: bool) -> Latents:
-        check_video(video, first, self.temporal_stride, self.spatial_stride)
+    def _encode_piece(self, video: Pixels, memory: Memory, first: bool) -> Latents:
         with _running(memory, first):
             return self.normalise(self.encoder(video)[:, : self.channels])
 
-    def _decoded(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
+    def _decode_piece(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
         clean = latents.new_zeros(len(latents)) if self.timed else None
         with _running(memory, first):
             return self.decoder(self.normalise.inverse(latents), clean)

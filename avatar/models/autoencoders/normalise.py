@@ -2,7 +2,7 @@
 
     z = (x - mean) / std,    x = mean + std z
 
-Public autoencoders bring their statistics along; ours keeps running ones while it trains.
+Published autoencoders have their own statistics; ours keeps running ones while it trains.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def normalised(x: Latents, mean: PerChannel, std: PerChannel) -> Latents:
 
 
 class Normalise(nn.Module):
-    """By constants that come with the weights.
+    """By constants of the weights.
 
     Args:
         mean, std: of each channel.
@@ -31,12 +31,13 @@ class Normalise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor):
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise UserError(f"{len(mean)} means and {len(std)} deviations, the least {min(std)}; give pairs, std > 0")
+        mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
+        if len(mean) != len(std) or not (std.is_meta or (std > 0).all()):
+            raise UserError(f"got {len(mean)} means and {len(std)} deviations; expected pairs, each std > 0")
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1))
+            self.register_buffer(name, values.clone().view(-1, 1, 1, 1))
 
     def forward(self, x: Latents) -> Latents:
         return normalised(x, self.mean, self.std)
@@ -46,7 +47,7 @@ class Normalise(nn.Module):
 
 
 class RunningNormalise(nn.Module):
-    """By the running mean and deviation of what passes in training; they count as constants."""
+    """By running statistics of the training data, which count as constants."""
 
     mean: Tensor
     variance: Tensor

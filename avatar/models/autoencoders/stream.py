@@ -1,7 +1,7 @@
-"""A causal network's pass over time in pieces, each one going on where the last ended.
+"""A causal network's pass over time in pieces, each continuing where the last one ended.
 
-What the layers remember belongs to the stream, never to the network: any number of streams run through one network at
-the same time.
+The layers' cache belongs to the stream, never to the network: any number of streams share one network at the same
+time.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 from avatar.errors import UserError
 
 Piece = Float[Tensor, "b _ _ _ _"]  # of a video or of latents
-Memory = dict[Any, Any]  # what each layer has to remember, by a key of its own choice
+Memory = dict[Any, Any]  # each layer's cache, by a key of its own choice
 Step = Callable[[Piece, Memory, bool], Piece]  # piece, memory to read and update, whether the piece is the first
 
 

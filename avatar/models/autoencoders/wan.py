@@ -1,8 +1,8 @@
 """Wan's video autoencoders, 2.1 (8×8×4, 16 channels) and 2.2 (16×16×4, 48 channels), arXiv:2503.20314.
 
 The networks and weights are diffusers'. They run piece by piece, one frame first and then a latent's frames at a time;
-their convolutions over time keep the last two inputs in a list that the caller hands them. `AutoencoderKLWan` keeps
-that list for its own calls; here it belongs to a stream.
+their convolutions over time keep the last two inputs in a list that the caller passes. `AutoencoderKLWan` owns that
+list; here it belongs to a stream.
 """
 
 from collections.abc import Mapping
@@ -14,34 +14,27 @@ from einops import rearrange
 from torch import nn
 
 from avatar.errors import UserError
-from avatar.models.autoencoders import diffusers_folder
+from avatar.models.autoencoders.diffusers_folder import FromDiffusers
 from avatar.models.autoencoders.normalise import Normalise
-from avatar.models.autoencoders.stream import Memory, Stream, check_video
+from avatar.models.autoencoders.stream import Memory
+from avatar.models.autoencoders.streamed import StreamedAutoencoder
 from avatar.types import Latents, Pixels
 
-EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # a repository on the Hugging Face hub that has one
 
-
-class WanAutoencoder(nn.Module):
+class WanAutoencoder(FromDiffusers, StreamedAutoencoder):
     """`AutoencoderKLWan` behind the protocol of all autoencoders: latents are the posterior's mean, normalised.
 
     Args:
         config: constructor arguments of `AutoencoderKLWan`; an empty one is Wan 2.1's.
     """
 
-    origin: Any
-    temporal_stride: int
-    spatial_stride: int
-    channels: int
+    diffusers_class = AutoencoderKLWan
+    example = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    decoder_parts = ("decoder", "post_quant_conv")
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         self._take(AutoencoderKLWan(**config))
-
-    @classmethod
-    def pretrained(cls, weights: str, subfolder: str | None = "vae") -> "WanAutoencoder":
-        """Public weights; for arguments and errors see `diffusers_folder.read`."""
-        return diffusers_folder.wrapped(cls, AutoencoderKLWan, weights, subfolder, EXAMPLE)
 
     def _take(self, net: AutoencoderKLWan) -> None:
         config: Any = net.config
@@ -57,26 +50,7 @@ class WanAutoencoder(nn.Module):
         self.encoder, self.quant_conv = net.encoder, net.quant_conv
         self.decoder, self.post_quant_conv = net.decoder, net.post_quant_conv
 
-    def encode(self, video: Pixels) -> Latents:
-        """Latents of 1 + 4k frames, height and width multiples of the spatial stride."""
-        return self.encoder_stream().push(video)
-
-    def decode(self, latents: Latents) -> Pixels:
-        """The 1 + 4k frames of 1 + k latents, within [-1, 1]."""
-        return self.decoder_stream().push(latents)
-
-    def encoder_stream(self) -> Stream:
-        return Stream(self._encoded)
-
-    def decoder_stream(self) -> Stream:
-        return Stream(self._decoded)
-
-    def drop_decoder(self) -> None:
-        """Forget what only decoding needs."""
-        del self.decoder, self.post_quant_conv
-
-    def _encoded(self, video: Pixels, memory: Memory, first: bool) -> Latents:
-        check_video(video, first, self.temporal_stride, self.spatial_stride)
+    def _encode_piece(self, video: Pixels, memory: Memory, first: bool) -> Latents:
         x = rearrange(video, "b c f (h p) (w q) -> b (c q p) f h w", p=self.patch, q=self.patch)
         latents = video.shape[2] // self.temporal_stride
         groups = x.split([1] * first + [self.temporal_stride] * latents, dim=2)
@@ -85,7 +59,7 @@ class WanAutoencoder(nn.Module):
         memory.update(enumerate(cache))
         return self.normalise(self.quant_conv(torch.cat(moments, dim=2))[:, : self.channels])
 
-    def _decoded(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
+    def _decode_piece(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
         z = self.post_quant_conv(self.normalise.inverse(latents))
         cache = _features(self.decoder, memory)
         frames = [

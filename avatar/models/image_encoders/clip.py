@@ -1,6 +1,6 @@
-"""CLIP's image encoder (arXiv:2103.00020), whose states Wan 2.1's image-to-video networks take.
+"""CLIP's image encoder (arXiv:2103.00020), the image encoder of Wan 2.1's image-to-video networks.
 
-They take those that enter the last layer, of all patches and of the picture as a whole.
+They use the hidden states before the last layer, of all patches and of the class token.
 """
 
 import hashlib
@@ -8,21 +8,20 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
 from avatar.errors import UserError
 from avatar.media.frames import to_uint8
 from avatar.models import hub
-from avatar.models.bundle import fingerprint
 
 
-class CLIP(nn.Module):
-    """Pictures → the states of CLIP's layer before the last.
+class CLIP(hub.FrozenNetwork):
+    """Pictures → the hidden states of CLIP before its last layer.
 
     Args:
         weights: a folder, or a repository's name in the Hugging Face cache, such as a Wan pipeline's.
-        encoder, processor: folders in there of the two parts; "." where all is in one.
+        encoder, processor: subfolders of the two parts; "." if there are none.
     """
 
     def __init__(self, weights: str, encoder: str = "image_encoder", processor: str = "image_processor"):
@@ -42,19 +41,19 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def encode(self, pictures: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b i g"]:
-        """Features of pictures in [-1, 1], of any size: their middle square is what is seen. Errors: no RGB."""
+        """Features of the centre crop of pictures in [-1, 1], of any size. Raises UserError for other than RGB."""
         if pictures.shape[1] != 3:
-            raise UserError(f"pictures of {pictures.shape[1]} channels for CLIP, which sees RGB; choose another world=")
+            raise UserError(f"got pictures of {pictures.shape[1]} channels; CLIP takes RGB: choose another world=")
         frames = list(to_uint8(pictures[:, :, 0].transpose(0, 1)))
         weight = self.net.get_parameter("post_layernorm.weight")
         pixels = self.processor(frames, return_tensors="pt", input_data_format="channels_last").pixel_values
         return self.net(pixels.to(weight), output_hidden_states=True).hidden_states[-2].float()
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        made = hashlib.sha256(self.processor.to_json_string().encode()).hexdigest()[:16]
-        return f"{fingerprint(self.net.state_dict())}, {made}"
+    @property
+    def fingerprint(self) -> str:
+        """The weights and the preprocessing that features depend on."""
+        return f"clip({self.weights_hash},processor={self._processor_hash})"
 
-    def __repr__(self) -> str:
-        """All that the features depend on, wherever it lies."""
-        return f"CLIP({self._fingerprint})"
+    @cached_property
+    def _processor_hash(self) -> str:
+        return hashlib.sha256(self.processor.to_json_string().encode()).hexdigest()[:16]

@@ -1,11 +1,11 @@
-"""UMT5's encoder (arXiv:2304.09151), whose features Wan's networks read.
+"""UMT5's encoder (arXiv:2304.09151), the text encoder of Wan's networks.
 
-A prompt has the features of its tokens, its end included, and zeros up to `max_tokens`; Wan attends to all of them, the
-zeros too, so the mask is True throughout. Wan was trained with 512. Of diffusers' Wan pipelines, `__call__` takes 512
-and `encode_prompt` by default 226, and both cut longer prompts without a word: features made by the latter are others,
-for fewer zeros are attended to. Here a longer prompt is refused.
+A prompt becomes the features of its tokens, the end token included, padded with zeros to `max_tokens`; Wan attends to
+the padding too, so the mask is all True. Wan was trained with 512. In diffusers' Wan pipelines `__call__` takes 512 and
+`encode_prompt` 226 by default, and both truncate longer prompts silently; features of the latter differ, since less
+padding is attended to. Here a longer prompt is an error.
 
-An empty prompt has the features of its end: it is what Wan is guided away from.
+An empty prompt has the features of its end token: Wan's negative prompt for guidance.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from transformers import UMT5EncoderModel
 
 from avatar.errors import UserError
 from avatar.models import hub
-from avatar.models.bundle import fingerprint
+from avatar.models.text_encoders.prompt import check_prompt, check_room
 
 
-class UMT5(nn.Module):
-    """Prompts → features of UMT5, padded as Wan's networks want them.
+class UMT5(hub.FrozenNetwork):
+    """Prompts → features of UMT5, padded as Wan's networks expect them.
 
     Args:
         weights: a folder, or a repository's name in the Hugging Face cache, such as a Wan pipeline's.
-        encoder, tokenizer: folders in there of the two parts; "." where all is in one.
-        max_tokens: room for a prompt, its end included.
+        encoder, tokenizer: subfolders of the two parts; "." if there are none.
+        max_tokens: maximal length of a prompt, its end token included.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class UMT5(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> tuple[Float[Tensor, "e n d"], Bool[Tensor, "e n"]]:
-        """Features in fp32 on the CPU, and a mask that is True throughout."""
+        """Features in fp32 on the CPU, and a mask that is all True."""
         rows = [self.padded(self._features(prompt)) for prompt in prompts]
         return torch.stack([features for features, _ in rows]), torch.stack([mask for _, mask in rows])
 
     def padded(self, tokens: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "n d"], Bool[Tensor, " n"]]:
-        """Features with zeros behind them, all of which are attended to."""
+        """Features padded with zeros, all of which are attended to."""
         if len(tokens) > self.max_tokens:
             raise UserError(f"a text of {len(tokens)} tokens; room is for {self.max_tokens}: prepare it anew")
         features = nn.functional.pad(tokens.float(), (0, 0, 0, self.max_tokens - len(tokens)))
         return features, torch.ones(self.max_tokens, dtype=torch.bool)
 
     def check(self, prompt: str) -> None:
-        """Raise UserError for a prompt that is no text, or longer than there is room for."""
+        """Raise UserError for a prompt that is not a string or exceeds `max_tokens`."""
         self._ids(prompt)
 
     def _features(self, prompt: str) -> Float[Tensor, "m d"]:
@@ -79,22 +79,17 @@ class UMT5(nn.Module):
         return self.net(torch.tensor([ids], device=device)).last_hidden_state[0].float().cpu()
 
     def _ids(self, prompt: str) -> list[int]:
-        if not isinstance(prompt, str):
-            raise UserError(f"a prompt {prompt!r}, which is no text; put it in quotes")
+        check_prompt(prompt)
         clean = " ".join(html.unescape(html.unescape(prompt)).split())  # as Wan's own code does before the tokenizer
         ids = self.tokenizer.encode(clean).ids
-        if len(ids) > self.max_tokens:
-            raise UserError(
-                f"a prompt of {len(ids)} tokens, {prompt[:40]!r}…; room is for {self.max_tokens}, its end included: "
-                "shorten it"
-            )
+        check_room(prompt, len(ids), self.max_tokens, "tokens", "shorten it; its end counts as one")
         return ids
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        words = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:16]
-        return f"{fingerprint(self.net.state_dict())}, {words}"
+    @property
+    def fingerprint(self) -> str:
+        """The weights, tokenizer and settings that features depend on."""
+        return f"umt5({self.weights_hash},tokenizer={self._tokenizer_hash},max_tokens={self.max_tokens})"
 
-    def __repr__(self) -> str:
-        """All that the features depend on: weights and tokenizer themselves, wherever they lie, and the room."""
-        return f"UMT5({self._fingerprint}, max_tokens={self.max_tokens})"
+    @cached_property
+    def _tokenizer_hash(self) -> str:
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:16]

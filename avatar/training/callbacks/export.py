@@ -1,4 +1,4 @@
-"""Writing the bundle that the next stage starts from."""
+"""Export of the bundle that the next stage starts from."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import lightning
 import torch
 
 from avatar.errors import UserError
-from avatar.models import bundle
+from avatar.models import bundle, registry
 from avatar.models.transforms.lora import merged
 from avatar.objectives.distributed import gather_state_dict
 from avatar.training.callbacks.ema import EMA
@@ -18,20 +18,24 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Export(lightning.Callback):
-    """At the end of a run, `module.net` becomes a bundle; averaged weights are preferred.
+    """Writes `module.net` as a bundle at the end of a run, with EMA weights if there are any.
 
     Args:
         path: of the .safetensors file.
-        kind: of the bundle, see `checkpoint.KINDS`.
-        config: what is needed beside the network itself to use it (`audio`, `text`, `image`).
+        kind: of the bundle, see `bundle.KINDS`.
+        config: the encoders that the network is used with (`audio`, `text`, `image`).
         plan: the rollout plan that the network was trained for, if any.
-        precision: float32, or float16 for bundles that are to be small.
+        precision: of trained weights, float32 or float16 (half the size).
+
+    Raises:
+        UserError: an encoder that a bundle can't name, before the run starts.
     """
 
     def __init__(self, path: str, kind: str, config: Mapping[str, Any], plan: Mapping[str, Any] | None, precision: str):
         if precision not in PRECISIONS:
             raise UserError(f"precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-        self.path, self.kind, self.config, self.plan = Path(path), kind, config, plan
+        self.path, self.kind = Path(path), kind
+        self.config, self.plan = registry.registered(config), bundle.plain_plan(plan)
         self.precision = PRECISIONS[precision]
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
@@ -42,7 +46,7 @@ class Export(lightning.Callback):
         if not trainer.is_global_zero:
             return
         weights = merged(module.net, own)
-        # Statistics may be too large for half precision, and what is frozen stays what others know it as.
+        # Statistics may overflow half precision, and frozen weights keep their fingerprint.
         learned = {name for name, parameter in module.net.named_parameters() if parameter.requires_grad}
         learned |= weights.keys() - own.keys()
         weights = {name: w.to(self.precision) if name in learned else w for name, w in weights.items()}

@@ -1,0 +1,240 @@
+"""The components that a bundle may name, and the only way from a file's config to an object.
+
+A bundle may come from anywhere, so its config is data: {"name": "video_dit", "channels": 48, "text": {"name": …}, …}.
+Names come from TABLE, arguments are plain values that are checked against the constructor's annotations, and nothing is
+built before all of a config is checked. Nothing here imports, resolves or calls what a config says.
+"""
+
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+from avatar.errors import UserError
+from avatar.files import short_error
+
+MAX_NUMBER = 65_536  # the largest integer argument
+MAX_LAYERS = 128  # for the arguments in DEPTHS, and for the length of a list of integers
+MAX_LENGTH = 65_536  # of other lists and of strings
+MAX_NESTING = 16
+DEPTHS = {"layers", "num_res_blocks", "layers_per_block", "decoder_layers_per_block"}
+
+
+@dataclass(frozen=True)
+class Component:
+    """A class of the table.
+
+    Args:
+        path: its module and name, in this file alone.
+        nested: arguments that are components themselves → the names that are allowed there.
+        options: arguments that are keyword arguments of another class → that class.
+    """
+
+    path: str
+    nested: Mapping[str, Collection[str]] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+WAN = {"config": "diffusers.models.autoencoders.autoencoder_kl_wan.AutoencoderKLWan"}
+LTX = {"config": "diffusers.models.autoencoders.autoencoder_kl_ltx.AutoencoderKLLTXVideo"}
+AUTOENCODERS = (
+    "causal_conv_autoencoder",
+    "state_autoencoder",
+    "distilled_autoencoder",
+    "wan_autoencoder",
+    "ltx_autoencoder",
+)
+PARTS = {  # of a bundle's config → the names that are allowed there
+    "network": ("video_dit", *AUTOENCODERS),
+    "audio": ("log_mel", "windowed"),
+    "text": ("byte_tokenizer", "umt5"),
+    "image": ("clip",),
+}
+TABLE = {
+    "video_dit": Component(
+        "avatar.models.video_dit.VideoDiT",
+        {"text": ("byte_text", "text_projection"), "image": ("image_projection",)},
+    ),
+    "byte_text": Component("avatar.nn.embeddings.ByteTextEncoder"),
+    "text_projection": Component("avatar.nn.embeddings.TextProjection"),
+    "image_projection": Component("avatar.nn.embeddings.ImageProjection"),
+    "causal_conv_autoencoder": Component("avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"),
+    "state_autoencoder": Component("avatar.models.autoencoders.state.StateAutoencoder"),
+    "distilled_autoencoder": Component(
+        "avatar.models.autoencoders.distilled.DistilledAutoencoder", {"encoder": AUTOENCODERS}
+    ),
+    "wan_autoencoder": Component("avatar.models.autoencoders.wan.WanAutoencoder", options=WAN),
+    "ltx_autoencoder": Component("avatar.models.autoencoders.ltx.LTXAutoencoder", options=LTX),
+    "log_mel": Component("avatar.models.audio_encoders.log_mel.LogMel"),
+    "windowed": Component(
+        "avatar.models.audio_encoders.windowed.WindowedEncoder", {"network": ("wav2vec2", "whisper")}
+    ),
+    "wav2vec2": Component("avatar.models.audio_encoders.wav2vec2.Wav2Vec2"),
+    "whisper": Component("avatar.models.audio_encoders.whisper.Whisper"),
+    "byte_tokenizer": Component("avatar.models.text_encoders.bytes.ByteTokenizer"),
+    "umt5": Component("avatar.models.text_encoders.umt5.UMT5"),
+    "clip": Component("avatar.models.image_encoders.clip.CLIP"),
+}
+NAMES = {component.path: name for name, component in TABLE.items()}
+
+PLAN = "avatar.diffusion.rollout.Plan"
+
+# What constructors raise for values of the right type that make no sense together.
+INVALID = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError, NameError)
+
+
+def registered(config: Any) -> Any:
+    """A trusted config in its registered form: `_target_: avatar.models.video_dit.VideoDiT` → `name: video_dit`.
+
+    Registered configs and plain values come back as they are.
+
+    Raises:
+        UserError: a class that is not in the table, so that a bundle could not name it.
+    """
+    if isinstance(config, list | tuple):
+        return [registered(value) for value in config]
+    if not isinstance(config, Mapping):
+        return config
+    target = config.get("_target_")
+    if target is not None and target not in NAMES:
+        raise UserError(
+            f"got _target_={target}; a bundle can't name this class: choose one of {', '.join(sorted(NAMES))}, or add "
+            "it to avatar/models/registry.py"
+        )
+    named = {} if target is None else {"name": NAMES[target]}
+    return named | {key: registered(value) for key, value in config.items() if key != "_target_"}
+
+
+def build(config: Any, allowed: Collection[str]) -> Any:
+    """The component of a registered config, which may come from an untrusted file.
+
+    Args:
+        config: {"name": …} and the arguments of the constructor.
+        allowed: the names that this place takes.
+
+    Raises:
+        UserError: a name that is not allowed here, an unknown argument, or a value of another type or size.
+    """
+    check_plain(config)
+    return _checked(config, allowed)()
+
+
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Raise UserError for fields that a rollout plan lacks, or values of another type."""
+    _check_arguments("plan", _class(PLAN), plan, ())
+
+
+def check_plain(value: Any, nesting: int = 0) -> None:
+    """Raise UserError for anything but short plain data: no private keys, no interpolation, no NaN."""
+    if nesting > MAX_NESTING:
+        raise UserError(f"got a config nested more than {MAX_NESTING} levels deep; expected a bundle's config")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str) or key.startswith("_") or not _is_plain(key):
+                raise UserError(
+                    f"got the key {_shown(key)} in a config; expected names of arguments: only registered components "
+                    "are built"
+                )
+            check_plain(item, nesting + 1)
+    elif isinstance(value, list | tuple):
+        if len(value) > MAX_LENGTH:
+            raise UserError(f"got a list of {len(value)} values in a config; expected at most {MAX_LENGTH}")
+        for item in value:
+            check_plain(item, nesting + 1)
+    elif isinstance(value, str):
+        if not _is_plain(value):
+            raise UserError(f"got {_shown(value)} in a config; expected plain strings, without interpolation")
+    elif value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        raise UserError(f"got {_shown(value)} in a config; expected finite numbers, strings, booleans, lists or null")
+
+
+def _is_plain(text: str) -> bool:
+    return "${" not in text and text.isprintable() and len(text) <= MAX_LENGTH
+
+
+def _checked(config: Any, allowed: Collection[str]) -> Callable[[], Any]:
+    """What builds a component, once all of its config is checked."""
+    if not isinstance(config, Mapping) or not isinstance(name := config.get("name"), str) or name not in allowed:
+        got = config.get("name") if isinstance(config, Mapping) else config
+        raise UserError(f"got the component {_shown(got)}; expected one of {', '.join(allowed)}")
+    component = TABLE[name]
+    kind = _class(component.path)
+    given = {key: value for key, value in config.items() if key != "name"}
+    parts = {key: given.pop(key) for key in component.nested if given.get(key) is not None}
+    options = {key: given.pop(key) for key in component.options if key in given}
+    _check_arguments(name, kind, given, {*parts, *options})
+    nested = {key: _checked(value, component.nested[key]) for key, value in parts.items()}
+    for key, value in options.items():
+        if not isinstance(value, Mapping):
+            raise UserError(f"got {key}={_shown(value)} for {name}; expected named values")
+        _check_arguments(f"{name}.{key}", _class(component.options[key]), value, ())
+
+    def construct() -> Any:
+        built = {key: make() for key, make in nested.items()}
+        try:
+            return kind(**given, **options, **built)
+        except (UserError, OSError):
+            raise
+        except INVALID as error:
+            raise UserError(f"{name} can't be built from {_shown(given)}: {short_error(error)}") from error
+
+    return construct
+
+
+def _check_arguments(name: str, kind: type, given: Mapping[str, Any], others: Collection[str]) -> None:
+    """Raise UserError unless these are arguments of the constructor, all that it needs, each of its type."""
+    parameters = inspect.signature(kind).parameters
+    if unknown := sorted(given.keys() - parameters.keys()):
+        raise UserError(f"got the argument {_shown(unknown[0])} for {name}; expected {', '.join(parameters)}")
+    needed = [key for key, value in parameters.items() if value.default is inspect.Parameter.empty]
+    if missing := [key for key in needed if key not in given and key not in others]:
+        raise UserError(f"{name} lacks the argument {missing[0]}; add it")
+    hints = typing.get_type_hints(kind.__init__)
+    for key, value in given.items():
+        if not (value is None and parameters[key].default is None) and not _fits(value, hints.get(key)):
+            raise UserError(
+                f"got {key}={_shown(value)} for {name}; expected {parameters[key].annotation}, numbers up to "
+                f"{MAX_NUMBER} and depths up to {MAX_LAYERS}"
+            )
+        if key in DEPTHS and any(isinstance(n, int) and n > MAX_LAYERS for n in _items(value)):
+            raise UserError(f"got {key}={_shown(value)} for {name}; expected at most {MAX_LAYERS}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of an annotated type; lists stand for tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return isinstance(value, str)  # the constructor names the choices
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        items = [argument for argument in arguments if argument is not Ellipsis]
+        if not isinstance(value, list | tuple) or not items or (int in items and len(value) > MAX_LAYERS):
+            return False
+        return all(_fits(item, items[0]) for item in value)
+    if hint in (None, type(None)):
+        return value is None
+    if hint is bool or hint is str:
+        return isinstance(value, hint)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+    return hint is float and isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _shown(value: Any) -> str:
+    """A value in one short line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
