@@ -55,13 +55,13 @@ def bundles(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bundles")
     made = {"autoencoder": random_autoencoder(folder / "autoencoder.safetensors")}
     for kind in ("teacher", "student"):
-        made[kind] = random_bundle(folder / f"{kind}.safetensors", kind, "world.channels=4")
+        made[kind] = random_bundle(folder / f"{kind}.safetensors", kind, "latent.channels=4")
     return made
 
 
 def small(script: str, bundles: dict[str, Path], tmp_path: Path) -> list[str]:
     """The arguments of a small run of infer or evaluate with these bundles."""
-    common = [f"world.autoencoder.path='{bundles['autoencoder']}'", f"student='{bundles['student']}'"]
+    common = [f"autoencoder.path='{bundles['autoencoder']}'", f"student='{bundles['student']}'"]
     if script == "infer":
         return [*common, f"out='{tmp_path}/a.mp4'"]
     few = ["clips=2", "latents=2", "stream_frames=12", "workers=0"]
@@ -102,13 +102,13 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
         ("train", "stepz=1", "stepz"),
         ("train", "objective.lip_wait=1", "lip_wait"),
         ("train", "objective=magic", "magic"),
-        ("train", "world=mars", "mars"),
+        ("train", "autoencoder=mars", "mars"),
         ("train", "steps=many", "steps=many; expected an integer"),
         ("train", "seed=-1", "seed=-1; expected an integer"),
         ("train", "threads=-1", "threads=-1; expected an integer"),
         ("train", "threads=x", "threads=x; expected an integer"),
         ("distill", "objective=consistency", "teacher"),
-        ("infer", "world=states", "no pictures"),
+        ("infer", "autoencoder=states", "no pictures"),
         ("infer", "gesture=salute", "salute"),
         ("infer", "image=nobody.png", "nobody.png"),
         ("infer", "image=pyproject.toml", "pyproject.toml"),
@@ -189,7 +189,7 @@ def test_a_bundle_of_other_encoders_is_a_mistake(command, tmp_path, role, part, 
     made = {}
     for name in ("init", "teacher"):
         changed = {part: usual | change} if name == role else {}
-        world = ("world=states", "model=states")
+        world = ("autoencoder=states", "model=states")
         made[name] = random_bundle(tmp_path / f"{name}.safetensors", "causal_teacher", *world, **changed)
     bundles = [f"init='{made['init']}'", f"teacher='{made['teacher']}'"]
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1"]
@@ -218,7 +218,7 @@ def test_what_a_run_can_not_go_on_from_is_a_mistake(command, tmp_path, what):
     path = tmp_path / "last.ckpt"
     own = state_of("train")
     if what == "bundle":
-        random_bundle(path, "teacher", "world=states", "model=states")
+        random_bundle(path, "teacher", "autoencoder=states", "model=states")
     elif what == "text":
         path.write_text("not a checkpoint\n" * 9)
     elif what == "folder":

@@ -69,14 +69,14 @@ def check_run(cfg) -> None:
 
 @pytest.mark.parametrize("world, model", WORLDS.items())
 def test_every_model_fits_its_world_and_its_encoders(world, model):
-    cfg = composed("train", f"world={world}", f"model={model}")
+    cfg = composed("train", f"autoencoder={world}", f"model={model}")
     with torch.device("meta"):
         net = hydra.utils.instantiate(cfg.model)
-    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder)
+    autoencoder = hydra.utils.instantiate(cfg.autoencoder)
     audio = hydra.utils.instantiate(cfg.audio)
-    assert net.channels == autoencoder.channels == cfg.world.channels
+    assert net.channels == autoencoder.channels == cfg.latent.channels
     strides = (autoencoder.temporal_stride, autoencoder.spatial_stride)
-    assert strides == (cfg.world.temporal_stride, cfg.world.spatial_stride)
+    assert strides == (cfg.latent.temporal_stride, cfg.latent.spatial_stride)
     assert net.audio.place.shape[1] == audio.tokens(autoencoder.temporal_stride)
     assert net.audio.mlp[0].in_features == audio.dim
     assert len(net.text.place) == cfg.text.max_bytes
@@ -86,7 +86,7 @@ def test_every_model_fits_its_world_and_its_encoders(world, model):
 def test_the_training_of_autoencoders_instantiates(objective):
     cfg = composed("train", f"objective={objective}")
     module = hydra.utils.instantiate(cfg.objective)
-    assert module.net.channels == cfg.world.channels
+    assert module.net.channels == cfg.latent.channels
     data = hydra.utils.instantiate(cfg.data)
     assert data.frames % module.net.temporal_stride == 1
     check_run(cfg)
@@ -136,8 +136,8 @@ def test_experiments_of_large_models_set_what_their_stages_take(script, line):
         "model=wan_5b trainer=dry",
         "experiment=large/teacher model=wan_1_3b model.weights=wan/transformer data.urls=data/myset",
         "experiment=large/teacher model=wan_i2v_14b model.weights=wan/transformer data.urls=data/myset "
-        "image_encoder@image=clip",
-        "audio_encoder@audio=wav2vec2 model.network.audio_features=9984 model.network.audio_layers=13 "
+        "image_encoder=clip",
+        "audio_encoder=wav2vec2 model.network.audio_features=9984 model.network.audio_layers=13 "
         "model.network.audio_tokens=7",
         "trainer=ddp trainer.devices=8 data.buckets.batch_multiple_of=8",
         "trainer=fsdp trainer.devices=8 data.buckets.batch_multiple_of=8 trainer.precision=bf16-mixed transforms=large",

@@ -1,4 +1,4 @@
-"""What a backbone would weigh and cost, without a byte of it in memory: python train.py model=wan_14b trainer=dry"""
+"""Parameters, FLOPs and memory of a backbone, on the meta device: `python -m avatar summarize model=wan_14b`."""
 
 import hydra
 import torch
@@ -12,13 +12,13 @@ from avatar.models.video_dit import VideoDiT
 
 
 def summarize(cfg: DictConfig) -> None:
-    """Print parameters, operations and memory of the model of a run's config, for a clip of `cfg.trainer`'s size."""
+    """Print parameters, FLOPs and memory of `cfg.model`, for a clip of `cfg.clip`'s size."""
     with torch.device("meta"):
         net = hydra.utils.instantiate(cfg.model)
     if not isinstance(net, VideoDiT):
-        raise UserError(f"trainer=dry weighs backbones, got a {type(net).__name__}; choose another model=")
+        raise UserError(f"got a {type(net).__name__}; expected a backbone: choose another model=")
     table = Table(box=None, show_header=False)
-    for name, value in lines(net, clip_of(net, **cfg.trainer)):
+    for name, value in lines(net, clip_of(net, **cfg.clip)):
         table.add_row(name, value)
     Console().print(table)
 
@@ -26,22 +26,22 @@ def summarize(cfg: DictConfig) -> None:
 def clip_of(
     net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int
 ) -> flops.ClipShape:
-    """The network's latents of so many frames of height × width pixels. Raises UserError unless they are whole, as are
-    their patches."""
+    """The latents of a clip of this many frames of height × width pixels. Raises UserError unless strides and patches
+    divide it."""
     if net.strides is None:
-        raise UserError("a network for latents of any size; give model.network.strides, such as [4, 8]")
+        raise UserError("the network has no strides; give model.network.strides, such as [4, 8]")
     s, p = net.strides
     edge = p * net.patch
     if frames % s or height % edge or width % edge:
         raise UserError(
             f"{frames} frames of {height}×{width} pixels for latents of {s} frames and patches of {edge}×{edge} "
-            "pixels; choose multiples by trainer.frames, trainer.height and trainer.width"
+            "pixels; choose multiples by clip.frames, clip.height and clip.width"
         )
     return flops.ClipShape(frames // s, height // p, width // p, text_tokens, image_tokens)
 
 
 def lines(net: VideoDiT, clip: flops.ClipShape) -> list[tuple[str, str]]:
-    """(what, how much) of a backbone at work on such clips."""
+    """(quantity, value) of a backbone for such clips."""
     shared = wan_weights.names_of(net)
     wan = sum(parameter.numel() for name, parameter in net.named_parameters() if name in shared)
     forward = flops.forward_flops(net, clip)
