@@ -12,7 +12,7 @@ def choose_device(name: object) -> torch.device:
     """The torch device of a `device=` setting.
 
     Args:
-        name: "auto" (CUDA if there is one, else the CPU), or a device as torch names it: "cpu", "cuda", "cuda:1", "mps".
+        name: "auto" (CUDA if there is one, else the CPU), or torch's name of a device: "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
         UserError: torch has no such device, or not on this machine.

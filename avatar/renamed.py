@@ -12,7 +12,6 @@ RENAMED = {
     "world.temporal_stride": "latent.temporal_stride",
     "world.spatial_stride": "latent.spatial_stride",
     "world": "autoencoder=nano|wan21|wan22|ltx|states, and puppet=64px|128px|256px|states for another puppet size",
-    "prepare": "transforms",
     "objective.emphasis": "objective.region_weights",
     "data.emphasis": "data.region_weights",
     "data.buckets.budget": "data.buckets.max_latents_per_batch",
@@ -23,8 +22,8 @@ RENAMED = {
     "audio_encoder@shipped.audio": "audio_encoder",
     "text_encoder@shipped.text": "text_encoder",
     "callbacks.finite": "callbacks.nonfinite_guard",
-    "model.network.audio_way": "model.network.audio_injection",
-    "heard": "other",
+    "model.network.more_channels": "model.network.extra_in_channels",
+    "prepare": "transforms",
 }
 RENAMED_CHOICES = {
     "trainer=dry": "python -m avatar summarize model=NAME",

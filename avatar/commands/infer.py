@@ -26,8 +26,8 @@ def infer(cfg: DictConfig) -> None:
     set_up_torch(cfg.threads)
     if cfg.size is None:
         raise UserError(
-            "got an autoencoder of puppet states, which have no pictures; expected one of videos: leave out autoencoder=, "
-            "or score the student by python -m avatar evaluate"
+            "got an autoencoder of puppet states, which have no pictures; expected one of videos: leave out "
+            "autoencoder=, or score the student by python -m avatar evaluate"
         )
     require_int(1, size=cfg.size)
     image, note = read_image(cfg.image, cfg.size)

@@ -131,8 +131,8 @@ def _opened(out: Path, dataset_spec: Mapping[str, Any], stamps: Mapping[str, Any
     before = json.loads(config.read_text(encoding="utf-8"))
     if before != json.loads(dumps(dataset_spec)):
         raise ExistingFileError(
-            f"out={out} was begun with another {' and '.join(_differences(before, dataset_spec))}; give these as they were "
-            f"(they are in {config}), or another folder"
+            f"out={out} was begun with another {' and '.join(_differences(before, dataset_spec))}; give these as they "
+            f"were (they are in {config}), or another folder"
         )
     if not (out / "index.json").exists():
         return False

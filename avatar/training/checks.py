@@ -35,8 +35,8 @@ def check_puppet(world: World, autoencoder: VideoAutoencoder) -> None:
     """Raise UserError unless an autoencoder encodes what these puppets are: states, or pixels its stride divides."""
     if isinstance(world, StateWorld) != isinstance(autoencoder, StateAutoencoder):
         raise UserError(
-            f"puppets of {type(world).__name__} with a {type(autoencoder).__name__}; puppet=states and autoencoder=states "
-            "go together: leave out puppet=, which follows from autoencoder="
+            f"puppets of {type(world).__name__} with a {type(autoencoder).__name__}; puppet=states and "
+            "autoencoder=states go together: leave out puppet=, which follows from autoencoder="
         )
     if any(side % autoencoder.spatial_stride for side in world.shape):
         raise UserError(
@@ -96,9 +96,9 @@ def check_regions(objective: Any, data: TrainingData) -> None:
     for name in objective.region_weights.regions:
         if name not in data.regions:
             raise UserError(
-                f"objective.region_weights.{name}={getattr(objective.region_weights, name)}, but no training sample has a mask of "
-                f"its {name}; set objective.region_weights.{name}=0, or prepare the videos with a face detector: "
-                "detectors.face, see data/README.md"
+                f"objective.region_weights.{name}={getattr(objective.region_weights, name)}, but no training sample "
+                f"has a mask of its {name}; set objective.region_weights.{name}=0, or prepare the videos with a face "
+                "detector: detectors.face, see data/README.md"
             )
 
 

@@ -14,7 +14,7 @@ from avatar.errors import require_int
 from avatar.models import bundle
 from avatar.models.transforms import apply_transforms
 from avatar.models.video_dit import VideoDiT
-from avatar.process import set_up_torch
+from avatar.process import choose_device, set_up_torch
 from avatar.protocols import LatentData, TrainingData
 from avatar.provenance import git_revision
 from avatar.training import checks, run_checkpoint
@@ -40,12 +40,15 @@ def fit(cfg: DictConfig) -> None:
     require_int(1, steps=cfg.steps)
     require_int(0, seed=cfg.seed)
     set_up_torch(cfg.threads)
+    choose_device(cfg.device)  # raises UserError; Lightning then chooses by trainer.accelerator
     silence_lightning()
     lightning.seed_everything(cfg.seed, verbose=False)
     checks.check_folder(cfg)
     data: TrainingData = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
     if isinstance(data, LatentData):
+        if (world := getattr(data, "world", None)) is not None:  # real videos have none
+            checks.check_puppet(world, data.autoencoder)
         made = {part: getattr(data, part) for part in bundle.ENCODERS}
         for net in objective.children():
             if hasattr(net, "origin"):
