@@ -109,7 +109,7 @@ def _is_misconfigured(wrapper: InstantiationException, cause: BaseException) -> 
 
 def _text(error: BaseException) -> str:
     """An exception's message on one line; of a data loader's worker, the last line of its traceback."""
-    text = str(error)
+    text = str(error).partition("\nConfig search path:")[0]
     if "Original Traceback" in text:
         text = text.strip().rsplit("\n", 1)[-1].partition(": ")[2]
     return " ".join(text.split()) or type(error).__name__

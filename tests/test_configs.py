@@ -14,7 +14,7 @@ from avatar.models import bundle
 from avatar.types import Bundle
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONFIGS, "experiment").glob("*.yaml"))
-WORLDS = {"pixels": "nano", "states": "states"}
+WORLDS = {"nano": "nano", "states": "states"}
 STAGES = ("teacher_forcing", "consistency", "dmd")
 
 

@@ -107,7 +107,7 @@ def test_a_student_streams_with_the_weights_of_this_machine(student, moved, tmp_
         (
             ["weights.audio='{moved}'", "weights.text=/data/umt5"],
             ValueError,
-            "ByteEncoder, which has none; leave it out",
+            "ByteTokenizer, which has none; leave it out",
         ),
         (
             ["weights.audio='{moved}'", "weights.image=/data/clip"],

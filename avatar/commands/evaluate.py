@@ -24,6 +24,7 @@ from avatar.data.encoded_clips import ClipSet, encode_clips, frames_beyond
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
 from avatar.errors import ExistingFileError, require_int
+from avatar.files import create_folder
 from avatar.media.frames import to_uint8
 from avatar.metrics import control, drift, report
 from avatar.metrics.distribution import Trajectory
@@ -138,7 +139,7 @@ def evaluate(cfg: DictConfig) -> None:
     folder = Path(cfg.folder)
     if (folder / "report.json").exists():
         raise ExistingFileError(f"{folder} holds a report already, which is not overwritten; give another folder=")
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     autoencoder = hydra.utils.instantiate(cfg.autoencoder).eval().to(device)
     student = bundle.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)
     teacher = None if cfg.teacher is None else bundle.load(cfg.teacher, ("teacher",)).to(device)

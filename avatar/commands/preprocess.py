@@ -31,7 +31,7 @@ from avatar.data.preprocess.rules import Models, Rules
 from avatar.data.preprocess.samples import dumps
 from avatar.data.preprocess.sources import Source, find
 from avatar.errors import ExistingFileError, FileAccessError, UserError, require_int, require_str
-from avatar.files import write_text
+from avatar.files import create_folder, write_text
 from avatar.process import choose_device
 
 VERSION = 3  # of what the stages make; part of the config that an unfinished set belongs to
@@ -58,7 +58,7 @@ def preprocess(cfg: DictConfig) -> None:
     _start(dataset_spec, cfg.device)
     dataset_spec["encoders"] = _worker_state["tools"].encoders.line()  # whose weights may have changed under their name
     stamps = {source.name: source.stamp() for source in sources}
-    out.mkdir(parents=True, exist_ok=True)
+    create_folder(out)
     with _locked(out):
         for left in [file for name in OWN for file in out.glob(f".{name}.*.tmp")]:
             left.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ def _staged(
     sources: Sequence[Source], staging: Path, dataset_spec: Mapping[str, Any], workers: int, device: str
 ) -> list[shards.Line]:
     """The sources' lines, each staged now or before; progress goes by bytes, which say best what is left to do."""
-    staging.mkdir(parents=True, exist_ok=True)
+    create_folder(staging)
     size = {source.name: max(_size(source), 1) for source in sources}
     # The largest first, so that none is left over when all others are done.
     queue = sorted(sources, key=lambda source: -size[source.name])

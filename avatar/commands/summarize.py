@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory of a backbone, on the meta device: `python -m avatar summarize model=wan_14b`."""
+"""Model summary: parameters, FLOPs and memory of a backbone, built on the meta device."""
 
 import hydra
 import torch
@@ -12,11 +12,11 @@ from avatar.models.video_dit import VideoDiT
 
 
 def summarize(cfg: DictConfig) -> None:
-    """Print parameters, FLOPs and memory of `cfg.model`, for a clip of `cfg.clip`'s size."""
+    """Print parameters, FLOPs and memory of the backbone of a config, for a clip of the size in `cfg.clip`."""
     with torch.device("meta"):
         net = hydra.utils.instantiate(cfg.model)
     if not isinstance(net, VideoDiT):
-        raise UserError(f"got a {type(net).__name__}; expected a backbone: choose another model=")
+        raise UserError(f"got a {type(net).__name__}; expected a backbone (VideoDiT); choose another model=")
     table = Table(box=None, show_header=False)
     for name, value in lines(net, clip_of(net, **cfg.clip)):
         table.add_row(name, value)
@@ -26,22 +26,33 @@ def summarize(cfg: DictConfig) -> None:
 def clip_of(
     net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int
 ) -> flops.ClipShape:
-    """The latents of a clip of this many frames of height × width pixels. Raises UserError unless strides and patches
-    divide it."""
+    """The size in latents of a clip in pixels, by the strides of the autoencoder that the network is made for.
+
+    Args:
+        net: the network.
+        frames, height, width: of the clip, in pixels; multiples of the strides and the patch size.
+        text_tokens, image_tokens: see ClipShape.
+
+    Raises:
+        UserError: the network has no strides, or they and its patches don't divide the clip.
+    """
     if net.strides is None:
-        raise UserError("the network has no strides; give model.network.strides, such as [4, 8]")
-    s, p = net.strides
-    edge = p * net.patch
-    if frames % s or height % edge or width % edge:
         raise UserError(
-            f"{frames} frames of {height}×{width} pixels for latents of {s} frames and patches of {edge}×{edge} "
-            "pixels; choose multiples by clip.frames, clip.height and clip.width"
+            "got a network without strides; expected frames and pixels per latent, such as [4, 8]; "
+            "give model.network.strides"
+        )
+    s, p = net.strides
+    patch = p * net.patch
+    if frames % s or height % patch or width % patch:
+        raise UserError(
+            f"got a clip of {frames} frames of {height}×{width} pixels; expected multiples of {s} frames and "
+            f"patches of {patch}×{patch} pixels; change frames, height or width"
         )
     return flops.ClipShape(frames // s, height // p, width // p, text_tokens, image_tokens)
 
 
 def lines(net: VideoDiT, clip: flops.ClipShape) -> list[tuple[str, str]]:
-    """(quantity, value) of a backbone for such clips."""
+    """Rows (name, value) of the summary of a backbone and clips of this size."""
     shared = wan_weights.names_of(net)
     wan = sum(parameter.numel() for name, parameter in net.named_parameters() if name in shared)
     forward = flops.forward_flops(net, clip)
@@ -49,13 +60,13 @@ def lines(net: VideoDiT, clip: flops.ClipShape) -> list[tuple[str, str]]:
     cached = 2 * net.layers * net.dim * tokens * torch.bfloat16.itemsize
     return [
         ("blocks", f"{net.layers} of width {net.dim}, {net.heads} heads"),
-        ("parameters", f"{_short(flops.parameters(net))}, of which {_short(wan)} are as in Wan's networks"),
+        ("parameters", f"{_short(flops.parameters(net))}, {_short(wan)} of them in Wan's layers"),
         ("clip", f"1 + {clip.latents} latents of {clip.height}×{clip.width}, {tokens} tokens each"),
-        ("forward, a latent", f"{_short(forward / clip.latents)}FLOP, of a bidirectional pass"),
-        ("training, a clip", f"{_short(3 * forward)}FLOP, forward and backward, nothing recomputed"),
+        ("forward per latent", f"{_short(forward / clip.latents)}FLOP, in a bidirectional pass"),
+        ("training per clip", f"{_short(3 * forward)}FLOP: forward, backward, no checkpointing"),
         ("weights in bf16", _bytes(2 * flops.parameters(net))),
         ("training state", f"{_bytes(flops.training_bytes(net))}: fp32 weights, gradients, two moments"),
-        ("cached latent", f"{_bytes(cached)}: keys and values in bf16"),
+        ("KV cache per latent", f"{_bytes(cached)} in bf16"),
     ]
 
 

@@ -74,7 +74,7 @@ class Mp4Writer:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.partial = _claim(self.path)
         except OSError as error:
-            raise type(error)(
+            raise FileAccessError(
                 f"can't write {path} ({error.strerror}), wanted a folder to write in; choose another one"
             ) from None
         try:

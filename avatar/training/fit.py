@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from avatar.errors import require_int
+from avatar.files import create_folder, write_text, writing
 from avatar.models import bundle
 from avatar.models.transforms import apply_transforms
 from avatar.models.video_dit import VideoDiT
@@ -104,9 +105,9 @@ def _open_folder(folder: Path, settings: str) -> None:
 
     if rank_zero_only.rank:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(settings)
-    with (folder / "revision.txt").open("a") as file:
+    create_folder(folder)
+    write_text(folder / "config.yaml", settings)
+    with writing(folder), (folder / "revision.txt").open("a") as file:
         file.write(f"{git_revision() or 'unknown'}\n")
 
 

@@ -35,14 +35,14 @@ def config(**changes):
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_there_and_back(kind, tmp_path):
-    weights, bundle = saved("t2v", tmp_path / "in"), tmp_path / "wan.safetensors"
-    convert(config(model={"weights": str(weights), "kind": kind}, out=str(bundle)))
-    net = bundle.load(str(bundle), kinds=[kind])
+    weights, path = saved("t2v", tmp_path / "in"), tmp_path / "wan.safetensors"
+    convert(config(model={"weights": str(weights), "kind": kind}, out=str(path)))
+    net = bundle.load(str(path), kinds=[kind])
     assert difference(net, theirs(), "t2v", 1, 2, 4, 4) < 1e-5
     origin = bundle.origin_of(net)
     assert origin.plan == ({"times": [1.0, 0.5]} if kind == "student" else None)
     assert origin.config["text"]["weights"] == "elsewhere"
-    convert(config(bundle=str(bundle), out=str(tmp_path / "out")))
+    convert(config(bundle=str(path), out=str(tmp_path / "out")))
     again = WanTransformer3DModel.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in theirs().state_dict().items())
 

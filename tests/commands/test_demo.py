@@ -27,7 +27,7 @@ def run_demo(tmp_path, monkeypatch):
             commands.append(arguments)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "note").write_text(note)
-            if "avatar.commands.evaluate" in arguments:
+            if "evaluate" in arguments:
                 (folder / "report.json").write_text(json.dumps({"stages": {}}))
             return 1.0
 

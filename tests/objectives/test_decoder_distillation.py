@@ -131,8 +131,8 @@ def test_its_bundle_has_the_teachers_latents_to_the_bit(trained):
 def test_its_bundle_goes_with_networks_of_the_teachers_latents_and_no_others(trained, tmp_path):
     teacher, net = trained
     for name, made_for in (("same", teacher.origin.fingerprint), ("other", "0" * 16)):
-        bundle = Bundle("teacher", teacher.state_dict(), teacher.origin.config, {"autoencoder": made_for})
-        bundle.write(bundle, tmp_path / f"{name}.safetensors")
+        network = Bundle("teacher", teacher.state_dict(), teacher.origin.config, {"autoencoder": made_for})
+        bundle.write(network, tmp_path / f"{name}.safetensors")
     bundle.check_latents(bundle.load(str(tmp_path / "same.safetensors")), net)
     with pytest.raises(ValueError, match="trained on latents of autoencoder 0000"):
         bundle.check_latents(bundle.load(str(tmp_path / "other.safetensors")), net)

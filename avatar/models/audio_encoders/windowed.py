@@ -56,7 +56,7 @@ class WindowedEncoder(nn.Module):
         network: looks at the windows.
         past: frames of sound before a hop that its features depend on.
         future: frames of sound after it.
-        hop: frames that share a window; a latent's frames are a multiple. Half of it costs twice as much.
+        hop_frames: frames that share a window; a latent's frames are a multiple. Half of it costs twice as much.
         left_context, right_context: frames whose features a latent hears before and after its own.
         layers: states to keep, of the network's `depth`; None: all of them.
     """
@@ -147,6 +147,6 @@ class WindowedEncoder(nn.Module):
 
     def __repr__(self) -> str:
         """All that the features depend on."""
-        names = ("past", "future", "hop", "left_context", "right_context", "layers")
+        names = ("past", "future", "hop_frames", "left_context", "right_context", "layers")
         text = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         return f"WindowedEncoder({self.network!r}, {text})"
