@@ -15,7 +15,7 @@ from avatar.errors import FileAccessError, UserError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise FileAccessError for a system error in the block: no permission, a full disk, a file in place of a folder."""
+    """Raise FileAccessError for a system error in the block, such as no permission or a full disk."""
     try:
         yield
     except FileAccessError:
