@@ -1,6 +1,5 @@
 """What a command prints for an error: one line and exit code 2 for the user's, a traceback for a bug."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -97,9 +96,7 @@ def test_a_former_name_is_rejected_with_the_new_one(train, tmp_path, former, now
 
 
 def test_names_that_only_begin_like_a_former_one_are_accepted():
-    check_overrides(
-        ["scene=full", "trainer=ddp", "worlds=1", "data.buckets.budgets=1", "trainer.devices=2", "--cfg", "job"]
-    )
+    check_overrides(["scene=full", "trainer=ddp", "worlds=1", "data.buckets.budgets=1", "--cfg", "job"])
 
 
 @pytest.mark.parametrize("error, shown", [("bug", ValueError), ("type", TypeError)])
@@ -205,12 +202,8 @@ def test_an_unknown_command_is_rejected(monkeypatch, capsys):
 
 @pytest.mark.parametrize("debug", ["fast", "profiler", "overfit"])
 def test_debug_runs_end_within_seconds(train, tmp_path, debug):
-    signal.alarm(120)  # a hanging run fails instead of blocking the suite
-    try:
-        short = [] if debug == "fast" else ["steps=2"]
-        code, stderr = train(f"debug={debug}", "threads=1", "device=cpu", "callbacks=base", *short)
-    finally:
-        signal.alarm(0)
+    short = {"fast": [], "profiler": ["steps=6"], "overfit": ["steps=2"]}[debug]
+    code, stderr = train(f"debug={debug}", "threads=1", "device=cpu", "callbacks=base", *short)
     assert code == 0, stderr
     assert (tmp_path / "run" / "teacher.safetensors").exists()
     assert bool(list((tmp_path / "run").glob("*profile*"))) == (debug == "profiler")
