@@ -23,7 +23,7 @@ NETWORK = (
     "+model.network.image={_target_: avatar.nn.embeddings.ImageProjection, features: 16, dim: 24}",
 )
 PUPPETS = (
-    *(override for override in ANY_DATA if not override.startswith(("world=", "model="))),
+    *(override for override in ANY_DATA if not override.startswith(("autoencoder=", "model="))),
     *(f"data.{part}.{size}" for part in ("train", "dev") for size in ("count=2", "latents=3")),
     "data.buckets.lengths=[3]",
     "data.buckets.weights=[1.0]",

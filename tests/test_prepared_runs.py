@@ -25,7 +25,7 @@ RUN = (
     "data.buckets.max_latents_per_batch=32",
     "data.buckets.batch_multiple_of=2",
 )
-TRACED = ("transforms=large", "+prepare.net.compiled.backend=aot_eager")  # all that inductor does but its code
+TRACED = ("transforms=large", "+transforms.net.compiled.backend=aot_eager")  # all that inductor does but its code
 ADAPTED = ("transforms=lora", "transforms.net.lora.rank=2", "transforms.net.compiled=null", "callbacks.ema.decay=0.0")
 DMD = (
     "objective=dmd",
