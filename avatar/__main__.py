@@ -16,16 +16,17 @@ USAGE = "usage: python -m avatar COMMAND [key=value ...]"
 
 
 def main() -> None:
-    """Run the command named by the first argument; the others are Hydra's."""
+    """Run the command named by the first argument; Hydra parses the others."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(USAGE, "", *(f"  {command:<12}{text}" for command, text in COMMANDS.items()), sep="\n")
         print("\n`python -m avatar COMMAND --help` prints the settings of a command.")
     elif name not in COMMANDS:
-        sys.exit(f"error: no command {name!r}; choose one of {', '.join(COMMANDS)}")
+        print(f"error: no command {name}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
     else:
         del sys.argv[1]
-        from avatar import cli  # after the arguments: it takes seconds to import
+        from avatar import cli  # after the arguments are checked: it takes seconds to import
 
         cli.main(name, getattr(importlib.import_module(f"avatar.commands.{name}"), name))
 

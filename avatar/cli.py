@@ -1,7 +1,7 @@
 """Command line: run a task under Hydra, print a user's error as one line, and set the exit code.
 
-Exit codes: 0 success, 2 a user error (one line on stderr: what was got, what is wanted, how to fix it; with
-AVATAR_TRACEBACK=1 in the environment the traceback precedes it), 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1.
+Exit codes: 0 success; 2 a user error, printed as one line on stderr (AVATAR_TRACEBACK=1 in the environment also shows
+its traceback); 1 any other exception, with its traceback; 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1.
 """
 
 import functools
@@ -10,60 +10,113 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from avatar.errors import UserError
+from avatar.renamed import check_overrides
+
 CONFIGS = str(Path(__file__).parent.parent / "configs")
-USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
+
+# For sizes in configs that are the sum of others: ${sum:${a},${b}}.
+OmegaConf.register_new_resolver("sum", lambda *terms: sum(terms), replace=True)
 
 
 def main(config: str, task: Callable[[DictConfig], None]) -> None:
     """Run a task under Hydra with the config of this name; user errors become one line and exit code 2."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed and swallowed
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function; Hydra would print and swallow them
+    started = False
 
     @functools.wraps(task)
     def reporting(cfg: DictConfig) -> None:
+        nonlocal started
+        started = True
         try:
             task(cfg)
-        except USER_ERRORS as error:  # caught inside, before Hydra adds lines of its own
-            _exit_with(error)
+        except Exception as error:  # here, before Hydra adds lines of its own
+            if (message := user_message(error)) is None:
+                raise
+            _exit_with(error, message)
 
     try:
+        check_overrides(sys.argv[1:])
         hydra.main(config_path=CONFIGS, config_name=config, version_base="1.3")(reporting)()
     except KeyboardInterrupt as stop:
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
-    except USER_ERRORS as error:
-        _exit_with(error)
+    except Exception as error:
+        message = user_message(error)
+        if message is None and isinstance(error, OSError) and not started:  # Hydra creates the run's folder
+            message = f"{error}; choose another folder: hydra.run.dir=FOLDER"
+        if message is None:
+            raise
+        _exit_with(error, message)
 
 
-def _exit_with(error: BaseException) -> NoReturn:
-    """One line on stderr, and out."""
-    if os.environ.get("AVATAR_TRACEBACK"):
-        traceback.print_exception(error)
-    print(f"error: {_message(error)}", file=sys.stderr)
-    sys.exit(2)
+def user_message(error: BaseException) -> str | None:
+    """The one line for an error in the user's input or config; None for any other exception, a bug.
 
-
-def _message(error: BaseException) -> str:
-    """The cause's own, for Hydra wraps errors of constructors in its own; with its place, if it speaks of none."""
+    Hydra wraps what a constructor raises in its own exceptions, and a data loader's worker sends its traceback as text.
+    """
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
         quoted = f"\"{name}='{value}'\""
         return f"can't read {error.override}; quote what has special characters, and again for the shell: {quoted}"
-    where = None
-    while isinstance(error, HydraException) and (cause := error.__cause__) is not None:
-        if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-            return f"{str(error).splitlines()[0].rstrip('.')}: there is no such setting; --cfg job shows all there are"
-        where = where or re.search(r"full_key: (\S+)", str(error))
-        error = cause
-    text = str(error)
-    if "Original Traceback" in text:  # of a data loader's worker, which ends in "Type: message"
+    chain = list(_hydra_chain(error))
+    cause = chain[-1]
+    if isinstance(cause, UserError):
+        return _text(cause)
+    if not isinstance(error, CONFIG_ERRORS):
+        return None
+    places = (re.search(r"full_key: (\S+)", str(wrapper)) for wrapper in chain[:-1])
+    place = next((found[1] for found in places if found), None)
+    if isinstance(cause, CONFIG_ERRORS) or cause is error:
+        if len(chain) > 1 and isinstance(cause, ConfigAttributeError | ConfigKeyError):
+            return (
+                f"{str(chain[-2]).splitlines()[0].rstrip('.')}: there is no such setting; --cfg job shows all there are"
+            )
+        return _text(cause)
+    if isinstance(chain[-2], InstantiationException) and not _is_misconfigured(chain[-2], cause):
+        return None
+    return _text(cause) if place is None else f"{place} can't be built ({_text(cause)}); check its settings"
+
+
+def _hydra_chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and, as long as Hydra raised it, its causes."""
+    yield error
+    while isinstance(error, HydraException) and error.__cause__ is not None:
+        error = error.__cause__
+        yield error
+
+
+def _is_misconfigured(wrapper: InstantiationException, cause: BaseException) -> bool:
+    """Whether a target does not exist or lacks an argument of this name, as opposed to failing by itself."""
+    target = re.search(r"Error (?:in call to|locating) target '([^']+)'", str(wrapper))
+    if target is None:
+        return False
+    if str(wrapper).startswith("Error locating"):
+        return not isinstance(cause.__cause__, Exception) or isinstance(cause.__cause__, ModuleNotFoundError)
+    name = re.escape(target[1].rpartition(".")[2])
+    call = rf"(?:\w+\.)*{name}(?:\.__init__)?\(\) (?:got an unexpected keyword argument|missing \d+ required)"
+    return isinstance(cause, TypeError) and re.match(call, str(cause)) is not None
+
+
+def _text(error: BaseException) -> str:
+    """An exception's message on one line; of a data loader's worker, the last line of its traceback."""
+    text = str(error).partition("\nConfig search path:")[0]
+    if "Original Traceback" in text:
         text = text.strip().rsplit("\n", 1)[-1].partition(": ")[2]
-    text = " ".join(text.split()) or type(error).__name__
-    return text if where is None or isinstance(error, USER_ERRORS) else f"{where[1]} can't be made ({text}); check it"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _exit_with(error: BaseException, message: str) -> NoReturn:
+    if os.environ.get("AVATAR_TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

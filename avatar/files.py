@@ -14,6 +14,25 @@ from avatar.errors import FileAccessError, UserError
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise FileAccessError for a system error in the block, such as no permission or a full disk."""
+    try:
+        yield
+    except FileAccessError:
+        raise
+    except OSError as error:
+        raise FileAccessError(
+            f"can't write {path} ({error.strerror or error}); free some space there or choose another folder"
+        ) from error
+
+
+def create_folder(path: Path) -> None:
+    """Create a folder and its parents, unless it exists. Raises FileAccessError."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to, which takes the name of `path` when the block ends; nothing is left
     if it fails."""
@@ -26,20 +45,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A whole file in UTF-8, or none; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
+    """Write a complete file in UTF-8, or none, and create its folder. Raises FileAccessError."""
+    create_folder(path.parent)
+    with writing(path), atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Tensors as a safetensors file, in a folder that is made if need be. Raises OSError if it can't be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write tensors to a safetensors file, and create its folder. Raises FileAccessError."""
+    create_folder(path.parent)
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        with atomic_path(path) as temporary:
+        with writing(path), atomic_path(path) as temporary:
             save_file(ready, temporary, metadata=dict(metadata or {}))
-    except SafetensorError as error:  # no OSError, whatever the system said
+    except SafetensorError as error:  # for any system error
         raise FileAccessError(
             f"can't write {path} ({error}); free some space there or choose another folder"
         ) from error

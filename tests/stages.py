@@ -15,7 +15,7 @@ from avatar.training import fit
 from avatar.types import Bundle
 
 ANY_DATA = (
-    "world=states",
+    "autoencoder=states",
     "model=states",
     "callbacks=base",
     "++callbacks.ema._target_=avatar.training.callbacks.ema.EMA",

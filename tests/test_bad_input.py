@@ -93,8 +93,8 @@ def test_an_autoencoder_is_not_prepared_as_backbones_are(preparation):
 
 
 def test_an_evaluation_of_another_world_does_not_begin(monkeypatch, capsys, tmp_path):
-    student = random_bundle(tmp_path / "student.safetensors", "student", "world.channels=4")
-    arguments = ["world=states", f"student='{student}'", "teacher=null", "clips=2", "latents=2", "workers=0"]
+    student = random_bundle(tmp_path / "student.safetensors", "student", "latent.channels=4")
+    arguments = ["autoencoder=states", f"student='{student}'", "teacher=null", "clips=2", "latents=2", "workers=0"]
     message = refused(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
     assert "a network for latents of 4 channels with an autoencoder of 84" in message
 
@@ -144,7 +144,9 @@ def test_an_autoencoder_of_other_strides_is_refused():
     net.strides = None
     net.check_inputs(autoencoder, audio, None)
     net.strides = (4, 16)
-    with pytest.raises(ValueError, match=r"4 frames of 16×16 pixels with an autoencoder of 4 of 8×8; .*world=wan22"):
+    with pytest.raises(
+        ValueError, match=r"4 frames of 16×16 pixels with an autoencoder of 4 of 8×8; .*autoencoder=wan22"
+    ):
         net.check_inputs(autoencoder, audio, None)
     for strides in ([4], [4, 0], [4, "8"]):
         with pytest.raises(ValueError, match=r"strides=.*such as \[4, 8\]"):

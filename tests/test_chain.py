@@ -35,7 +35,7 @@ def test_a_student_of_the_whole_chain_moves_its_lips_to_the_sound(tmp_path):
     evaluate(
         composed(
             "evaluate",
-            "world=states",
+            "autoencoder=states",
             f"student='{student}'",
             f"teacher='{teacher}'",
             f"folder='{tmp_path / 'scores'}'",

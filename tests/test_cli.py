@@ -1,4 +1,4 @@
-"""What a user sees of a command: one line and exit code 2 for a mistake, folders that say what a run was."""
+"""What a user sees of a command: one line and exit code 2 for a user error, and folders that describe a run."""
 
 import signal
 import sys
@@ -51,17 +51,17 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> dict[str, Path]:
-    """Small bundles of random weights, of the world of pixels."""
+    """Small bundles of random weights, for videos."""
     folder = tmp_path_factory.mktemp("bundles")
     made = {"autoencoder": random_autoencoder(folder / "autoencoder.safetensors")}
     for kind in ("teacher", "student"):
-        made[kind] = random_bundle(folder / f"{kind}.safetensors", kind, "world.channels=4")
+        made[kind] = random_bundle(folder / f"{kind}.safetensors", kind, "latent.channels=4")
     return made
 
 
 def small(script: str, bundles: dict[str, Path], tmp_path: Path) -> list[str]:
     """The arguments of a small run of infer or evaluate with these bundles."""
-    common = [f"world.autoencoder.path='{bundles['autoencoder']}'", f"student='{bundles['student']}'"]
+    common = [f"autoencoder.path='{bundles['autoencoder']}'", f"student='{bundles['student']}'"]
     if script == "infer":
         return [*common, f"out='{tmp_path}/a.mp4'"]
     few = ["clips=2", "latents=2", "stream_frames=12", "workers=0"]
@@ -69,14 +69,14 @@ def small(script: str, bundles: dict[str, Path], tmp_path: Path) -> list[str]:
     return [*common, f"teacher='{bundles['teacher']}'", *few, *place]
 
 
-def check_mistake(code: int, stderr: str, message: str) -> None:
-    """One line that says what was got, and exit code 2."""
+def check_user_error(code: int, stderr: str, message: str) -> None:
+    """One line and exit code 2."""
     assert code == 2 and message in stderr, stderr
     assert stderr.startswith("error: ") and stderr.count("\n") == 1 and "Traceback" not in stderr
 
 
 class CtrlC(lightning.Callback):
-    """The user's Ctrl-C during the batch that comes after so many."""
+    """Ctrl-C during the batch with this index."""
 
     def __init__(self, after: int):
         self.after = after
@@ -86,7 +86,7 @@ class CtrlC(lightning.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_users_own_files_become_a_film(command, tmp_path):
+def test_infer_accepts_user_files(command, tmp_path):
     portrait, speech, out = tmp_path / "mein Porträt.png", tmp_path / "hallo.wav", tmp_path / "me.mp4"
     Image.fromarray(np.full((90, 70, 3), 128, np.uint8)).save(portrait)
     wavfile.write(speech, 44_100, np.zeros((44_100, 2), np.int16))
@@ -102,13 +102,13 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
         ("train", "stepz=1", "stepz"),
         ("train", "objective.lip_wait=1", "lip_wait"),
         ("train", "objective=magic", "magic"),
-        ("train", "world=mars", "mars"),
+        ("train", "autoencoder=mars", "mars"),
         ("train", "steps=many", "steps=many; expected an integer"),
         ("train", "seed=-1", "seed=-1; expected an integer"),
         ("train", "threads=-1", "threads=-1; expected an integer"),
         ("train", "threads=x", "threads=x; expected an integer"),
         ("distill", "objective=consistency", "teacher"),
-        ("infer", "world=states", "no pictures"),
+        ("infer", "autoencoder=states", "no pictures"),
         ("infer", "gesture=salute", "salute"),
         ("infer", "image=nobody.png", "nobody.png"),
         ("infer", "image=pyproject.toml", "pyproject.toml"),
@@ -123,9 +123,9 @@ def test_a_users_own_files_become_a_film(command, tmp_path):
         ("infer", "student=data/nano/autoencoder.safetensors", "'autoencoder'; wanted student"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, script, mistake, message):
+def test_a_user_error_is_one_line_and_exit_code_2(command, tmp_path, script, mistake, message):
     code, stderr = command(script, mistake, *([f"out='{tmp_path}/a.mp4'"] if script == "infer" else []))
-    check_mistake(code, stderr, message)
+    check_user_error(code, stderr, message)
     assert not list(tmp_path.glob("*.mp4"))
 
 
@@ -143,9 +143,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, script, mistak
 )
 @pytest.mark.parametrize("script", ["infer", "evaluate"])
 @pytest.mark.usefixtures("unchecked")
-def test_a_plan_that_is_none_is_a_mistake(command, bundles, tmp_path, script, plan, message):
+def test_an_invalid_plan_is_a_user_error(command, bundles, tmp_path, script, plan, message):
     code, stderr = command(script, *small(script, bundles, tmp_path), f"plan={plan}")
-    check_mistake(code, stderr, message)
+    check_user_error(code, stderr, message)
     assert not list(tmp_path.rglob("*.mp4")) and not list(tmp_path.rglob("report.json"))
 
 
@@ -163,16 +163,16 @@ def test_a_plan_that_is_none_is_a_mistake(command, bundles, tmp_path, script, pl
         ("student=nothing.safetensors", "nothing.safetensors"),
     ],
 )
-def test_a_mistake_of_an_evaluation_is_told_too(command, bundles, tmp_path, mistake, message):
+def test_a_user_error_of_an_evaluation_is_one_line(command, bundles, tmp_path, mistake, message):
     code, stderr = command("evaluate", *small("evaluate", bundles, tmp_path), mistake)
-    check_mistake(code, stderr, message)
+    check_user_error(code, stderr, message)
     assert not (tmp_path / "out" / "report.json").exists()
 
 
 def test_a_report_is_not_overwritten(command, bundles, tmp_path):
     (tmp_path / "report.json").write_text("mine")
     code, stderr = command("evaluate", *small("evaluate", bundles, tmp_path), f"folder='{tmp_path}'")
-    check_mistake(code, stderr, "give another folder=")
+    check_user_error(code, stderr, "give another folder=")
     assert (tmp_path / "report.json").read_text() == "mine" and not (tmp_path / "report.md").exists()
 
 
@@ -184,17 +184,17 @@ def test_a_report_is_not_overwritten(command, bundles, tmp_path):
         ("teacher", "text", {"max_bytes": 64}),
     ],
 )
-def test_a_bundle_of_other_encoders_is_a_mistake(command, tmp_path, role, part, change):
+def test_a_bundle_of_other_encoders_is_rejected(command, tmp_path, role, part, change):
     usual = plain(composed("train")[part])
     made = {}
     for name in ("init", "teacher"):
         changed = {part: usual | change} if name == role else {}
-        world = ("world=states", "model=states")
+        world = ("autoencoder=states", "model=states")
         made[name] = random_bundle(tmp_path / f"{name}.safetensors", "causal_teacher", *world, **changed)
     bundles = [f"init='{made['init']}'", f"teacher='{made['teacher']}'"]
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1"]
     code, stderr = command("distill", *TINY, "objective=consistency", *bundles, *place)
-    check_mistake(code, stderr, f"made for {part}")
+    check_user_error(code, stderr, f"made for {part}")
     assert not (tmp_path / "cache").exists()
 
 
@@ -202,7 +202,7 @@ def test_a_run_does_not_go_into_another_runs_folder(command, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.yaml").write_text("seed: 7")
     code, stderr = command("train", *TINY, f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1")
-    check_mistake(code, stderr, f"{tmp_path}/a")
+    check_user_error(code, stderr, f"{tmp_path}/a")
     assert "another folder=" in stderr and "resume=" in stderr
     assert {path.name: path.read_text() for path in (tmp_path / "a").iterdir()} == {"config.yaml": "seed: 7"}
 
@@ -214,11 +214,11 @@ def state_of(config: str, *overrides: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("what", ["bundle", "text", "missing", "folder", "weights", "objective", "shape"])
-def test_what_a_run_can_not_go_on_from_is_a_mistake(command, tmp_path, what):
+def test_an_invalid_checkpoint_is_rejected(command, tmp_path, what):
     path = tmp_path / "last.ckpt"
     own = state_of("train")
     if what == "bundle":
-        random_bundle(path, "teacher", "world=states", "model=states")
+        random_bundle(path, "teacher", "autoencoder=states", "model=states")
     elif what == "text":
         path.write_text("not a checkpoint\n" * 9)
     elif what == "folder":
@@ -231,20 +231,20 @@ def test_what_a_run_can_not_go_on_from_is_a_mistake(command, tmp_path, what):
         torch.save({"state_dict": own | {"net.out.bias": torch.zeros(3)}}, path)
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1", f"resume='{path}'"]
     code, stderr = command("train", *TINY, *SMALL_NET, *place)
-    check_mistake(code, stderr, str(path))
+    check_user_error(code, stderr, str(path))
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
-def test_a_mistake_in_a_loaders_process_is_told_as_any_other(command, tmp_path):
+def test_a_user_error_in_a_data_loaders_worker_is_one_line(command, tmp_path):
     (tmp_path / "file").write_text("in the way")
     few = ["data.workers=1", "data.train.count=1", "data.dev.count=1", "steps=1"]
     code, stderr = command("train", *TINY, *SMALL_NET, *few, f"folder='{tmp_path}/a'", f"cache='{tmp_path}/file/cache'")
-    check_mistake(code, stderr, f"{tmp_path}/file")
+    check_user_error(code, stderr, f"{tmp_path}/file")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_run_and_spoils_nothing(command, tmp_path, monkeypatch, bad):
+def test_a_nonfinite_loss_ends_the_run_before_weights_change(command, tmp_path, monkeypatch, bad):
     flow_matching, calls = losses.flow_matching, []
 
     def spoilt(*arguments):
@@ -254,31 +254,31 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_nothing(command, tmp_p
     monkeypatch.setattr(losses, "flow_matching", spoilt)
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=6", "data.workers=0"]
     code, stderr = command("train", *TINY, *SMALL_NET, *place, "callbacks.checkpoint.every_n_train_steps=2")
-    check_mistake(code, stderr, f"a loss is {bad} after 2 updates")
+    check_user_error(code, stderr, f"a loss is {bad} after 2 updates")
     assert not (tmp_path / "a" / "teacher.safetensors").exists()
     saved = [torch.load(path, weights_only=True) for path in (tmp_path / "a" / "checkpoints").glob("*.ckpt")]
     assert saved and all(weight.isfinite().all() for state in saved for weight in state["state_dict"].values())
 
 
-def test_batches_of_one_frame_crop_are_a_mistake(command, tmp_path):
+def test_batches_of_one_frame_crop_are_rejected(command, tmp_path):
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "threads=1", "steps=1"]
     code, stderr = command("train", "objective=autoencoder", "data.batch=1", *place)
-    check_mistake(code, stderr, "batches of 1")
+    check_user_error(code, stderr, "batches of 1")
 
 
-def test_a_value_that_a_constructor_refuses_is_a_mistake_too(command, tmp_path):
+def test_an_invalid_constructor_argument_is_one_line(command, tmp_path):
     code, stderr = command("train", *TINY, "callbacks.ema.decay=2.0", f"folder='{tmp_path}/a'", f"cache='{tmp_path}/c'")
     assert code == 2 and stderr.splitlines() == ["error: decay 2.0; an average needs one in [0, 1)"]
 
 
-def test_a_folder_that_can_not_be_made_is_a_mistake(command, tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_user_error(command, tmp_path):
     (tmp_path / "file").write_text("in the way")
     code, stderr = command("train", *TINY, f"folder='{tmp_path}/file/run'")
     assert code == 2 and stderr.startswith("error: ") and "file" in stderr
 
 
 @pytest.mark.parametrize("script", ["train", "infer"])
-def test_a_folder_without_write_permission_is_a_mistake(command, tmp_path, monkeypatch, script):
+def test_a_folder_without_write_permission_is_a_user_error(command, tmp_path, monkeypatch, script):
     """Faked, for nothing is forbidden to root."""
 
     def forbidden(path: Path, ordinary, *arguments, **options):
@@ -292,12 +292,12 @@ def test_a_folder_without_write_permission_is_a_mistake(command, tmp_path, monke
     monkeypatch.setattr(infer, "open_session", lambda *_: Faces(0))
     place = {"train": [*TINY, f"folder='{tmp_path}/locked/run'"], "infer": [f"out='{tmp_path}/locked/a.mp4'"]}
     code, stderr = command(script, *place[script])
-    check_mistake(code, stderr, f"{tmp_path}/locked")
+    check_user_error(code, stderr, f"{tmp_path}/locked")
     assert "Permission denied" in stderr and not (tmp_path / "locked").exists()
 
 
 class Faces(SimpleNamespace):
-    """A session that no network stands behind, and so many chunks of a live stream of it."""
+    """A stand-in session without a network, and a stream of this many chunks."""
 
     def __init__(self, chunks: int):
         super().__init__(chunks=chunks, gesture=lambda *_: None)
@@ -308,7 +308,7 @@ class Faces(SimpleNamespace):
             yield Emitted(frames, samples, 0.1, number + 0.1, 2)
 
 
-def test_ctrl_c_during_a_film_keeps_what_there_is(command, tmp_path, monkeypatch):
+def test_ctrl_c_during_streaming_keeps_the_written_part(command, tmp_path, monkeypatch):
     faces, out = Faces(3), tmp_path / "me.mp4"
 
     def stopped(*arguments):
@@ -323,7 +323,7 @@ def test_ctrl_c_during_a_film_keeps_what_there_is(command, tmp_path, monkeypatch
     assert read_video(out)[0].shape == (24, 64, 64, 3) and len(read_audio(out)) >= 23 * SAMPLES_PER_FRAME
 
 
-def test_a_disk_that_fills_up_during_a_film_keeps_what_there_is(command, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_during_streaming_keeps_the_written_part(command, tmp_path, monkeypatch):
     faces, written = Faces(5), []
     mux = mp4_writer.Mp4Writer._mux
 
@@ -360,7 +360,7 @@ def test_ctrl_c_saves_a_checkpoint_that_resumes(command, tmp_path):
     assert (tmp_path / "run" / "teacher.safetensors").exists()
 
 
-def test_a_sweep_leaves_a_folder_that_says_all_of_every_run(command, tmp_path):
+def test_a_sweep_leaves_a_complete_folder_per_run(command, tmp_path):
     arguments = [*TINY, "steps=2", f"cache='{tmp_path}/cache'", f"hydra.sweep.dir='{tmp_path}/sweep'"]
     code, _ = command("train", "-m", "seed=1,2", *arguments)
     assert code == 0

@@ -1,4 +1,4 @@
-"""Every experiment, objective, world and model composes, and what it names can be built."""
+"""Every experiment, objective, autoencoder and model composes, and its components can be built."""
 
 import inspect
 from pathlib import Path
@@ -9,18 +9,23 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from avatar.__main__ import COMMANDS
 from avatar.cli import CONFIGS
+from avatar.commands.summarize import summarize
 from avatar.models import bundle
+from avatar.puppet.worlds import StateWorld
 from avatar.types import Bundle
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONFIGS, "experiment").glob("*.yaml"))
-WORLDS = {"pixels": "nano", "states": "states"}
+AUTOENCODERS = {"nano": "nano", "states": "states"}
+WITHOUT_FOLDER = ("convert", "summarize", "gallery")
 STAGES = ("teacher_forcing", "consistency", "dmd")
 
 
 def composed(config: str, *overrides: str):
+    named = ["name=test"] if config in ("train", "distill") else []
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose(config, overrides=["folder=/tmp/run", "name=test", *overrides])
+        return compose(config, overrides=["folder=/tmp/run", *named, *overrides])
 
 
 def write_bundle(cfg, kind: str, path: Path) -> str:
@@ -67,17 +72,17 @@ def check_run(cfg) -> None:
     assert trainer.loggers == loggers and trainer.default_root_dir == cfg.folder
 
 
-@pytest.mark.parametrize("world, model", WORLDS.items())
-def test_every_model_fits_its_world_and_its_encoders(world, model):
-    cfg = composed("train", f"world={world}", f"model={model}")
+@pytest.mark.parametrize("autoencoder, model", AUTOENCODERS.items())
+def test_every_model_fits_its_latents_and_its_encoders(autoencoder, model):
+    cfg = composed("train", f"autoencoder={autoencoder}", f"model={model}")
     with torch.device("meta"):
         net = hydra.utils.instantiate(cfg.model)
-    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder)
+    net_of_latents = hydra.utils.instantiate(cfg.autoencoder)
     audio = hydra.utils.instantiate(cfg.audio)
-    assert net.channels == autoencoder.channels == cfg.world.channels
-    strides = (autoencoder.temporal_stride, autoencoder.spatial_stride)
-    assert strides == (cfg.world.temporal_stride, cfg.world.spatial_stride)
-    assert net.audio.place.shape[1] == audio.tokens(autoencoder.temporal_stride)
+    assert net.channels == net_of_latents.channels == cfg.latent.channels
+    strides = (net_of_latents.temporal_stride, net_of_latents.spatial_stride)
+    assert strides == (cfg.latent.temporal_stride, cfg.latent.spatial_stride)
+    assert net.audio.place.shape[1] == audio.tokens(net_of_latents.temporal_stride)
     assert net.audio.mlp[0].in_features == audio.dim
     assert len(net.text.place) == cfg.text.max_bytes
 
@@ -86,17 +91,69 @@ def test_every_model_fits_its_world_and_its_encoders(world, model):
 def test_the_training_of_autoencoders_instantiates(objective):
     cfg = composed("train", f"objective={objective}")
     module = hydra.utils.instantiate(cfg.objective)
-    assert module.net.channels == cfg.world.channels
+    assert module.net.channels == cfg.latent.channels
     data = hydra.utils.instantiate(cfg.data)
     assert data.frames % module.net.temporal_stride == 1
     check_run(cfg)
 
 
-@pytest.mark.parametrize("name", ["infer", "evaluate", "demo"])
-def test_the_other_commands_compose(name):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_composes(name):
+    required = {"convert": ["out=a.safetensors"], "preprocess": ["source=a", "out=b"]}.get(name, [])
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose(name, overrides=["folder=/tmp/run"])
+        cfg = compose(name, overrides=required if name in WITHOUT_FOLDER else ["folder=/tmp/run", *required])
     assert OmegaConf.to_container(cfg, resolve=True)
+
+
+@pytest.mark.parametrize("name", ["dit_20b", "wan_5b"])
+def test_a_model_is_summarized_from_its_config(name, capsys):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        summarize(compose("summarize", [f"model={name}"]))
+    assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("autoencoder, size", {"nano": 64, "wan21": 128, "wan22": 256, "ltx": 256}.items())
+def test_an_autoencoder_implies_a_puppet_size_that_can_be_overridden(autoencoder, size):
+    cfg = composed("train", f"autoencoder={autoencoder}")
+    assert cfg.puppet.size == size and size % cfg.latent.spatial_stride == 0
+    assert composed("train", "puppet=256px", f"autoencoder={autoencoder}").puppet.size == 256
+    assert composed("infer", f"autoencoder={autoencoder}").size == size
+
+
+def test_the_autoencoder_of_states_implies_their_puppets():
+    for overrides in (["autoencoder=states"], ["autoencoder=states", "puppet=states"]):
+        cfg = composed("train", "model=states", *overrides)
+        assert isinstance(hydra.utils.instantiate(cfg.puppet), StateWorld)
+        assert cfg.model.network.channels == cfg.latent.channels == 84
+
+
+@pytest.mark.parametrize(
+    "encoder, dim, layers, tokens",
+    [("log_mel", 160, 1, 9), ("wav2vec2", 9984, 13, 7), ("hubert", 9984, 13, 7), ("whisper", 1920, 5, 7)],
+)
+@pytest.mark.parametrize("model", ["nano", "states", "wan_1_3b"])
+def test_an_audio_encoder_sets_the_sizes_of_the_model(encoder, dim, layers, tokens, model):
+    network = composed("train", f"audio_encoder={encoder}", f"model={model}").model.network
+    assert (network.audio_features, network.audio_layers, network.audio_tokens) == (dim, layers, tokens)
+    wider = composed("train", f"audio_encoder={encoder}", f"model={model}", "audio.left_context=5").model.network
+    assert wider.audio_tokens == tokens + 2
+
+
+def test_a_text_encoder_sets_the_text_layers_of_the_model():
+    features = composed("train", "text_encoder=umt5").model.network.text
+    assert (features._target_.rpartition(".")[2], features.features, features.dim) == ("TextProjection", 4096, 192)
+    with torch.device("meta"):
+        hydra.utils.instantiate(composed("train", "text_encoder=umt5", "audio_encoder=hubert").model)
+    longer = composed("train", "text.max_bytes=128").model.network.text
+    assert longer.max_bytes == 128 and longer.width == 64
+
+
+@pytest.mark.parametrize("debug, steps", {"fast": 1, "overfit": 300, "profiler": 20}.items())
+@pytest.mark.parametrize("data", ["", "objective=autoencoder", "data=shards data.urls=U"])
+def test_debug_configs_compose_with_all_data(debug, steps, data):
+    cfg = composed("train", *data.split(), f"debug={debug}")
+    assert cfg.steps == steps and OmegaConf.to_container(cfg, resolve=True)
+    inspect.signature(hydra.utils.get_class(cfg.data._target_)).bind(**{k: None for k in cfg.data if k[0] != "_"})
 
 
 def test_every_experiment_says_how_it_is_run():
@@ -132,13 +189,12 @@ def test_experiments_of_large_models_set_what_their_stages_take(script, line):
 @pytest.mark.parametrize(
     "line",
     [
-        "model=dit_20b trainer=dry",
-        "model=wan_5b trainer=dry",
         "experiment=large/teacher model=wan_1_3b model.weights=wan/transformer data.urls=data/myset",
         "experiment=large/teacher model=wan_i2v_14b model.weights=wan/transformer data.urls=data/myset "
-        "image_encoder@image=clip",
-        "audio_encoder@audio=wav2vec2 model.network.audio_features=9984 model.network.audio_layers=13 "
-        "model.network.audio_tokens=7",
+        "image_encoder=clip",
+        "audio_encoder=wav2vec2",
+        "text_encoder=umt5 autoencoder=wan21",
+        "debug=fast",
         "trainer=ddp trainer.devices=8 data.buckets.batch_multiple_of=8",
         "trainer=fsdp trainer.devices=8 data.buckets.batch_multiple_of=8 trainer.precision=bf16-mixed transforms=large",
         "trainer=fsdp trainer.devices=8 trainer.num_nodes=2 trainer.strategy.data_parallel_size=16 "

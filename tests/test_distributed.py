@@ -75,7 +75,7 @@ def write_learnt(path: str) -> None:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> list[str]:
     """Overrides with random bundles for distribution matching."""
-    folder, states = tmp_path_factory.mktemp("bundles"), ("world=states", "model=states")
+    folder, states = tmp_path_factory.mktemp("bundles"), ("autoencoder=states", "model=states")
     student, teacher = (random_bundle(folder / kind, kind, *states) for kind in ("causal_teacher", "teacher"))
     return [f"init='{student}'", f"teacher='{teacher}'"]
 

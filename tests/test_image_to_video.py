@@ -23,7 +23,7 @@ NETWORK = (
     "+model.network.image={_target_: avatar.nn.embeddings.ImageProjection, features: 16, dim: 24}",
 )
 PUPPETS = (
-    *(override for override in ANY_DATA if not override.startswith(("world=", "model="))),
+    *(override for override in ANY_DATA if not override.startswith(("autoencoder=", "model="))),
     *(f"data.{part}.{size}" for part in ("train", "dev") for size in ("count=2", "latents=3")),
     "data.buckets.lengths=[3]",
     "data.buckets.weights=[1.0]",
@@ -39,13 +39,13 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def world(folder) -> tuple[str, str]:
     path = random_autoencoder(folder / "autoencoder.safetensors")
-    return "world.channels=4", f"world.autoencoder.path='{path}'"
+    return "latent.channels=4", f"autoencoder.path='{path}'"
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> tuple[str, str]:
     torch.manual_seed(1)
-    return "image_encoder@image=clip", f"image.weights='{speech_networks.clip(tmp_path_factory.mktemp('clip'))}'"
+    return "image_encoder=clip", f"image.weights='{speech_networks.clip(tmp_path_factory.mktemp('clip'))}'"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_missing_or_surplus_image_encoder_is_rejected_before_training(
 
 def test_another_image_encoder_than_the_teachers_is_rejected(stages, world, encoder, folder, tmp_path):
     place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test", "steps=1")
-    stage = ("objective=teacher_forcing", f"teacher='{stages['teacher']}'", "image_encoder@image=clip")
+    stage = ("objective=teacher_forcing", f"teacher='{stages['teacher']}'", "image_encoder=clip")
     other = speech_networks.clip(tmp_path / "other")
     with pytest.raises(ValueError, match=r"trained with image by .* give those that it was trained with"):
         fit.fit(composed("distill", *PUPPETS, *NETWORK, *world, *stage, f"image.weights='{other}'", *place))

@@ -24,7 +24,7 @@ NET = ("model.network.audio_features=48", "model.network.audio_tokens=5", "model
 def encoder(weights: Path) -> tuple[str, ...]:
     """A run's arguments for the speech network in a folder."""
     chosen = (
-        "audio_encoder@audio=wav2vec2",
+        "audio_encoder=wav2vec2",
         f"audio.network.weights='{weights}'",
         *(f"audio.{part}" for part in CONTEXT),
     )
@@ -58,7 +58,7 @@ def student(weights, tmp_path_factory) -> tuple[Path, Path]:
     audio = plain(composed("train", *encoder(folder / "gone")).audio)
     known = WindowedEncoder(Wav2Vec2(str(weights)), past=4, future=1, left_context=1).fingerprint
     changes = {"audio": audio, "components": {"audio": known}}
-    made = random_bundle(folder / "student.safetensors", "student", "world.channels=4", *NET, **changes)
+    made = random_bundle(folder / "student.safetensors", "student", "latent.channels=4", *NET, **changes)
     return made, random_autoencoder(folder / "autoencoder.safetensors")
 
 
@@ -71,7 +71,15 @@ def test_moved_weights_are_accepted_and_others_are_rejected(weights, moved, othe
     with pytest.raises(ValueError, match=r"teacher was trained with audio by .* but these weights make"):
         fitted("distill", tmp_path / "c", *further, *encoder(others))
 
-    scores = ["world=states", f"student='{teacher}'", "teacher=null", "clips=2", "latents=2", "others=0", "control=0"]
+    scores = [
+        "autoencoder=states",
+        f"student='{teacher}'",
+        "teacher=null",
+        "clips=2",
+        "latents=2",
+        "others=0",
+        "control=0",
+    ]
     place = [f"folder='{tmp_path}/scores'", f"cache='{tmp_path}/cache'", "threads=1", "workers=0"]
     evaluate(composed("evaluate", *scores, *place, f"weights.audio='{moved}'", "teacher_sampler.steps=1"))
     assert (tmp_path / "scores" / "report.md").exists()
@@ -80,7 +88,7 @@ def test_moved_weights_are_accepted_and_others_are_rejected(weights, moved, othe
 def infer_video(student: tuple[Path, Path], folder: Path, *arguments: str) -> Path:
     wavfile.write(folder / "a.wav", 16_000, np.zeros(8_000, np.int16))
     trained, autoencoder = student
-    given = [f"student='{trained}'", f"world.autoencoder.path='{autoencoder}'", f"audio='{folder}/a.wav'"]
+    given = [f"student='{trained}'", f"autoencoder.path='{autoencoder}'", f"audio='{folder}/a.wav'"]
     infer.infer(composed("infer", *given, f"out='{folder}/a.mp4'", f"folder='{folder}'", "threads=1", *arguments))
     return folder / "a.mp4"
 

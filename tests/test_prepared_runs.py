@@ -41,7 +41,7 @@ HALF = "trainer.precision=bf16-mixed"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Runs of one process and of two, of the first objective and of the last."""
-    folder, states = tmp_path_factory.mktemp("runs"), ("world=states", "model=states", "model.network.layers=2")
+    folder, states = tmp_path_factory.mktemp("runs"), ("autoencoder=states", "model=states", "model.network.layers=2")
     bundles = {kind: random_bundle(folder / f"{kind}.safetensors", kind, *states) for kind in ("student", "teacher")}
     dmd = [*RUN, *DMD, f"init='{bundles['student']}'", f"teacher='{bundles['teacher']}'"]
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports lower ranks and its own package, nothing else of the project.
 RANKS = {
     0: {"errors"},
-    1: {"types", "provenance", "files", "process"},
+    1: {"types", "provenance", "files", "process", "renamed"},
     2: {"protocols"},
     3: {"nn", "media", "conditioning"},
     4: {"puppet", "diffusion", "models"},

@@ -42,7 +42,7 @@ TINY = (
     "data.dev.latents=3",
     "data.buckets.lengths=[2,3]",
     "data.buckets.max_latents_per_batch=6",
-    "world.view.size=64",
+    "puppet.size=64",
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
     "+trainer.enable_progress_bar=false",
@@ -64,8 +64,8 @@ def published(tmp_path_factory) -> Path:
 
 
 def test_published_weights_become_a_student_that_streams(published, tmp_path):
-    world = ("world=wan21", f"world.autoencoder.weights='{published}'")
-    words = ("text_encoder@text=umt5", f"text.weights='{published}'", "text.max_tokens=32")
+    world = ("autoencoder=wan21", f"autoencoder.weights='{published}'")
+    words = ("text_encoder=umt5", f"text.weights='{published}'", "text.max_tokens=32")
     weights = f"model.weights='{published}/transformer'"
     run = (*world, *words, *TINY)
 
@@ -89,7 +89,7 @@ def test_published_weights_become_a_student_that_streams(published, tmp_path):
     wavfile.write(tmp_path / "a.wav", 16_000, np.zeros(16_000, np.int16))
     out = tmp_path / "me.mp4"
     given = (f"student='{made[0]}'", f"audio='{tmp_path}/a.wav'", f"out='{out}'", "prompt='a happy orange cat'")
-    infer.infer(composed("infer", *world, "world.view.size=64", f"folder='{tmp_path}'", "threads=1", *given))
+    infer.infer(composed("infer", *world, "puppet.size=64", f"folder='{tmp_path}'", "threads=1", *given))
     assert read_video(out)[0].shape == (25, 64, 64, 3)
     convert(composed("convert", f"bundle='{made[0]}'", f"out='{tmp_path}/out'", "allow=['*']"))
     again = WanTransformer3DModel.from_pretrained(tmp_path / "out").state_dict()

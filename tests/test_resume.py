@@ -44,7 +44,7 @@ def cache(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> dict[str, Path]:
     """Random bundles to distil from, by kind."""
-    folder, states = tmp_path_factory.mktemp("bundles"), ("world=states", "model=states")
+    folder, states = tmp_path_factory.mktemp("bundles"), ("autoencoder=states", "model=states")
     return {
         kind: random_bundle(folder / f"{kind}.safetensors", kind, *states) for kind in ("teacher", "causal_teacher")
     }
@@ -81,7 +81,7 @@ def test_training_from_shards_resumes_exactly(tmp_path, workers):
     """Some of the samples are damaged."""
     cfg = composed("train", *ANY_DATA)
     made = {name: hydra.utils.instantiate(cfg[name]) for name in ("audio",)}
-    net = hydra.utils.instantiate(cfg.world.autoencoder)
+    net = hydra.utils.instantiate(cfg.autoencoder)
 
     def make(key, *size):
         files = sample(key, *size, net=net, **made)

@@ -55,8 +55,8 @@ def _check_encoders(network: DictConfig, encoders: Mapping[str, Any]) -> None:
     if (net.image is None) != (encoders["image"] is None):
         raise UserError(
             f"{'an' if encoders['image'] else 'no'} image encoder for a network that takes "
-            f"{'none' if net.image is None else 'its features'}; image-to-video networks want one "
-            "(image_encoder@image=clip), others none (image=null)"
+            f"{'none' if net.image is None else 'its features'}; image-to-video networks need one "
+            "(image_encoder=clip), others none (image_encoder=none)"
         )
     made = {
         part: registry.build(config, registry.PARTS[part])

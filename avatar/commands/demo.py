@@ -9,6 +9,7 @@ from time import perf_counter
 from omegaconf import DictConfig
 from scipy.io import wavfile
 
+from avatar.files import create_folder
 from avatar.media.mp4_writer import write_png
 from avatar.puppet.clip import make_clip
 from avatar.types import SAMPLE_RATE
@@ -81,4 +82,4 @@ def _set_aside(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
         folder.rename(folder.with_name(f"{folder.name}-{number}"))
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)

@@ -24,6 +24,7 @@ from avatar.data.encoded_clips import ClipSet, encode_clips, frames_beyond
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
 from avatar.errors import ExistingFileError, require_int
+from avatar.files import create_folder
 from avatar.media.frames import to_uint8
 from avatar.metrics import control, drift, report
 from avatar.metrics.distribution import Trajectory
@@ -31,7 +32,7 @@ from avatar.metrics.scores import score
 from avatar.metrics.state_estimation import EstimatedClip, PixelReader, StateReader, VideoReader
 from avatar.models import bundle, hub
 from avatar.models.video_dit import VideoDiT
-from avatar.process import set_up_torch
+from avatar.process import choose_device, set_up_torch
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import PixelWorld, World
 from avatar.streaming.session import Session
@@ -134,17 +135,18 @@ def evaluate(cfg: DictConfig) -> None:
     require_int(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
     require_int(0, seed=cfg.seed, others=cfg.others, control=cfg.control)
     set_up_torch(cfg.threads)
+    device = choose_device(cfg.device)
     folder = Path(cfg.folder)
     if (folder / "report.json").exists():
         raise ExistingFileError(f"{folder} holds a report already, which is not overwritten; give another folder=")
-    folder.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)
+    create_folder(folder)
+    autoencoder = hydra.utils.instantiate(cfg.autoencoder).eval().to(device)
     student = bundle.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)
     teacher = None if cfg.teacher is None else bundle.load(cfg.teacher, ("teacher",)).to(device)
     origin = bundle.origin_of(student)
     encoders = {part: hub.on(device, origin.build_encoder(part, cfg.weights[part])) for part in bundle.ENCODERS}
-    world = hydra.utils.instantiate(cfg.world.view)
+    world = hydra.utils.instantiate(cfg.puppet)
+    checks.check_puppet(world, autoencoder)
     height, width = (side // autoencoder.spatial_stride for side in world.shape)
     for net in filter(None, (student, teacher)):
         bundle.check_latents(net, autoencoder)

@@ -13,8 +13,7 @@ from avatar.media.decode import read_audio, read_image
 from avatar.media.frames import from_uint8, to_uint8
 from avatar.media.mp4_writer import Mp4Writer
 from avatar.models import bundle, hub
-from avatar.process import set_up_torch
-from avatar.puppet.worlds import PixelWorld
+from avatar.process import choose_device, set_up_torch
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import StreamStats, stream
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -25,13 +24,13 @@ def infer(cfg: DictConfig) -> None:
     require_int(0, seed=cfg.seed)
     require_str(image=cfg.image, audio=cfg.audio, prompt=cfg.prompt)
     set_up_torch(cfg.threads)
-    world = hydra.utils.instantiate(cfg.world.view)
-    if not isinstance(world, PixelWorld):
+    if cfg.size is None:
         raise UserError(
-            f"a film in a {type(world).__name__}, which has no pictures to start from; leave out world=, or score the "
-            "student by python -m avatar evaluate"
+            "got an autoencoder of puppet states, which have no pictures; expected one of videos: leave out "
+            "autoencoder=, or score the student by python -m avatar evaluate"
         )
-    image, note = read_image(cfg.image, world.size)
+    require_int(1, size=cfg.size)
+    image, note = read_image(cfg.image, cfg.size)
     sound = read_audio(cfg.audio)
     if note:
         print(f"image: {note}")
@@ -39,7 +38,7 @@ def infer(cfg: DictConfig) -> None:
     session = open_session(cfg, from_uint8(image[None])[None])
     session.gesture(cfg.gesture, len(sound) / SAMPLE_RATE)
     records = []
-    with Mp4Writer(out, world.size) as writer, Progress() as progress:
+    with Mp4Writer(out, cfg.size) as writer, Progress() as progress:
         bar = progress.add_task(f"streaming {len(sound) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s", total=len(sound))
         for emitted in stream(session, torch.from_numpy(sound)):
             records.append(emitted)
@@ -54,8 +53,8 @@ def infer(cfg: DictConfig) -> None:
 
 def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
     """A session of the config's student over a reference of pixels `1 c 1 h w`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    autoencoder = hydra.utils.instantiate(cfg.world.autoencoder).eval().to(device)
+    device = choose_device(cfg.device)
+    autoencoder = hydra.utils.instantiate(cfg.autoencoder).eval().to(device)
     student = bundle.load(cfg.student, ("student", "causal_teacher")).to(device)
     bundle.check_latents(student, autoencoder)
     origin = bundle.origin_of(student)

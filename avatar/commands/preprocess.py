@@ -31,7 +31,8 @@ from avatar.data.preprocess.rules import Models, Rules
 from avatar.data.preprocess.samples import dumps
 from avatar.data.preprocess.sources import Source, find
 from avatar.errors import ExistingFileError, FileAccessError, UserError, require_int, require_str
-from avatar.files import write_text
+from avatar.files import create_folder, write_text
+from avatar.process import choose_device
 
 VERSION = 3  # of what the stages make; part of the config that an unfinished set belongs to
 LAYOUTS = {"talkvid": importers.talkvid, "hdtf": importers.hdtf}
@@ -53,12 +54,11 @@ def preprocess(cfg: DictConfig) -> None:
     sources = [source for source in _sources(cfg) if not source.path.is_relative_to(staging)]  # an earlier run's clips
     if inside := [source.path for source in sources if source.path.is_relative_to(out)]:
         raise UserError(f"out={out} holds the source {inside[0]}; choose a folder outside of the sources")
-    _start(
-        dataset_spec
-    )  # also where others will work: what is wrong with rules or tools shows before anything is written
+    # Also where worker processes do the work: invalid rules or models show before anything is written.
+    _start(dataset_spec, cfg.device)
     dataset_spec["encoders"] = _worker_state["tools"].encoders.line()  # whose weights may have changed under their name
     stamps = {source.name: source.stamp() for source in sources}
-    out.mkdir(parents=True, exist_ok=True)
+    create_folder(out)
     with _locked(out):
         for left in [file for name in OWN for file in out.glob(f".{name}.*.tmp")]:
             left.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def preprocess(cfg: DictConfig) -> None:
             return
         for left in staging.glob(".*.tmp"):
             shutil.rmtree(left)
-        lines = _staged(sources, staging, dataset_spec, cfg.workers)
+        lines = _staged(sources, staging, dataset_spec, cfg.workers, cfg.device)
         finish(out, lines, dataset_spec, stamps)
 
 
@@ -131,8 +131,8 @@ def _opened(out: Path, dataset_spec: Mapping[str, Any], stamps: Mapping[str, Any
     before = json.loads(config.read_text(encoding="utf-8"))
     if before != json.loads(dumps(dataset_spec)):
         raise ExistingFileError(
-            f"out={out} was begun with another {' and '.join(_differences(before, dataset_spec))}; give these as they were "
-            f"(they are in {config}), or another folder"
+            f"out={out} was begun with another {' and '.join(_differences(before, dataset_spec))}; give these as they "
+            f"were (they are in {config}), or another folder"
         )
     if not (out / "index.json").exists():
         return False
@@ -157,10 +157,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def _staged(
-    sources: Sequence[Source], staging: Path, dataset_spec: Mapping[str, Any], workers: int
+    sources: Sequence[Source], staging: Path, dataset_spec: Mapping[str, Any], workers: int, device: str
 ) -> list[shards.Line]:
     """The sources' lines, each staged now or before; progress goes by bytes, which say best what is left to do."""
-    staging.mkdir(parents=True, exist_ok=True)
+    create_folder(staging)
     size = {source.name: max(_size(source), 1) for source in sources}
     # The largest first, so that none is left over when all others are done.
     queue = sorted(sources, key=lambda source: -size[source.name])
@@ -169,7 +169,7 @@ def _staged(
     lines = []
     with Progress(*columns, TextColumn("{task.description}")) as progress:
         bar = progress.add_task("", total=sum(size.values()))
-        for line in _each(queue, staging, dataset_spec, workers):
+        for line in _each(queue, staging, dataset_spec, workers, device):
             lines.append(line)
             counted[line["reason"] or "accepted"] += 1
             progress.update(bar, advance=size[line["source"]], description=progress_text(counted))
@@ -177,7 +177,7 @@ def _staged(
 
 
 def _each(
-    sources: Sequence[Source], staging: Path, dataset_spec: Mapping[str, Any], workers: int
+    sources: Sequence[Source], staging: Path, dataset_spec: Mapping[str, Any], workers: int, device: str
 ) -> Iterator[shards.Line]:
     """Lines as they come from so many processes; 0: from this one, which has rules and tools at hand."""
     if workers == 0:
@@ -186,7 +186,7 @@ def _each(
         return
     # Spawned, not forked: FFmpeg's and torch's threads would not survive it.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_process, (dataset_spec,))
+    pool = ProcessPoolExecutor(workers, context, _start_process, (dataset_spec, device))
     try:
         asked = {pool.submit(_stage, source, staging): source for source in sources}
         for done in as_completed(asked):
@@ -216,13 +216,13 @@ def _size(source: Source) -> int:
 _worker_state: dict[str, Any] = {}  # of a process: its rules and tools, made once
 
 
-def _start(dataset_spec: Mapping[str, Any]) -> None:
+def _start(dataset_spec: Mapping[str, Any], device: str) -> None:
     rules: Rules = hydra.utils.instantiate(dataset_spec["rules"])
     encoders = Encoders(**_made(dataset_spec["encode"] or {}))
     encoders.check(rules.temporal_stride, rules.multiple)
     for encoder in (encoders.autoencoder, encoders.audio, encoders.text):
         if isinstance(encoder, torch.nn.Module):
-            encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+            encoder.eval().to(choose_device(device))
     detectors = Detectors(**_made(dataset_spec["detectors"]))
     _worker_state.update(rules=rules, tools=Models(detectors, _made(dataset_spec["scorers"]), encoders))
 
@@ -231,7 +231,7 @@ def _made(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: hydra.utils.instantiate(part) for name, part in parts.items()}
 
 
-def _start_process(dataset_spec: Mapping[str, Any]) -> None:
+def _start_process(dataset_spec: Mapping[str, Any], device: str) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -242,7 +242,7 @@ def _start_process(dataset_spec: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     threading.Thread(target=follow, daemon=True).start()  # a killed parent leaves nobody behind
     torch.set_num_threads(1)
-    _start(dataset_spec)
+    _start(dataset_spec, device)
 
 
 def _stage(source: Source, staging: Path) -> shards.Line:

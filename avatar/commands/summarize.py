@@ -12,13 +12,13 @@ from avatar.models.video_dit import VideoDiT
 
 
 def summarize(cfg: DictConfig) -> None:
-    """Print parameters, FLOPs and memory of the backbone of a config, for a clip of the size in `cfg.trainer`."""
+    """Print parameters, FLOPs and memory of the backbone of a config, for a clip of the size in `cfg.clip`."""
     with torch.device("meta"):
         net = hydra.utils.instantiate(cfg.model)
     if not isinstance(net, VideoDiT):
         raise UserError(f"got a {type(net).__name__}; expected a backbone (VideoDiT); choose another model=")
     table = Table(box=None, show_header=False)
-    for name, value in lines(net, clip_of(net, **cfg.trainer)):
+    for name, value in lines(net, clip_of(net, **cfg.clip)):
         table.add_row(name, value)
     Console().print(table)
 

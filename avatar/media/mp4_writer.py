@@ -74,7 +74,7 @@ class Mp4Writer:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.partial = _claim(self.path)
         except OSError as error:
-            raise type(error)(
+            raise FileAccessError(
                 f"can't write {path} ({error.strerror}), wanted a folder to write in; choose another one"
             ) from None
         try:
@@ -176,8 +176,8 @@ class Mp4Writer:
         if self.path.exists() and not self.overwrite:
             raise ExistingFileError(f"{self.path} exists, and is not overwritten; choose another name or move it away")
 
-    def _cannot_write(self, error: av.error.FFmpegError | OSError) -> OSError:
-        return OSError(
+    def _cannot_write(self, error: av.error.FFmpegError | OSError) -> FileAccessError:
+        return FileAccessError(
             f"can't write {self.path} ({error.strerror}) after {self.frames} frames; "
             "free some space on that disk or choose another folder"
         )

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from avatar.errors import UserError
-from avatar.files import atomic_path
+from avatar.files import atomic_path, writing
 from avatar.metrics import drift
 from avatar.metrics.scores import measured
 from avatar.metrics.state_estimation import EstimatedClip
@@ -244,5 +244,5 @@ def _save(path: Path, figure: Figure) -> None:
 
 
 def _write(path: Path, save: Callable[[Path], Any]) -> None:
-    with atomic_path(path) as temporary:
+    with writing(path), atomic_path(path) as temporary:
         save(temporary)

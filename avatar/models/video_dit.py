@@ -182,7 +182,7 @@ class VideoDiT(nn.Module):
             frames, pixels = self.strides
             raise UserError(
                 f"a network for latents of {frames} frames of {pixels}×{pixels} pixels with an autoencoder of {stride} "
-                f"of {edge}×{edge}; choose the world= of its latents, such as world=wan22 for Wan 2.2's"
+                f"of {edge}×{edge}; choose the autoencoder= of its latents, such as autoencoder=wan22"
             )
         self.check_audio(audio, stride)
         wanted = (0 if self.image is None else self.image.features, self.extra_in_channels)
@@ -190,7 +190,7 @@ class VideoDiT(nn.Module):
         if wanted != given:
             raise UserError(
                 f"image features of width {given[0]} and {given[1]} more channels for a network that takes {wanted[0]} "
-                f"and {wanted[1]}; image-to-video networks want their image encoder (image_encoder@image=clip), others "
+                f"and {wanted[1]}; image-to-video networks want their image encoder (image_encoder=clip), others "
                 "none (image=null)"
             )
 

@@ -142,7 +142,7 @@ class ByteTextEncoder(nn.Module):
     def check(self, text: Shaped[Tensor, "*b n"]) -> None:
         """Raise UserError for what isn't a text encoder's byte ids, or more of them than it reads."""
         if text.is_floating_point():
-            raise UserError("text as features for a model that reads bytes; choose text_encoder@text=bytes")
+            raise UserError("text as features for a model that reads bytes; choose text_encoder=bytes")
         if text.shape[-1] > len(self.place):
             raise UserError(
                 f"prompts of {text.shape[-1]} bytes for a model that reads {len(self.place)}; set text.max_bytes to "
@@ -176,7 +176,7 @@ class TextProjection(nn.Module):
             got = f"features of width {text.shape[-1]}" if text.is_floating_point() else "bytes"
             raise UserError(
                 f"text as {got} for a model that takes features of width {self.features}; choose another "
-                "text_encoder@text, such as umt5"
+                "text_encoder, such as umt5"
             )
 
 

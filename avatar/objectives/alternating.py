@@ -1,22 +1,13 @@
 """Alternating optimisation: n updates of a critic, then one of the generator, each over accumulated micro-batches."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning
 from torch import Tensor, nn
 
 from avatar.errors import UserError
 from avatar.objectives.distributed import average_gradients, full_tensor, local_gradients
-
-
-@runtime_checkable
-class Steppable(Protocol):
-    """An optimiser, as Lightning wraps it for manual optimisation."""
-
-    def step(self) -> Any: ...
-
-    def zero_grad(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Alternation:
         return index // self.accumulate % (self.critic_steps + 1) == self.critic_steps
 
     def backward(
-        self, module: lightning.LightningModule, optimizer: Steppable, net: nn.Module, loss: Tensor, index: int
+        self, module: lightning.LightningModule, optimizer: Any, net: nn.Module, loss: Tensor, index: int
     ) -> Tensor | None:
         """Accumulate the gradient of a micro-batch; after the last one of an update, step and return the norm."""
         # Without DDP's own averaging, which expects one backward pass through one graph; a replayed one has many.

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int16
 from scipy.signal import resample_poly
 
 from avatar.errors import UserError
+from avatar.files import create_folder, writing
 from avatar.puppet import formant
 from avatar.types import SAMPLE_RATE
 
@@ -211,7 +212,7 @@ def _key(text: str, voice: Voice, backend: str) -> str:
 
 def _store(path: Path, pcm: np.ndarray, symbols: np.ndarray, times: np.ndarray) -> None:
     """Write under a temporary name, then rename: another process never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+    create_folder(path.parent)
+    with writing(path), tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         np.savez(file, pcm=pcm, symbols=symbols, times=times)
     os.replace(file.name, path)

@@ -11,8 +11,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from avatar.errors import ExistingFileError, UserError
+from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.models.video_dit import VideoDiT
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, TrainingData, VideoAutoencoder
+from avatar.puppet.worlds import StateWorld, World
 from avatar.training import run_checkpoint
 
 
@@ -27,6 +29,20 @@ def check_inputs(
     """Raise UserError unless a network can read what these make, in latents of these heights and widths."""
     net.check_inputs(autoencoder, audio, image)
     net.check_shapes(audio.num_layers, text.encode([""])[0], sizes)
+
+
+def check_puppet(world: World, autoencoder: VideoAutoencoder) -> None:
+    """Raise UserError unless an autoencoder encodes what these puppets are: states, or pixels its stride divides."""
+    if isinstance(world, StateWorld) != isinstance(autoencoder, StateAutoencoder):
+        raise UserError(
+            f"puppets of {type(world).__name__} with a {type(autoencoder).__name__}; puppet=states and "
+            "autoencoder=states go together: leave out puppet=, which follows from autoencoder="
+        )
+    if any(side % autoencoder.spatial_stride for side in world.shape):
+        raise UserError(
+            f"puppets of {world.shape[0]} pixels with an autoencoder of spatial stride {autoencoder.spatial_stride}; "
+            "choose a multiple: puppet=64px, 128px or 256px"
+        )
 
 
 def window_note(window: int, lengths: Collection[int]) -> str | None:
@@ -80,9 +96,9 @@ def check_regions(objective: Any, data: TrainingData) -> None:
     for name in objective.region_weights.regions:
         if name not in data.regions:
             raise UserError(
-                f"objective.region_weights.{name}={getattr(objective.region_weights, name)}, but no training sample has a mask of "
-                f"its {name}; set objective.region_weights.{name}=0, or prepare the videos with a face detector: "
-                "detectors.face, see data/README.md"
+                f"objective.region_weights.{name}={getattr(objective.region_weights, name)}, but no training sample "
+                f"has a mask of its {name}; set objective.region_weights.{name}=0, or prepare the videos with a face "
+                "detector: detectors.face, see data/README.md"
             )
 
 

@@ -11,10 +11,11 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from avatar.errors import require_int
+from avatar.files import create_folder, write_text, writing
 from avatar.models import bundle, registry
 from avatar.models.transforms.apply import apply_transforms
 from avatar.models.video_dit import VideoDiT
-from avatar.process import set_up_torch
+from avatar.process import choose_device, set_up_torch
 from avatar.protocols import LatentData, TrainingData
 from avatar.provenance import git_revision
 from avatar.training import checks, run_checkpoint
@@ -40,12 +41,15 @@ def fit(cfg: DictConfig) -> None:
     require_int(1, steps=cfg.steps)
     require_int(0, seed=cfg.seed)
     set_up_torch(cfg.threads)
+    choose_device(cfg.device)  # raises UserError; Lightning then chooses by trainer.accelerator
     silence_lightning()
     lightning.seed_everything(cfg.seed, verbose=False)
     checks.check_folder(cfg)
     data: TrainingData = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
     if isinstance(data, LatentData):
+        if (world := getattr(data, "world", None)) is not None:  # real videos have none
+            checks.check_puppet(world, data.autoencoder)
         made = {part: getattr(data, part) for part in bundle.ENCODERS}
         for net in objective.children():
             if hasattr(net, "origin"):
@@ -101,9 +105,9 @@ def _open_folder(folder: Path, settings: str) -> None:
 
     if rank_zero_only.rank:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(settings)
-    with (folder / "revision.txt").open("a") as file:
+    create_folder(folder)
+    write_text(folder / "config.yaml", settings)
+    with writing(folder), (folder / "revision.txt").open("a") as file:
         file.write(f"{git_revision() or 'unknown'}\n")
 
 

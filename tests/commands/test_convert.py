@@ -47,7 +47,7 @@ def test_there_and_back(kind, tmp_path):
     assert all(torch.equal(tensor, again[name]) for name, tensor in theirs().state_dict().items())
 
 
-def test_nothing_is_overwritten_and_mistakes_are_told(tmp_path):
+def test_nothing_is_overwritten_and_user_errors_are_raised(tmp_path):
     weights = str(saved("t2v", tmp_path / "in"))
     taken = tmp_path / "taken.safetensors"
     taken.write_text("mine")
@@ -69,7 +69,7 @@ def test_nothing_is_overwritten_and_mistakes_are_told(tmp_path):
         (network(), {"text": BYTES}, "text as bytes for a model that takes features"),
     ],
 )
-def test_encoders_that_no_command_could_use_with_it_are_refused(net, encoders, message, tmp_path):
+def test_encoders_that_do_not_fit_the_network_are_rejected(net, encoders, message, tmp_path):
     """Before any weights are read: those named here don't exist."""
     cfg = config(model={"weights": str(tmp_path / "none"), "network": net}, out=str(tmp_path / "a.safetensors"))
     cfg.update(encoders)

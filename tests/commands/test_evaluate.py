@@ -10,7 +10,7 @@ from avatar.commands.evaluate import evaluate
 from avatar.metrics.report import CONTROLS
 from tests.stages import composed, random_autoencoder, random_bundle
 
-PIXELS, STATES = ("world.channels=4",), ("world=states", "model=states")
+PIXELS, STATES = ("latent.channels=4",), ("autoencoder=states", "model=states")
 SMALL = ("clips=2", "others=2", "latents=2", "stream_frames=12", "threads=1", "workers=0", "teacher_sampler.steps=2")
 MANY = [1.0, 0.8, 0.6, 0.4, 0.2]
 
@@ -33,7 +33,7 @@ def evaluated(folder: Path, name: str, *overrides: str) -> dict:
 
 def pixels(folder: Path, kind: str) -> list[str]:
     bundle = random_bundle(folder / f"{kind}.safetensors", kind, *PIXELS)
-    return [f"world.autoencoder.path='{folder / 'autoencoder.safetensors'}'", f"student='{bundle}'"]
+    return [f"autoencoder.path='{folder / 'autoencoder.safetensors'}'", f"student='{bundle}'"]
 
 
 def test_a_student_beside_its_teacher(folder):
@@ -58,7 +58,7 @@ def test_a_teacher_alone_is_scored_whole_clip_by_whole_clip(folder):
 
 def test_motion_and_control_are_scored_where_clips_are_long_enough(folder):
     bundle = random_bundle(folder / "labels.safetensors", "student", *STATES)
-    many = ("clips=4", "latents=12", "others=4", "control=2", "schedule=mixed", "scene=full", "world=states")
+    many = ("clips=4", "latents=12", "others=4", "control=2", "schedule=mixed", "scene=full", "autoencoder=states")
     report = evaluated(folder, "control", *many, f"student='{bundle}'", "teacher=null")
     truth = report["controls"]["ground_truth"]
     assert truth["motion_amount"] > 0.5 and report["controls"]["frozen"]["motion_amount"] == 0
@@ -73,5 +73,5 @@ def test_motion_and_control_are_scored_where_clips_are_long_enough(folder):
 def test_a_causal_teacher_takes_the_many_steps_it_was_trained_for(folder):
     plan = {"times": MANY, "chunk": 2, "first_chunk": 1, "window": 8, "context": "clean"}
     bundle = random_bundle(folder / "many.safetensors", "causal_teacher", *STATES, plan=plan)
-    report = evaluated(folder, "causal", "world=states", f"student='{bundle}'", "teacher=null")
+    report = evaluated(folder, "causal", "autoencoder=states", f"student='{bundle}'", "teacher=null")
     assert report["stream"]["evaluations_per_chunk"] == len(MANY) + 1

@@ -169,20 +169,20 @@ def test_an_empty_clip_is_rejected():
     ],
 )
 def test_a_clip_in_pixels_has_the_latents_of_the_strides_of_the_model(name, world, latents):
-    cfg, net = dry(world), on_meta(name, f"world={world}", "model.network.layers=1")
-    assert clip_of(net, **cfg.trainer) == flops.ClipShape(*latents, text_tokens=512, image_tokens=257)
+    cfg, net = dry(world), on_meta(name, f"autoencoder={world}", "model.network.layers=1")
+    assert clip_of(net, **cfg.clip) == flops.ClipShape(*latents, text_tokens=512, image_tokens=257)
     with pytest.raises(ValueError, match="80 frames of 480×840 pixels"):  # not a multiple of the patch size
-        clip_of(net, **{**cfg.trainer, "width": 840})
+        clip_of(net, **{**cfg.clip, "width": 840})
 
 
 def test_a_clip_that_patches_do_not_divide_is_rejected():
-    cfg, net = dry("ltx"), on_meta("nano", "world=ltx", "model.network.layers=1")
+    cfg, net = dry("ltx"), on_meta("nano", "autoencoder=ltx", "model.network.layers=1")
     with pytest.raises(ValueError, match="patches of 64×64 pixels"):  # 480 pixels are 15 latent pixels
-        clip_of(net, **cfg.trainer)
+        clip_of(net, **cfg.clip)
     with pytest.raises(ValueError, match=r"give model\.network\.strides"):
-        clip_of(on_meta("wan_5b", "model.network.strides=null", "model.network.layers=1"), **cfg.trainer)
+        clip_of(on_meta("wan_5b", "model.network.strides=null", "model.network.layers=1"), **cfg.clip)
 
 
 def dry(world: str):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose("train", overrides=["folder=/tmp/run", "name=test", f"world={world}", "trainer=dry"])
+        return compose("summarize", overrides=[f"autoencoder={world}"])

@@ -298,11 +298,11 @@ def test_worlds_choose_it_and_say_how_to_get_it(world, saved, tmp_path, monkeypa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("train", [f"world={world}", "folder=/tmp/run", "name=test"])
+        cfg = compose("train", [f"autoencoder={world}", "folder=/tmp/run", "name=test"])
     with pytest.raises(hydra.errors.InstantiationException) as caught:
-        hydra.utils.instantiate(cfg.world.autoencoder)
+        hydra.utils.instantiate(cfg.autoencoder)
     cause = caught.value.__cause__
     assert isinstance(cause, OSError)
-    assert f"hf download {cfg.world.autoencoder.weights} --include 'vae/*'" in str(cause)
-    net = hydra.utils.instantiate(cfg.world.autoencoder, weights=str(saved(world)))
-    assert cfg.world.view.size % net.spatial_stride == 0
+    assert f"hf download {cfg.autoencoder.weights} --include 'vae/*'" in str(cause)
+    net = hydra.utils.instantiate(cfg.autoencoder, weights=str(saved(world)))
+    assert cfg.puppet.size % net.spatial_stride == 0

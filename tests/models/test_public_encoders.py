@@ -205,7 +205,7 @@ def test_a_hop_that_does_not_divide_a_latent_is_refused(encoder):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_configs_build_what_a_bundle_names(weights, kind):
     changes = [f"audio.network.weights={weights[kind]}", "audio.past=5"]
-    cfg = composed("train", f"audio_encoder@audio={kind}", *changes)
+    cfg = composed("train", f"audio_encoder={kind}", *changes)
     config = registry.registered(OmegaConf.to_container(cfg.audio, resolve=True))
     encoder = bundle.Origin({"network": {}, "audio": config}).build_encoder("audio")
     assert encoder.tokens(STRIDE) == 7 and encoder.dim == 3 * 16
@@ -214,7 +214,7 @@ def test_the_configs_build_what_a_bundle_names(weights, kind):
 
 
 def test_the_text_config_builds_what_a_bundle_names(weights):
-    cfg = composed("train", "text_encoder@text=umt5", f"text.weights={weights['umt5']}")
+    cfg = composed("train", "text_encoder=umt5", f"text.weights={weights['umt5']}")
     config = registry.registered(OmegaConf.to_container(cfg.text, resolve=True))
     encoder = bundle.Origin({"network": {}, "text": config}).build_encoder("text")
     assert encoder.fingerprint == UMT5(weights["umt5"]).fingerprint
@@ -327,7 +327,7 @@ def test_pictures_of_another_size_than_the_networks_are_refused(tmp_path):
 
 
 def test_the_image_config_builds_what_a_bundle_names(weights):
-    cfg = composed("train", "image_encoder@image=clip", f"image.weights={weights['clip']}")
+    cfg = composed("train", "image_encoder=clip", f"image.weights={weights['clip']}")
     config = registry.registered(OmegaConf.to_container(cfg.image, resolve=True))
     encoder = bundle.Origin({"network": {}, "image": config}).build_encoder("image")
     picture = torch.rand(1, 3, 1, 32, 32)

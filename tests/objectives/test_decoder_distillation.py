@@ -101,8 +101,8 @@ def trained(tmp_path_factory):
     cfg = composed(
         "train",
         "objective=decoder_distillation",
-        f"world.autoencoder.path='{path}'",
-        "world.view.size=64",
+        f"autoencoder.path='{path}'",
+        "puppet.size=64",
         "model.width=4",
         "callbacks.export.precision=float16",
         "data.frames=5",

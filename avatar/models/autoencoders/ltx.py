@@ -138,7 +138,7 @@ class LTXAutoencoder(FromDiffusers, StreamedAutoencoder):
             why = "draws noise of its own (decoder_inject_noise)" if self.causal else "looks ahead (no decoder_causal)"
             raise UserError(
                 f"a decoder that {why} decodes whole clips only; for a stream, distil a causal one for its latents: "
-                "python train.py objective=decoder_distillation world=ltx"
+                "python train.py objective=decoder_distillation autoencoder=ltx"
             )
         return Stream(self._decode_piece)
 

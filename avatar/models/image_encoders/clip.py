@@ -43,7 +43,9 @@ class CLIP(hub.FrozenNetwork):
     def encode(self, pictures: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b i g"]:
         """Features of the centre crop of pictures in [-1, 1], of any size. Raises UserError for other than RGB."""
         if pictures.shape[1] != 3:
-            raise UserError(f"got pictures of {pictures.shape[1]} channels; CLIP takes RGB: choose another world=")
+            raise UserError(
+                f"got pictures of {pictures.shape[1]} channels; CLIP takes RGB: choose another autoencoder="
+            )
         frames = list(to_uint8(pictures[:, :, 0].transpose(0, 1)))
         weight = self.net.get_parameter("post_layernorm.weight")
         pixels = self.processor(frames, return_tensors="pt", input_data_format="channels_last").pixel_values

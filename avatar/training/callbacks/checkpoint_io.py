@@ -7,7 +7,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from avatar.errors import UserError
-from avatar.files import atomic_path
+from avatar.files import atomic_path, create_folder, writing
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -15,8 +15,8 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
+        create_folder(path.parent)
+        with writing(path), atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:

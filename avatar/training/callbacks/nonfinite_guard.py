@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from avatar.errors import UserError
-from avatar.files import atomic_path
+from avatar.files import atomic_path, create_folder
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class NonFiniteGuard(lightning.Callback):
         self.skipped = state_dict["skipped"]
 
     def _dump(self, batches: list[Any], updates: int, rank: int) -> str:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        create_folder(self.folder)
         paths = [self.folder / f"updates{updates}_rank{rank}_{n}.pt" for n in range(len(batches))]
         for path, batch in zip(paths, batches, strict=True):
             with atomic_path(path) as temporary:

@@ -1,0 +1,46 @@
+"""Settings under their former names: an override that uses one is an error that states the new name."""
+
+from collections.abc import Iterable
+
+from avatar.errors import UserError
+
+# Former key, with everything below it -> what replaces it.
+RENAMED = {
+    "world.view": "puppet",
+    "world.autoencoder": "autoencoder",
+    "world.channels": "latent.channels",
+    "world.temporal_stride": "latent.temporal_stride",
+    "world.spatial_stride": "latent.spatial_stride",
+    "world": "autoencoder=nano|wan21|wan22|ltx|states, and puppet=64px|128px|256px|states for another puppet size",
+    "objective.emphasis": "objective.region_weights",
+    "data.emphasis": "data.region_weights",
+    "data.buckets.budget": "data.buckets.max_latents_per_batch",
+    "data.buckets.multiple": "data.buckets.batch_multiple_of",
+    "audio_encoder@audio": "audio_encoder",
+    "text_encoder@text": "text_encoder",
+    "image_encoder@image": "image_encoder",
+    "audio_encoder@shipped.audio": "audio_encoder",
+    "text_encoder@shipped.text": "text_encoder",
+    "callbacks.finite": "callbacks.nonfinite_guard",
+    "model.network.more_channels": "model.network.extra_in_channels",
+    "prepare": "transforms",
+}
+RENAMED_CHOICES = {
+    "trainer=dry": "python -m avatar summarize model=NAME",
+    "scene=grown": "scene=full",
+    "world=pixels": "autoencoder=nano",
+    **{f"world={name}": f"autoencoder={name}" for name in ("states", "wan21", "wan22", "ltx")},
+}
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raise UserError for a Hydra override, as typed, of a setting that has another name now."""
+    for override in overrides:
+        key, separator, value = override.lstrip("+~").partition("=")
+        if (choice := RENAMED_CHOICES.get(f"{key}={value}")) is not None:
+            raise UserError(f"{override} has another name now; use {choice}")
+        for old, new in RENAMED.items():
+            if key == old or key.startswith(f"{old}."):
+                simple = "|" not in new
+                now = f"{new}{key.removeprefix(old)}{separator}{value}" if simple else new
+                raise UserError(f"{override} has another name now; use {now}")
