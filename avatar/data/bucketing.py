@@ -16,7 +16,8 @@ class LengthBuckets:
     are accumulated. So it stays the same on another number of either.
 
     Args:
-        max_latents_per_batch: the size of a batch, in latents; where clips differ in height and width, in their pixels (l·h·w).
+        max_latents_per_batch: the size of a global batch in latents; where clips differ in height and width, in latent
+            pixels (l·h·w).
         batch_multiple_of: of which a batch's clips are; it must be one of ranks × accumulate.
         accumulate: passes, one after the other, that a batch is shared out among.
     """
@@ -44,8 +45,8 @@ class LengthBuckets:
             raise UserError(f"weights {self.weights}; give one weight per length, none below 0 and one above")
         if self.batch_multiple_of < 1 or self.accumulate < 1:
             raise UserError(
-                f"batches in multiples of {self.batch_multiple_of}, accumulated over {self.accumulate} passes; give whole "
-                "numbers ≥ 1"
+                f"batches in multiples of {self.batch_multiple_of}, accumulated over {self.accumulate} passes; give "
+                "integers >= 1"
             )
         self.check_area(1)
 
@@ -55,7 +56,8 @@ class LengthBuckets:
         if self.max_latents_per_batch < (needed := longest * area * self.batch_multiple_of):
             size = f"{longest} latents" + (f" of {area} pixels" if area > 1 else "")
             raise UserError(
-                f"a global batch of buckets.max_latents_per_batch={self.max_latents_per_batch} can't hold {self.batch_multiple_of} clip(s) of {size}; raise "
+                f"a global batch of buckets.max_latents_per_batch={self.max_latents_per_batch} can't hold "
+                f"{self.batch_multiple_of} clip(s) of {size}; raise "
                 f"it to buckets.max_latents_per_batch={needed}, or make buckets.lengths shorter"
             )
 
@@ -101,8 +103,10 @@ def check_ranks(buckets: LengthBuckets, ranks: int, samples: int | None = None) 
     if buckets.batch_multiple_of % (parts := ranks * buckets.accumulate):
         passes = f" in {buckets.accumulate} passes" if buckets.accumulate > 1 else ""
         raise UserError(
-            f"batches in multiples of {buckets.batch_multiple_of} clips, on {ranks} ranks{passes}; all take as many clips: set "
-            f"buckets.batch_multiple_of={parts} (a batch is global, that of all ranks and passes together: so is buckets.max_latents_per_batch)"
+            f"batches in multiples of {buckets.batch_multiple_of} clips, on {ranks} ranks{passes}; all take as many "
+            "clips: set "
+            f"buckets.batch_multiple_of={parts} (a batch is global, that of all ranks and passes together: so is "
+            "buckets.max_latents_per_batch)"
         )
     if samples is not None and ranks > samples:
         raise UserError(f"{ranks} ranks for {samples} samples; use fewer, or prepare more")

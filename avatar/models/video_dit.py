@@ -279,7 +279,8 @@ class VideoDiT(nn.Module):
         given = 0 if cond.concat_latents is None else cond.concat_latents.shape[1]
         if given != self.extra_in_channels:
             raise UserError(
-                f"{given} channels beside the latents' own, wanted {self.extra_in_channels}: see Conditioning.concat_latents"
+                f"{given} channels beside the latents' own, wanted {self.extra_in_channels}: see "
+                "Conditioning.concat_latents"
             )
         if (cond.image is None) != (self.image is None):
             raise UserError(f"image features are {'missing' if self.image else 'not wanted'}: see Conditioning.image")

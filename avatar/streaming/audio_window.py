@@ -1,7 +1,8 @@
 """Samples in, the sound around each latent out, as it becomes known.
 
 Latent l of a timeline with stride s hears the features of frames [s·l - left, s·(l+1) + right). Features come a hop of
-frames at a time and depend on `reach` samples after their hop, so latent l is known once (see `avatar.conditioning.audio_timeline`)
+frames at a time and depend on `reach` samples after their hop, so latent l is known once (see
+`avatar.conditioning.audio_timeline`)
 
     640 hop ⌈(s (l + 1) + right) / hop⌉ + reach    samples
 

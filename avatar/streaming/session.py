@@ -178,7 +178,8 @@ class Session:
             check_sound("other", other)
             if len(other) != len(own):
                 raise UserError(
-                    f"{len(own)} samples of the avatar's voice with {len(other)} of the other one; both are on one clock: "
+                    f"{len(own)} samples of the avatar's voice with {len(other)} of the other one; both are on one "
+                    "clock: "
                     "pad the shorter with silence"
                 )
         self._enqueue(own, other)
