@@ -1,7 +1,7 @@
 """What is read of a clip's frames, beside what is true of it: all that the metrics look at.
 
-A reader turns frames into an `EstimatedClip`; there is one per world (`avatar.puppet.worlds`), and both take what that
-world's `video` returns. A frame that doesn't show the clip's puppet is *not valid*: no metric believes what was read of it, and
+A reader turns frames into an `EstimatedClip`; there is one per world (`avatar.puppet.worlds`), and both take the output
+of that world's `video`. A frame that does not show the clip's puppet is *not valid*: no metric uses its estimate, and
 each says how it counts.
 """
 
