@@ -60,4 +60,6 @@ def trainable_parameters(net: nn.Module) -> list[nn.Parameter]:
 
 def with_schedule(optimizer: Optimizer, schedule: Schedule) -> dict:
     """An optimiser and its learning-rate schedule, as Lightning takes them; one schedule step per update."""
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"}}
+    # A closure: LambdaLR saves the fields of callable objects, and a resumed run would restore the schedule's settings.
+    rates = LambdaLR(optimizer, lambda step: schedule(step))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
