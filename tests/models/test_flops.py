@@ -125,26 +125,26 @@ def test_the_report_fits_a_terminal_and_refuses_no_clip():
 @pytest.mark.parametrize(
     "name, world, latents",
     [
-        ("wan_1_3b", "pixels", (20, 60, 104)),
+        ("wan_1_3b", "nano", (20, 60, 104)),
         ("wan_5b", "ltx", (20, 30, 52)),  # those of its own autoencoder, in whatever world
         ("nano", "wan22", (20, 30, 52)),
     ],
 )
 def test_a_clip_of_pixels_has_the_latents_that_its_model_is_made_for(name, world, latents):
     cfg, net = dry(world), on_meta(name, f"autoencoder={world}", "model.network.layers=1")
-    assert clip_of(net, **cfg.trainer) == flops.ClipShape(*latents, text_tokens=512, image_tokens=257)
+    assert clip_of(net, **cfg.clip) == flops.ClipShape(*latents, text_tokens=512, image_tokens=257)
     with pytest.raises(ValueError, match="80 frames of 480×840 pixels"):  # no whole patches
-        clip_of(net, **{**cfg.trainer, "width": 840})
+        clip_of(net, **{**cfg.clip, "width": 840})
 
 
 def test_a_clip_that_patches_do_not_divide_is_refused():
     cfg, net = dry("ltx"), on_meta("nano", "autoencoder=ltx", "model.network.layers=1")
     with pytest.raises(ValueError, match="patches of 64×64 pixels"):  # 480 pixels are 15 latent pixels
-        clip_of(net, **cfg.trainer)
+        clip_of(net, **cfg.clip)
     with pytest.raises(ValueError, match=r"give model\.network\.strides"):
-        clip_of(on_meta("wan_5b", "model.network.strides=null", "model.network.layers=1"), **cfg.trainer)
+        clip_of(on_meta("wan_5b", "model.network.strides=null", "model.network.layers=1"), **cfg.clip)
 
 
 def dry(world: str):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose("train", overrides=["folder=/tmp/run", "name=test", f"autoencoder={world}", "trainer=dry"])
+        return compose("summarize", overrides=[f"autoencoder={world}"])
