@@ -71,8 +71,8 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
     "mistake, message",
     [
         ("model.network.patch=2", "latents of 1×1 can't be cut into patches of 2"),
-        ("text.max_bytes=128", "prompts of 128 bytes for a model that reads 96; set text.max_bytes"),
-        ("data.train.latents=x", "data can't be made ('>' not supported"),
+        ("model.network.text.max_bytes=64", "prompts of 96 bytes for a model that reads 64; set text.max_bytes"),
+        ("data.train.latents=x", "latents=x; expected an integer"),
         ("objective.optimizer.lr=fast", "an optimiser refuses its settings"),
         ("accumulate=2", "set buckets.batch_multiple_of=2"),
         ("trainer.max_epochs=2", "a run is of `steps` batches: raise steps"),
@@ -135,7 +135,8 @@ def test_an_image_entrance_of_another_width_is_refused():
         make_net(image=ImageProjection(16, 48))
 
 
-def test_an_autoencoder_of_other_strides_is_refused():
+@pytest.mark.usefixtures("unchecked")
+def test_an_autoencoder_of_other_strides_is_rejected():
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
     autoencoder = bundle.new({"_target_": target, "channels": CHANNELS, "widths": [4, 4]})
     audio = LogMel(mels=4)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from avatar.conditioning import audio_timeline
 from avatar.conditioning.prompts import encode_prompt, strip_padding
+from avatar.errors import require_int
 from avatar.files import load_tensors, save_tensors
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet import speech
@@ -43,6 +44,10 @@ class ClipSet:
     first: int = 0
     identities: int = 10_000
     scene: Scene = field(default_factory=Scene)
+
+    def __post_init__(self) -> None:
+        require_int(1, latents=self.latents, identities=self.identities)
+        require_int(0, count=self.count, first=self.first)
 
     def make(self, index: int, frames: int, speech_cache: Path | None) -> PuppetClip:
         return make_clip(
