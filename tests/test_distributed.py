@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from avatar.objectives.distributed import average_gradients
+from avatar.objectives.distributed import average_gradients, sample_globally
 from avatar.types import REGIONS, Batch
 from tests import ranks
 from tests.conftest import make_cond
@@ -31,7 +31,9 @@ def objectives() -> dict:
     return {
         "flow_matching": (
             teacher.net,
-            lambda batch: teacher._loss(batch, teacher.dropout(batch.conditioning, batch.shard)),
+            lambda batch: teacher._loss(
+                batch, teacher.dropout(batch.conditioning, sample_globally(torch.rand, batch.shard))
+            ),
         ),
         "consistency": (jumps.net, lambda batch: jumps.training_step(batch, 0)),
         "student": (student.net, student.student_loss),

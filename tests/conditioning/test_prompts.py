@@ -12,6 +12,8 @@ from avatar.models.text_encoders.bytes import ByteTokenizer
 class Features:
     """A number per word, padded to 32; it takes down what it is asked."""
 
+    fingerprint = "features"
+
     def __init__(self):
         self.asked = []
 

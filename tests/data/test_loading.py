@@ -203,6 +203,8 @@ def test_buckets_longer_than_the_clips_are_refused_at_once(short):
 class Padding:
     """Features of words, padded to 64 and attended to with their padding, as UMT5's are; how often it was asked."""
 
+    fingerprint = "padding"
+
     asked = 0
 
     def encode(self, prompts):

@@ -434,7 +434,8 @@ def test_other_mistakes_are_told_before_the_first_step(whole):
     with pytest.raises(ValueError, match=r"crops of 11 latents.*'train' has 10"):
         data(whole, buckets=LengthBuckets((11,), (1.0,), 24))
     large = write_set(whole.parent / "large", {"train": 1, "dev": 1}, sizes=((4, 5),))
-    with pytest.raises(ValueError, match=r"can't hold 1 clip.* of 6 latents of 20 pixels; raise it to .*budget=120,"):
+    expected = r"can't hold 1 clip.* of 6 latents of 20 pixels; raise it to .*max_latents_per_batch=120,"
+    with pytest.raises(ValueError, match=expected):
         data(whole, large)
     with pytest.raises(ValueError, match="wanted raise or skip"):
         data(whole, on_error="ignore")
@@ -645,6 +646,8 @@ def test_held_out_videos_are_encoded(footage):
 
 class Brightness:
     """The simplest image encoder."""
+
+    fingerprint = "brightness"
 
     dim = 1
 

@@ -184,7 +184,7 @@ def test_precision_and_kind_follow_the_arguments(weights, tmp_path):
 
 
 def test_layers_that_wan_lacks_are_zero_initialised_and_get_gradients(tmp_path):
-    net = wan_weights.load(network(), str(saved("t2v", tmp_path)))
+    net = wan_weights.load(network(flow_map=True, guidance_embedding=True), str(saved("t2v", tmp_path)))
     assert all(not p.is_meta for p in net.parameters())
     cond = conditioning("t2v", 1, 3, 4, 4)
     x, t, view = torch.randn(1, 4, 3, 4, 4), torch.rand(1, 3), FullView(torch.arange(3))

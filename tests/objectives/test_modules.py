@@ -121,7 +121,7 @@ def test_both_learning_rates_of_dmd_follow_the_schedule():
 
 def test_a_schedule_of_impossible_shares_is_rejected():
     for wrong in ({"warmup": 1.0}, {"decay_from": -0.1}, {"final": 2.0}):
-        with pytest.raises(ValueError, match=r"schedule\.warmup=.*expected shares"):
+        with pytest.raises(ValueError, match=r"lr_schedule\.warmup=.*expected shares"):
             WarmupDecay(10, **wrong)
 
 

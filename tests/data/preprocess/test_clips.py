@@ -303,7 +303,7 @@ class Levels:
     """Mean level over a frame, the one before and the one after."""
 
     dim, left_context, right_context, silence = 1, 1, 1, torch.zeros(1, 1)
-    hop, memory, reach, states = 1, 640, 640, 1
+    hop_frames, left_samples, lookahead_samples, num_layers = 1, 640, 640, 1
 
     def encode(self, samples):
         level = torch.nn.functional.pad(samples.reshape(-1, 640).square().mean(dim=1).sqrt(), (1, 1))
