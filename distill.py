@@ -5,8 +5,12 @@ python distill.py objective=consistency teacher=CAUSAL          jumps along its 
 python distill.py objective=dmd init=STUDENT teacher=TEACHER    distribution matching on the student's own rollouts
 """
 
-from avatar import cli
-from avatar.training.fit import fit
+from avatar import threads
 
 if __name__ == "__main__":
+    threads.shorten_spinning()  # before torch is imported
+
+    from avatar import cli
+    from avatar.training.fit import fit
+
     cli.main("distill", fit)

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from avatar import threads
+
 COMMANDS = {
     "infer": "stream a portrait and a voice through a student into an MP4",
     "evaluate": "score a student and its teacher on held-out puppets",
@@ -26,7 +28,8 @@ def main() -> None:
         sys.exit(2)
     else:
         del sys.argv[1]
-        from avatar import cli  # after the arguments are checked: it takes seconds to import
+        threads.shorten_spinning()  # before torch is imported
+        from avatar import cli
 
         cli.main(name, getattr(importlib.import_module(f"avatar.commands.{name}"), name))
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports lower ranks and its own package, nothing else of the project.
 RANKS = {
-    0: {"errors"},
+    0: {"threads", "errors"},
     1: {"types", "provenance", "files", "process", "renamed"},
     2: {"protocols"},
     3: {"nn", "media", "conditioning"},
