@@ -155,7 +155,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             measured[job][policy] = row
             print(
                 f"{job:9} {policy:8} alone {row['alone']:.3f}   beside {arguments.neighbours} busy "
-                f"{row['beside']:.3f}   {row['slowdown']:.2f} times, {row['beside_cut']} of {arguments.repeats} cut short",
+                f"{row['beside']:.3f}   {row['slowdown']:.2f} times, "
+                f"{row['beside_cut']} of {arguments.repeats} cut short",
                 flush=True,
             )
         if "default" in measured[job]:
