@@ -1,6 +1,8 @@
 """The rules about the repository itself: who may import whom, and what stays equal or empty."""
 
 import ast
+import re
+import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -115,6 +117,48 @@ def test_nothing_is_called_utils():
 def test_every_package_folder_has_an_init():
     folders = {file.parent for name, file in modules().items() if name.startswith("avatar")}
     assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
+LONG = {}  # file -> why it is above 300 lines
+
+
+def test_files_have_at_most_300_lines():
+    lengths = {name: len(file.read_text().splitlines()) for name, file in modules().items()}
+    assert not {name: length for name, length in lengths.items() if length > 300 and name not in LONG}
+
+
+def test_packages_do_not_import_each_other_in_a_circle():
+    edges = {(part(name), part(other)) for name, file in modules().items() for other in imports(name, file.read_text())}
+    edges = {(a, b) for a, b in edges if a != b}
+    while leaves := {b for _, b in edges} - {a for a, _ in edges}:
+        edges = {(a, b) for a, b in edges if b not in leaves}
+    assert not edges
+
+
+# Modules whose name differs from their distribution's.
+DISTRIBUTIONS = {"PIL": "pillow", "hydra": "hydra-core", "espeakng_loader": "espeakng-loader"}
+
+
+def test_third_party_imports_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["speech"]]
+    declared = {re.split(r"[<>=; ]", requirement, maxsplit=1)[0].lower() for requirement in wanted}
+    found = set()
+    for file in modules().values():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.split(".")[0])
+    found -= {*sys.stdlib_module_names, "avatar"}
+    assert not {name for name in found if DISTRIBUTIONS.get(name, name).replace("_", "-").lower() not in declared}
+
+
+def test_the_workflow_runs_what_ci_runs_on_every_supported_python():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    job = workflow["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
 
 
 def test_conda_environment_lists_what_pyproject_does():
