@@ -63,6 +63,37 @@ def test_every_experiment_instantiates_at_every_stage(experiment, objective, tmp
     check_run(cfg)
 
 
+LARGE = {  # experiment -> (script, objective, model) that its header names
+    "large/teacher": [("train", "flow_matching", "wan_1_3b"), ("distill", "teacher_forcing", "wan_14b")],
+    "large/consistency": [("distill", "consistency", "wan_1_3b")],
+    "large/dmd": [("distill", "dmd", "dit_20b")],
+}
+LARGE_STAGES = [(experiment, *stage) for experiment, stages in LARGE.items() for stage in stages]
+
+
+def test_every_large_experiment_has_a_test():
+    folder = Path(CONFIGS, "experiment")
+    found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")}
+    assert found - {"large/shared"} == set(LARGE)  # the others override it
+
+
+@pytest.mark.parametrize("experiment, script, objective, model", LARGE_STAGES)
+def test_every_large_experiment_instantiates_on_meta(experiment, script, objective, model, monkeypatch):
+    given = ["init=a.safetensors", "teacher=b.safetensors"] if script == "distill" else []
+    cfg = composed(
+        script, f"experiment={experiment}", f"objective={objective}", f"model={model}", "data.urls=data/myset", *given
+    )
+    monkeypatch.setattr(bundle, "load", lambda path, kinds: hydra.utils.instantiate(cfg.model))
+    with torch.device("meta"):
+        module = hydra.utils.instantiate(cfg.objective)
+    assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    assert module.net.channels == cfg.latent.channels == 16
+    assert len(module.configure_optimizers()) == 2
+    transforms = hydra.utils.instantiate(cfg.transforms, _convert_="all")
+    assert transforms["net"]["checkpointing"] is not None and transforms["net"]["compiled"] is not None
+    check_run(cfg)
+
+
 def check_run(cfg) -> None:
     """What a run has beside its data and objective can be built, and the trainer takes it."""
     callbacks = list(hydra.utils.instantiate(cfg.callbacks).values())
