@@ -24,6 +24,10 @@ RENAMED = {
     "callbacks.finite": "callbacks.nonfinite_guard",
     "model.network.more_channels": "model.network.extra_in_channels",
     "prepare": "transforms",
+    "objective.weighting": "weighting=uniform|min_snr",
+    "objective.critic_weighting": "weighting=uniform|min_snr",
+    "objective.steps": "steps",
+    "audio.hop": "audio.hop_frames",
 }
 RENAMED_CHOICES = {
     "trainer=dry": "python -m avatar summarize model=NAME",

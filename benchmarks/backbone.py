@@ -1,4 +1,4 @@
-"""The backbone's forward pass beside diffusers' `WanTransformer3DModel`, on the same weights and input.
+"""The backbone's forward pass compared with diffusers' `WanTransformer3DModel`, on the same weights and input.
 
     python benchmarks/backbone.py --out benchmarks/results/backbone.json                      # 2 cores, reduced width
     python benchmarks/backbone.py --device cuda --dtype bfloat16 --dim 1536 --ffn 8960 --heads 12 --layers 30 \
@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="our forward pass beside diffusers' on the same weights")
+    parser = argparse.ArgumentParser(description="our forward pass compared with diffusers' on the same weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     for name, value in (("dim", 384), ("ffn", 2240), ("heads", 3), ("layers", 6)):

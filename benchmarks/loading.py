@@ -1,4 +1,4 @@
-"""How fast batches are loaded, beside what a large teacher takes: `python benchmarks/loading.py --seconds 20`.
+"""Throughput of data loading, compared with the consumption of a large teacher: `python benchmarks/loading.py --seconds 20`.
 
 Writes a set of random latents in the form of prepared shards, reads it as training does, in this process, and prints
 samples and latents a second of one worker: (i) from the shards, (ii) rendered by the puppet world for the autoencoder's
@@ -151,7 +151,9 @@ def teacher(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="samples a second of one worker, beside a teacher's consumption")
+    parser = argparse.ArgumentParser(
+        description="samples per second of one worker, compared with a teacher's consumption"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--samples", type=int, default=400, help="of the set")
     parser.add_argument("--latents", type=int, default=20, help="of a clip, four frames each")

@@ -1,6 +1,6 @@
-"""How fast sources are prepared, beside what decoding costs: `python benchmarks/preprocess.py --seconds 60 --size 512`.
+"""Throughput of preprocessing, compared with decoding alone: `python benchmarks/preprocess.py --seconds 60 --size 512`.
 
-Draws so many films of a textured scene that moves, with a camera's grain, prepares them with `workers` processes, and
+Draws videos of a moving textured scene with camera grain, preprocesses them with `workers` processes, and
 prints source-seconds per wall-second: of the whole command, without the start of its processes, and of PyAV decoding
 the same files with as many processes, one thread each. The share of the second that the first reaches is the figure to
 compare. The films are what clips are to be, so that pictures are copied; `rules.pictures=encode` has them encoded.
@@ -67,7 +67,7 @@ def decode(path: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="source-seconds per second, beside decoding alone")
+    parser = argparse.ArgumentParser(description="source-seconds per second, compared with decoding alone")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each source")
     parser.add_argument("--size", type=int, default=512, help="height and width")
     parser.add_argument("--sources", type=int, default=4)

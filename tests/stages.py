@@ -47,7 +47,7 @@ def composed(config: str, *overrides: str) -> DictConfig:
 
 
 def fitted(script: str, folder: Path, *overrides: str, tiny: Sequence[str] = TINY) -> Path:
-    """The bundle of a stage's tiny run into `folder`; clips are shared with the runs beside it."""
+    """The bundle of a stage's tiny run into `folder`; clips are shared with other runs."""
     cfg = composed(script, *tiny, f"folder='{folder}'", f"cache='{folder.parent / 'cache'}'", "name=test", *overrides)
     fit.fit(cfg)
     return folder / f"{cfg.kind}.safetensors"

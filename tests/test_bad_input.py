@@ -82,24 +82,24 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_training_that_can_not_work_does_not_begin(monkeypatch, capsys, tmp_path, mistake, message):
+def test_an_invalid_training_run_does_not_start(monkeypatch, capsys, tmp_path, mistake, message):
     assert message in refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *TINY, *SMALL_NET, *mistake.split())
 
 
 @pytest.mark.parametrize("preparation", [LoRA(2, 2), ActivationCheckpointing(), Compiled()])
-def test_an_autoencoder_is_not_prepared_as_backbones_are(preparation):
+def test_an_autoencoder_takes_no_transforms(preparation):
     with pytest.raises(ValueError, match=r"CausalConvAutoencoder has no blocks to transform.*leave out transforms="):
         preparation(CausalConvAutoencoder(4, (4, 4)))
 
 
-def test_an_evaluation_of_another_world_does_not_begin(monkeypatch, capsys, tmp_path):
+def test_an_evaluation_with_another_autoencoder_is_rejected(monkeypatch, capsys, tmp_path):
     student = random_bundle(tmp_path / "student.safetensors", "student", "latent.channels=4")
     arguments = ["autoencoder=states", f"student='{student}'", "teacher=null", "clips=2", "latents=2", "workers=0"]
     message = refused(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
     assert "a network for latents of 4 channels with an autoencoder of 84" in message
 
 
-def test_a_window_that_no_clip_fills_is_told():
+def test_a_window_longer_than_the_clips_is_reported():
     assert checks.window_note(8, [3, 8]) is None
     message = checks.window_note(20, [3, 8])
     assert message is not None and message.startswith("plan.window=20 latents, but clips of training have 8 at most")
@@ -116,12 +116,12 @@ def test_a_window_that_no_clip_fills_is_told():
         ({"audio_features": 7, "audio_layers": 2}, "width 7 can't be the states of 2 layers"),
     ],
 )
-def test_a_network_of_impossible_sizes_is_refused(changes, message):
+def test_a_network_of_invalid_sizes_is_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
         make_net(**changes)
 
 
-def test_a_text_entrance_of_another_width_is_refused():
+def test_a_text_embedder_of_another_width_is_rejected():
     sizes = {"channels": 3, "dim": 24, "ffn": 8, "heads": 2, "layers": 1, "patch": 1}
     for text in (ByteTextEncoder(16, width=8, layers=1), TextProjection(5, 16)):
         with pytest.raises(ValueError, match="text of width 16 for a network of width 24"):
@@ -130,7 +130,7 @@ def test_a_text_entrance_of_another_width_is_refused():
         ByteTextEncoder(24, width=8, heads=3)
 
 
-def test_an_image_entrance_of_another_width_is_refused():
+def test_an_image_projection_of_another_width_is_rejected():
     with pytest.raises(ValueError, match="image of width 48 for a network of width 24"):
         make_net(image=ImageProjection(16, 48))
 
@@ -157,7 +157,7 @@ def test_an_autoencoder_of_other_strides_is_rejected():
 IDS, FEATURES = torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, 5)
 
 
-def test_inputs_of_other_forms_are_refused():
+def test_inputs_of_other_shapes_are_rejected():
     net = make_net(audio_features=6, audio_layers=3)
     net.check_shapes(3, IDS, [(2, 4)])
     with pytest.raises(ValueError, match=r"of 2 layers for a network that mixes 3; set model.network.audio_layers=2"):
@@ -186,13 +186,13 @@ def test_inputs_of_other_forms_are_refused():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_batches_of_other_than_whole_numbers_are_refused(changes, message):
+def test_batch_settings_other_than_integers_are_rejected(changes, message):
     with pytest.raises(ValueError, match=rf"buckets\.{message}; wanted whole numbers"):
         LengthBuckets(**{"lengths": (1, 2), "weights": (1.0, 1.0), "max_latents_per_batch": 8} | changes)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_other_sizes_that_are_none_are_refused():
+def test_other_invalid_sizes_are_rejected():
     for size in (0, "big"):
         with pytest.raises(ValueError, match=f"frames of {size} pixels"):
             PixelWorld(size)
@@ -205,7 +205,7 @@ def test_other_sizes_that_are_none_are_refused():
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.ckpt", "folder"])
-def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
+def test_pickled_code_is_reported_and_never_run(tmp_path, name):
     ran, path = tmp_path / "ran", tmp_path / name
     code = Code(f"touch '{ran}'")
     if name == "folder":
@@ -224,7 +224,7 @@ def test_code_in_a_file_is_named_and_never_run(tmp_path, name):
     assert not ran.exists()
 
 
-def test_torchs_advice_to_run_code_is_not_passed_on():
+def test_errors_do_not_repeat_advice_to_run_pickled_code():
     message = short_error(
         pickle.UnpicklingError("Weights only load failed. … likely succeed, … GLOBAL os.system whose …")
     )
@@ -233,7 +233,7 @@ def test_torchs_advice_to_run_code_is_not_passed_on():
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", "half"])
-def test_a_damaged_safetensors_file_is_no_checkpoint_and_no_cache(tmp_path, content):
+def test_a_damaged_safetensors_file_is_rejected(tmp_path, content):
     path = tmp_path / "a.safetensors"
     if content == "half":
         save_file({"a": torch.zeros(99)}, path)
@@ -245,14 +245,14 @@ def test_a_damaged_safetensors_file_is_no_checkpoint_and_no_cache(tmp_path, cont
         load_tensors(path, ["a"])
 
 
-def test_a_cache_file_of_other_contents_is_refused(tmp_path):
+def test_a_cache_file_with_other_tensors_is_rejected(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     assert load_tensors(tmp_path / "a.safetensors", ["a"]).keys() == {"a"}
     with pytest.raises(ValueError, match=r"has a, wanted b, c; delete .*, and it is made anew"):
         load_tensors(tmp_path / "a.safetensors", ["b", "c"])
 
 
-def test_a_caption_without_room_is_found_before_training(tmp_path):
+def test_a_caption_that_is_too_long_is_rejected_before_training(tmp_path):
     def make(key, *size):
         return sample(key, *size) | ({"txt": "ü" * 50} if key.endswith("train-2") or key.endswith("002") else {})
 
@@ -266,7 +266,7 @@ def test_a_caption_without_room_is_found_before_training(tmp_path):
     shard_clips(folder, text=ByteTokenizer(101))
 
 
-def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypatch):
+def test_captions_in_the_index_are_not_read_from_shards(tmp_path, monkeypatch):
     """On a network disk that would take hours."""
     folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
     path = folder / "index.json"
@@ -291,7 +291,7 @@ def test_captions_that_are_known_are_not_looked_for_in_shards(tmp_path, monkeypa
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_prepared_set_that_can_not_be_trained_on_leaves_the_folder_free(monkeypatch, capsys, tmp_path):
+def test_an_unusable_data_set_leaves_the_run_folder_unused(monkeypatch, capsys, tmp_path):
     folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
     of = ("data=shards", f"data.urls='{folder}'", "data.buckets.lengths=[2]", "data.buckets.weights=[1]")
     message = refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *ANY_DATA, *SMALL_NET, *of, LIPS)
@@ -305,7 +305,7 @@ def test_an_autoencoders_frames_are_those_of_one_process():
         data.check(2)
 
 
-def test_a_prompt_of_too_many_tokens_is_found_before_training(tmp_path):
+def test_a_prompt_that_is_too_long_is_rejected_before_training(tmp_path):
     text = UMT5(speech_networks.umt5(tmp_path / "umt5"), max_tokens=4)
     text.check("a cat speaking")
     with pytest.raises(ValueError, match=r"a prompt of 5 tokens.*room is for 4"):

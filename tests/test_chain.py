@@ -23,7 +23,7 @@ JUMPS = ("objective=consistency", "objective.discretisation=8")
 NET = ("model.network.layers=3", "objective.optimizer.lr=2e-3")
 
 
-def test_a_student_of_the_whole_chain_moves_its_lips_to_the_sound(tmp_path):
+def test_a_student_of_all_stages_follows_the_audio(tmp_path):
     teacher = fitted("train", tmp_path / "teacher", *DATA, *NET, "steps=400")
     causal = fitted(
         "distill", tmp_path / "causal", *DATA, "objective=teacher_forcing", "steps=50", f"teacher='{teacher}'"

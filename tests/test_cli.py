@@ -337,7 +337,7 @@ def test_a_disk_that_fills_up_during_streaming_keeps_the_written_part(command, t
     monkeypatch.setattr(infer, "stream", faces.stream)
     monkeypatch.setattr(mp4_writer.Mp4Writer, "_mux", full)
     code, stderr = command("infer", f"out='{tmp_path}/me.mp4'")
-    (message,) = [line for line in stderr.splitlines() if line.startswith("error: ")]  # beside the log's
+    (message,) = [line for line in stderr.splitlines() if line.startswith("error: ")]  # among log lines
     assert code == 2 and "No space left" in message and "after 24 frames" in message
     (partial,) = tmp_path.glob("*.mp4")
     assert partial.name == "me.partial.mp4" and len(read_video(partial)[0]) == 24

@@ -95,7 +95,7 @@ def test_every_large_experiment_instantiates_on_meta(experiment, script, objecti
 
 
 def check_run(cfg) -> None:
-    """What a run has beside its data and objective can be built, and the trainer takes it."""
+    """Callbacks, loggers and the trainer of a run can be built."""
     callbacks = list(hydra.utils.instantiate(cfg.callbacks).values())
     loggers = list(hydra.utils.instantiate(cfg.logger).values())
     trainer = hydra.utils.instantiate(cfg.trainer, accelerator="cpu", callbacks=callbacks, logger=loggers)

@@ -1,6 +1,6 @@
 """Golden values: ten losses of each objective and a stream of the shipped weights, in float64 on the CPU.
 
-A change of the code that is none of the numerics leaves them as they are. They are stored anew by
+A refactoring leaves them unchanged. Store them again by
 
     python -m tests.test_golden --store
 
@@ -342,19 +342,19 @@ def store(name: str, values: Values) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_ten_losses_are_the_stored_ones(name):
+def test_ten_losses_equal_the_stored_ones(name):
     golden = stored("losses")
     for key, values in losses_of(name).items():
         assert values == pytest.approx(golden[key], rel=TOLERANCE, abs=0), key
 
 
-def test_where_decoders_start_from_is_as_stored():
+def test_the_initialisation_of_decoders_is_as_stored():
     golden = stored("losses")
     for key, values in starts().items():
         assert values == pytest.approx(golden[key], rel=TOLERANCE, abs=0), key
 
 
-def test_a_stream_of_the_shipped_weights_is_the_stored_one():
+def test_a_stream_of_the_shipped_weights_equals_the_stored_one():
     golden, frames = stored("stream"), stream()
     scale = max(abs(value) for row in golden.values() for value in row)
     assert list(frames) == list(golden)

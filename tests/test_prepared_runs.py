@@ -161,11 +161,11 @@ def load_bundle(run: Path) -> dict[str, torch.Tensor]:
         ("dmd_lora_fsdp", "dmd_lora"),
     ],
 )
-def test_a_prepared_run_ends_where_it_would_have_on_one_process(folder, run, alone):
+def test_a_transformed_run_equals_one_process(folder, run, alone):
     torch.testing.assert_close(load_bundle(folder / run), load_bundle(folder / alone), rtol=1e-5, atol=1e-5)
 
 
-def test_adapters_learn_beside_frozen_weights(folder):
+def test_adapters_train_and_base_weights_stay_frozen(folder):
     """What is learned whole, and what gets an update by adapters, has moved; nothing else has."""
     before = load_file(folder / "student.safetensors")
     after = load_bundle(folder / "dmd_lora")

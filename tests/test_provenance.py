@@ -6,7 +6,7 @@ import sys
 from avatar import provenance
 
 
-def test_recorded_results_say_by_what_they_were_made(monkeypatch):
+def test_recorded_results_contain_their_provenance(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/a.py", "--name", "two words"])
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     made = json.loads(provenance.recorded(measured={"ratio": 1.5}))

@@ -75,7 +75,7 @@ def test_a_piece_that_fails_leaves_its_stream_as_it_was():
 
 
 @KINDS
-def test_nothing_looks_ahead(kind):
+def test_encoders_and_decoders_are_causal(kind):
     net, video = make(kind)
     video.requires_grad_()
     latents = net.encode(video)
@@ -119,6 +119,6 @@ def test_training_keeps_latents_at_unit_variance_and_starts_from_the_best_linear
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 16, 16), (1, 3, 5, 15, 16)])
-def test_other_sizes_are_refused(shape):
+def test_other_sizes_are_rejected(shape):
     with pytest.raises(ValueError, match="crop it"):
         make("conv")[0].encode(torch.zeros(shape))

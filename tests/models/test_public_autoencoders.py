@@ -122,7 +122,7 @@ def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
 
 @ALL
 @torch.no_grad()
-def test_whole_clips_are_as_diffusers_has_them(kind, saved):
+def test_full_clips_equal_diffusers(kind, saved):
     net = wrapper(kind).pretrained(str(saved(kind)))
     assert isinstance(net, VideoAutoencoder) and not net.training
     assert (net.temporal_stride, net.spatial_stride, net.channels) == (*STRIDES[kind], 4)
@@ -135,7 +135,7 @@ def test_whole_clips_are_as_diffusers_has_them(kind, saved):
 
 @STREAMING
 @torch.no_grad()
-def test_pieces_make_the_whole_in_streams_that_take_turns(kind, saved):
+def test_interleaved_streams_equal_full_clips(kind, saved):
     """Two streams each way on one network: what one remembers is nothing to the other."""
     net, stride = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind][0]
     clips = [sample(kind, seed) for seed in range(2)]
@@ -165,7 +165,7 @@ def test_a_restored_stream_goes_on_as_before(kind, saved):
 
 
 @STREAMING
-def test_nothing_looks_ahead(kind, saved):
+def test_encoders_and_decoders_are_causal(kind, saved):
     net, stride = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind][0]
     video = sample(kind, 0)[0].clone().requires_grad_()
     z = net.encode(video)
@@ -177,7 +177,7 @@ def test_nothing_looks_ahead(kind, saved):
 
 
 @STREAMING
-def test_frames_that_fill_no_latents_are_refused(kind, saved):
+def test_incomplete_latents_are_rejected(kind, saved):
     net, (stride, edge) = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind]
     for frames in (0, stride, 2 * stride + 2):
         with pytest.raises(ValueError, match=rf"{frames} frames of .* takes 1 \+ {stride}k frames"):
@@ -190,7 +190,7 @@ def test_frames_that_fill_no_latents_are_refused(kind, saved):
         stream.push(torch.zeros(1, 3, 1 + stride, edge, edge))
 
 
-def test_a_decoder_that_looks_ahead_is_refused_for_streams_alone(saved):
+def test_a_non_causal_decoder_is_rejected_for_streams_only(saved):
     """Its encoder is causal: networks can be trained on its latents, and stream by another decoder."""
     with pytest.raises(ValueError, match=r"looks ahead.*decoder_distillation"):
         LTXAutoencoder.pretrained(str(saved("ltx_ahead"))).decoder_stream()
@@ -201,12 +201,12 @@ def test_a_decoder_that_looks_ahead_is_refused_for_streams_alone(saved):
         LTXAutoencoder(CONFIG["ltx"] | {"encoder_causal": False})
 
 
-def test_statistics_of_other_channels_are_refused():
+def test_statistics_of_other_channels_are_rejected():
     with pytest.raises(ValueError, match="16 means and deviations for 4 channels"):
         WanAutoencoder({"base_dim": 4, "z_dim": 4, "num_res_blocks": 1})
 
 
-def test_latents_are_known_by_weights_and_statistics(saved, tmp_path):
+def test_fingerprints_cover_weights_and_statistics(saved, tmp_path):
     """The hash of the same folder is the same; another weight or another normalisation makes other latents."""
     names = {WanAutoencoder.pretrained(str(saved("wan21"))).origin.fingerprint for _ in range(2)}
     assert len(names) == 1
@@ -219,7 +219,7 @@ def test_latents_are_known_by_weights_and_statistics(saved, tmp_path):
     assert len(names) == 3
 
 
-def test_a_network_of_other_latents_is_refused(saved, tmp_path):
+def test_a_network_for_other_latents_is_rejected(saved, tmp_path):
     ours = WanAutoencoder.pretrained(str(saved("wan21")))
     network = {
         "_target_": "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder",
@@ -277,7 +277,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("message", SPOILT)
-def test_a_folder_that_does_not_fit_is_refused(message, saved, tmp_path):
+def test_a_mismatched_folder_is_rejected(message, saved, tmp_path):
     folder = shutil.copytree(saved("wan21"), tmp_path / "spoilt")
     SPOILT[message](folder / "vae")
     with pytest.raises(ValueError, match=message):
@@ -294,7 +294,7 @@ def test_only_safetensors_are_read(saved, tmp_path):
 
 
 @pytest.mark.parametrize("world", ["wan21", "wan22", "ltx"])
-def test_worlds_choose_it_and_say_how_to_get_it(world, saved, tmp_path, monkeypatch):
+def test_configs_build_it_and_errors_name_the_download_command(world, saved, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with initialize_config_dir(CONFIGS, version_base="1.3"):

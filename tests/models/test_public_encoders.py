@@ -57,7 +57,7 @@ def sound(frames: float) -> torch.Tensor:
     return torch.randn(int(frames * FRAME)) * 0.2
 
 
-def test_they_are_encoders(encoder, weights):
+def test_encoders_follow_the_protocol(encoder, weights):
     assert isinstance(encoder, AudioEncoder) and isinstance(UMT5(weights["umt5"], max_tokens=4), TextEncoder)
 
 
@@ -65,7 +65,7 @@ def test_they_are_encoders(encoder, weights):
 
 
 @pytest.mark.parametrize("packet", [97, 640, 3001, 1 << 20])
-def test_a_stream_has_the_features_of_the_whole_clip_for_every_cut(encoder, packet):
+def test_streamed_features_equal_those_of_the_full_clip_for_every_cut(encoder, packet):
     samples, latents = sound(11.3), 3
     window = AudioWindow(encoder, STRIDE)
     got = torch.cat([*(window.push(part) for part in samples.split(packet)), window.finish()])
@@ -78,7 +78,7 @@ def test_a_stream_has_the_features_of_the_whole_clip_for_every_cut(encoder, pack
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
-def test_a_hop_hears_its_window_to_the_sample_and_nothing_beyond(encoder):
+def test_a_hop_depends_exactly_on_its_window(encoder):
     samples, hop_frames = sound(20), slice(10, 12)
     first, last = 10 * FRAME - encoder.left_samples, 12 * FRAME + encoder.lookahead_samples - 1
     plain = encoder.encode(samples)[hop_frames]
@@ -98,7 +98,7 @@ def test_latency_is_the_right_context_up_to_a_hop_and_the_future(encoder):
     assert len(window.push(samples[:-1])) == 0 and len(window.push(samples[-1:])) == 1
 
 
-def test_silence_is_what_a_silent_stretch_sounds_like(encoder):
+def test_features_of_silence_equal_those_of_zero_samples(encoder):
     features = encoder.encode(torch.zeros(20 * FRAME))
     torch.testing.assert_close(features, audio_timeline.silent_features(encoder, 0, 20), rtol=0, atol=1e-5)
     assert (encoder.encode(sound(20)) - features).abs().mean() > 0.1
@@ -124,7 +124,7 @@ def test_a_piece_of_a_timeline_is_on_the_timelines_grid(encoder, first):
 
 
 @pytest.mark.parametrize("back", [0, 1, 3])
-def test_what_is_rewound_has_never_come(encoder, back):
+def test_a_rewound_stream_forgets_later_samples(encoder, back):
     first, second = sound(5.4 * STRIDE), sound(4 * STRIDE)
     window = AudioWindow(encoder, STRIDE, history=3)
     latents = len(window.push(first))
@@ -173,7 +173,7 @@ def test_a_frames_states_of_whisper_are_centred_on_its_halves(weights):
     assert moved.nonzero().flatten().tolist() == [2 * frame - 1, 2 * frame, 2 * frame + 1]
 
 
-def test_whisper_uses_as_many_positions_as_it_is_told(weights):
+def test_whisper_uses_the_configured_number_of_positions(weights):
     whole, short = Whisper(weights["whisper"]), Whisper(weights["whisper"], positions=16)
     assert whole(sound(8)[None]).shape == short(sound(8)[None]).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match="room for 8"):
@@ -192,12 +192,12 @@ def test_whisper_uses_as_many_positions_as_it_is_told(weights):
         ({"layers": []}, "some of"),
     ],
 )
-def test_windows_that_can_not_be_had_are_refused(weights, wrong, words):
+def test_invalid_windows_are_rejected(weights, wrong, words):
     with pytest.raises(ValueError, match=words):
         windowed(Wav2Vec2(weights["wav2vec2"]), **wrong)
 
 
-def test_a_hop_that_does_not_divide_a_latent_is_refused(encoder):
+def test_a_hop_that_does_not_divide_a_latent_is_rejected(encoder):
     with pytest.raises(ValueError, match="hop of 2 frames with latents of 5"):
         encoder.tokens(5)
 
@@ -234,7 +234,7 @@ def test_the_mix_begins_as_the_mean_and_learns_a_weighted_sum():
     assert mix.weights.grad.abs().sum() > 0
 
 
-def test_features_of_one_piece_have_no_mix():
+def test_single_layer_features_have_no_mix():
     names = {"null", "place", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"}
     assert AudioEmbedder(6, 2, 8).state_dict().keys() == names
     assert AudioEmbedder(6, 2, 8, layers=3).state_dict().keys() == names | {"mix.weights"}
@@ -259,7 +259,7 @@ def test_a_prompt_has_the_features_of_its_tokens_and_zeros_that_are_attended_to(
 
 
 @pytest.mark.slow  # to import diffusers' pipelines takes longer than all else here
-def test_umt5_gives_wan_what_diffusers_gives_it(weights):
+def test_umt5_features_equal_those_of_diffusers(weights):
     from diffusers import WanPipeline
 
     encoder = UMT5(weights["umt5"], max_tokens=12)
@@ -271,7 +271,7 @@ def test_umt5_gives_wan_what_diffusers_gives_it(weights):
     torch.testing.assert_close(encoder.encode(PROMPTS)[0], wanted, rtol=0, atol=1e-5)
 
 
-def test_the_room_for_a_prompt_is_512_tokens_unless_said_otherwise(weights):
+def test_prompts_have_512_tokens_by_default(weights):
     encoder = UMT5(weights["umt5"])
     assert encoder.encode(["a cat"])[0].shape == (1, 512, 8)
     assert encoder.encode(["cat " * 511])[0].shape == (1, 512, 8)
@@ -279,7 +279,7 @@ def test_the_room_for_a_prompt_is_512_tokens_unless_said_otherwise(weights):
         encoder.encode(["cat " * 512])
 
 
-def test_stored_features_of_a_prompt_come_back_as_they_were(weights):
+def test_stored_features_of_a_prompt_are_restored_exactly(weights):
     encoder = UMT5(weights["umt5"], max_tokens=12)
     features, mask = encoder.encode(["a happy cat"])
     own = features[0][features[0].any(1)]
@@ -293,7 +293,7 @@ def test_stored_features_of_a_prompt_come_back_as_they_were(weights):
 # Pictures
 
 
-def test_pictures_have_the_states_before_the_last_layer(weights):
+def test_images_have_the_states_before_the_last_layer(weights):
     encoder, pictures = CLIP(weights["clip"]), torch.rand(2, 3, 1, 40, 64) * 2.4 - 1.2
     features = encoder.encode(pictures)
     bytes_ = ((pictures[:, :, 0].clamp(-1, 1) + 1) * 127.5).round().byte()
@@ -309,7 +309,7 @@ def test_pictures_have_the_states_before_the_last_layer(weights):
         encoder.encode(torch.zeros(1, 21, 1, 1, 1))
 
 
-def test_the_names_of_published_image_encoders_are_read(weights, tmp_path):
+def test_published_image_encoders_load(weights, tmp_path):
     folder, picture = copied(weights["clip"], tmp_path / "w"), torch.rand(1, 3, 1, 28, 28)
     path = folder / "image_encoder" / "model.safetensors"
     save_file({f"vision_model.{name}": tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
@@ -321,7 +321,7 @@ def test_the_names_of_published_image_encoders_are_read(weights, tmp_path):
     assert CLIP(str(folder)).fingerprint != there.fingerprint
 
 
-def test_pictures_of_another_size_than_the_networks_are_refused(tmp_path):
+def test_images_of_another_size_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"pictures of 30×30, but takes 28×28"):
         CLIP(speech_networks.clip(tmp_path, size=30))
 

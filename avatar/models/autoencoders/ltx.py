@@ -1,8 +1,8 @@
 """LTX-Video's autoencoder, 32×32×8 with 128 channels (arXiv:2501.00103).
 
-The network and weights are diffusers', whose causal convolutions repeat a clip's first frame on their left. In a stream
-that stands before its first piece only: the layers that look back or grow time are replaced by ones that remember, with
-the same weights under the same names.
+The network and weights are diffusers', whose causal convolutions pad a clip on the left with copies of its first frame. In a
+stream only the first piece is padded so: layers with a temporal receptive field are replaced by ones with a cache, with the
+same weights under the same names.
 
 The encoder is causal. The public decoders are not: they decode whole clips, and no stream.
 """
@@ -96,7 +96,7 @@ REMEMBERING = {
 class LTXAutoencoder(FromDiffusers, StreamedAutoencoder):
     """`AutoencoderKLLTXVideo` behind the protocol of all autoencoders: latents are the posterior's mean, normalised.
 
-    Decoders that are told a time (0.9.1 and later) are told that latents are clean, t = 0.
+    Decoders that are conditioned on a timestep (0.9.1 and later) get t = 0: latents are clean.
 
     Args:
         config: constructor arguments of `AutoencoderKLLTXVideo`.
