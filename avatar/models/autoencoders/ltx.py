@@ -1,8 +1,8 @@
 """LTX-Video's autoencoder, 32×32×8 with 128 channels (arXiv:2501.00103).
 
-The network and weights are diffusers', whose causal convolutions pad a clip on the left with copies of its first frame. In a
-stream only the first piece is padded so: layers with a temporal receptive field are replaced by ones with a cache, with the
-same weights under the same names.
+The network and weights are diffusers', whose causal convolutions pad a clip on the left with copies of its first frame.
+In a stream only the first piece is padded so: layers with a temporal receptive field are replaced by ones with a cache,
+with the same weights under the same names.
 
 The encoder is causal. The public decoders are not: they decode whole clips, and no stream.
 """
