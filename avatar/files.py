@@ -1,4 +1,4 @@
-"""Files under a final name are always whole: written beside it under another name, then renamed."""
+"""Atomic files: written under a temporary name in the same folder, then renamed."""
 
 import os
 import re
@@ -34,8 +34,7 @@ def create_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to, which takes the name of `path` when the block ends; nothing is left
-    if it fails."""
+    """A temporary path in the folder of `path`, renamed to `path` when the block ends; removed if it fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -45,19 +44,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a complete file in UTF-8, or none, and create its folder. Raises FileAccessError."""
+    """Write a text file in UTF-8 atomically, and create its folder. Raises FileAccessError."""
     create_folder(path.parent)
     with writing(path), atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file, and create its folder. Raises FileAccessError."""
+    """Write tensors to a safetensors file atomically, and create its folder. Raises FileAccessError."""
     create_folder(path.parent)
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with writing(path), atomic_path(path) as temporary:
-            save_file(ready, temporary, metadata=dict(metadata or {}))
+            save_file(contiguous, temporary, metadata=dict(metadata or {}))
     except SafetensorError as error:  # for any system error
         raise FileAccessError(
             f"can't write {path} ({error}); free some space there or choose another folder"
@@ -65,20 +64,20 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
 
 
 def load_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of these names, all that a file made here holds. Raises UserError for a damaged or another file."""
-    mend = f"delete {path}, and it is made anew"
+    """Load exactly the tensors of these names. Raises UserError for a damaged file or one with other tensors."""
+    fix = f"delete {path}; it is then created again"
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}); {mend}") from error
+        raise UserError(f"{path} is not a readable safetensors file ({error}); {fix}") from error
     if tensors.keys() != set(names):
-        raise UserError(f"{path} has {', '.join(sorted(tensors))}, wanted {', '.join(sorted(names))}; {mend}")
+        raise UserError(f"{path} contains {', '.join(sorted(tensors))}; expected {', '.join(sorted(names))}; {fix}")
     return tensors
 
 
 def short_error(error: BaseException) -> str:
-    """Why a library couldn't read a file, in few words: torch's own advise to run what pickles carry."""
+    """Why a library could not read a file, in a few words, without torch's advice to run pickled code."""
     text = " ".join(str(error).split())
-    if carried := re.search(r"GLOBAL (\S+)", text):
-        return f"it carries code: {carried[1]}"
+    if code := re.search(r"GLOBAL (\S+)", text):
+        return f"it contains code: {code[1]}"
     return text[:200]

@@ -1,4 +1,4 @@
-"""The protocols between ranks: what networks, views, autoencoders and encoders are to each other."""
+"""Interfaces between the packages: data modules, views, networks, autoencoders and encoders."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,41 +10,41 @@ from avatar.types import Conditioning, Latents, Pixels, Times
 
 @runtime_checkable
 class TrainingData(Protocol):
-    """What a run asks of its data module, beside Lightning's own."""
+    """The data module of a training run, in addition to Lightning's interface."""
 
-    start: int  # the pass that a resumed run goes on with
+    start: int  # the micro-batch with which a resumed run continues
 
     @property
     def accumulate(self) -> int:
-        """Passes per batch."""
+        """Micro-batches per batch."""
         ...
 
     @property
     def regions(self) -> frozenset[str]:
-        """Those of REGIONS that some of the training samples have masks of."""
+        """Those of REGIONS for which some training samples have masks."""
         ...
 
     def check(self, ranks: int) -> None:
-        """Raise an error for what can't be trained on by so many ranks, as far as it shows before anything is encoded.
+        """Raise UserError for data that can't be trained on with this number of ranks, before anything is encoded.
 
-        A run calls it, on every rank, before its folder is opened.
+        A run calls it on every rank before it creates its folder.
         """
         ...
 
     def describe_batch(self, ranks: int) -> str:
-        """What an update learns from."""
+        """The size of the global batch, in words."""
         ...
 
 
 @runtime_checkable
 class LatentData(TrainingData, Protocol):
-    """A data module of latents, of clips as long as `buckets.lengths` says."""
+    """A data module of latents, with clips of the lengths in `buckets.lengths`."""
 
     autoencoder: "VideoAutoencoder"
     audio: "AudioEncoder"
     text: "TextEncoder"
     image: "ImageEncoder | None"
-    buckets: Any  # an `avatar.data.bucketing.LengthBuckets`
+    buckets: Any  # an avatar.data.bucketing.LengthBuckets
 
     def sizes(self) -> set[tuple[int, int]]:
         """Heights and widths of its latents."""
@@ -57,22 +57,22 @@ class View(Protocol):
 
     @property
     def positions(self) -> Int[Tensor, " l"]:
-        """The place of each latent on the timeline; the sink's is -1."""
+        """The position of each latent on the timeline; that of the sink is -1."""
         ...
 
     @property
     def sink_positions(self) -> tuple[int, ...]:
-        """Every place that the sink is seen at."""
+        """All positions at which the sink is attended to."""
         ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Any) -> Tensor:
-        """What the pass's un-rotated queries find, among its own keys and what is cached; idempotent within a chunk."""
+        """Attention of un-rotated queries to the keys of this pass and of the cache; idempotent within a chunk."""
         ...
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network that predicts the velocity v = eps - x0 of every latent it is given."""
+    """A network that predicts the velocity v = eps - x0 of every latent."""
 
     def __call__(
         self,
@@ -91,7 +91,7 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class EncoderStream(Protocol):
-    """An encode in progress: pieces of whole latents' frames in, the first with one frame more, their latents out."""
+    """Streaming encoding: pieces of frames in, the first with one frame more, their latents out."""
 
     def push(self, piece: Pixels) -> Latents: ...
 
@@ -102,7 +102,7 @@ class EncoderStream(Protocol):
 
 @runtime_checkable
 class DecoderStream(Protocol):
-    """A decode in progress: pieces of latents in, the frames they complete out."""
+    """Streaming decoding: pieces of latents in, their frames out."""
 
     def push(self, piece: Latents) -> Pixels: ...
 
@@ -113,7 +113,7 @@ class DecoderStream(Protocol):
 
 @runtime_checkable
 class VideoAutoencoder(Protocol):
-    """Frames ↔ normalised latents. 1 + s·k frames make 1 + k latents; the first one stands for its frame alone."""
+    """Frames ↔ normalised latents. 1 + s·k frames make 1 + k latents; the first one covers its frame alone."""
 
     temporal_stride: int
     spatial_stride: int
@@ -136,26 +136,26 @@ class VideoAutoencoder(Protocol):
     def encoder_stream(self) -> EncoderStream: ...
 
     def decoder_stream(self) -> DecoderStream:
-        """A fresh stream, to be primed with the reference's latent, whose one frame is discarded."""
+        """A new stream, to be primed with the latent of the reference, whose one frame is discarded."""
         ...
 
 
 @runtime_checkable
 class AudioEncoder(Protocol):
-    """Sound → one feature vector per frame, and the window of frames that stands around each latent.
+    """Audio → one feature vector per frame, and the window of frames around each latent.
 
-    Features are made for a *hop* of frames at a time, and hops lie on a grid that begins where the timeline does: those
-    of a hop are a function of its own samples, of the `memory` samples before them and of the `reach` samples after.
+    Features are computed for a *hop* of frames at a time, on a grid that begins with the timeline. Those of a hop
+    depend on its own samples, on `left_samples` before them and on `lookahead_samples` after them.
     """
 
     dim: int
-    num_layers: int  # of layers of a network, which lie side by side in the features; 1: they are of one piece
+    num_layers: int  # layers of a network whose states are concatenated in the features; 1: no layers
     left_context: int  # frames before a latent's own frames
-    right_context: int  # frames after them; with the hop and the reach it makes what "future" means, and latency
-    hop_frames: int  # frames whose features are made together
+    right_context: int  # frames after them; with hop and look-ahead, the latency
+    hop_frames: int  # frames whose features are computed together
     left_samples: int
     lookahead_samples: int
-    silence: Float[Tensor, "h d"]  # the features of a hop of silence, amid silence
+    silence: Float[Tensor, "h d"]  # the features of a hop of silence, surrounded by silence
 
     @property
     def fingerprint(self) -> str:
@@ -163,11 +163,11 @@ class AudioEncoder(Protocol):
         ...
 
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of all whole frames, of which the first begins a hop; before and after the samples is silence."""
+        """Features of all complete frames; the first one begins a hop, and silence surrounds the samples."""
         ...
 
     def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of whole hops, from samples that bring `memory` more before them and `reach` more after them."""
+        """Features of complete hops, from samples with `left_samples` before and `lookahead_samples` after them."""
         ...
 
     def tokens(self, stride: int) -> int:
@@ -181,7 +181,7 @@ class AudioEncoder(Protocol):
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """Pictures → features of width `dim`."""
+    """Images → features of width `dim`."""
 
     dim: int
 
@@ -195,7 +195,7 @@ class ImageEncoder(Protocol):
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts → what the model's text entrance takes: a prompt's own tokens, none of them all zeros, then padding."""
+    """Prompts → inputs of the model's text embedder: the tokens of a prompt, none of them all zeros, then padding."""
 
     @property
     def fingerprint(self) -> str:
@@ -205,9 +205,9 @@ class TextEncoder(Protocol):
     def encode(self, prompts: list[str]) -> tuple[Shaped[Tensor, "e n ..."], Bool[Tensor, "e n"]]: ...
 
     def check(self, prompt: str) -> None:
-        """Raise ValueError for a prompt that is none, or that there is no room for."""
+        """Raise UserError if the prompt is not a string or exceeds the token limit."""
         ...
 
     def padded(self, tokens: Shaped[Tensor, "m ..."]) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
-        """A prompt's own tokens with zeros behind them, and which of all these may be attended to."""
+        """The tokens of a prompt padded with zeros, and the mask of those that are attended to."""
         ...

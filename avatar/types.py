@@ -1,4 +1,4 @@
-"""What the parts of the project hand to each other: conditioning, batches, bundles.
+"""Data that the packages exchange: conditioning, batches, bundles.
 
 Axes, the same letters in einops and jaxtyping:
 
@@ -12,7 +12,7 @@ Time runs from t = 0, data, to t = 1, noise (see `avatar.diffusion.path`).
 The clock: 25 frames and 16,000 samples a second. Frame i covers [i/25, (i+1)/25) s = 640 samples.
 
 The timeline: a latent on the timeline covers `temporal_stride` frames. The *reference* is one frame encoded by itself;
-its single latent is the *sink*. It stands before the timeline (position -1), attends only to itself and is never
+its single latent is the *sink*. Its position is -1, before the timeline; it attends only to itself and is never
 emitted.
 """
 
@@ -28,12 +28,12 @@ FRAME_RATE = 25
 SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 
-# Index 0 of each vocabulary means "not said": it is what dropout and guidance replace a label by.
+# Index 0 of each vocabulary means "unspecified": dropout and guidance replace labels by it.
 ROLES = ("own", "other")
 STATES = ("unspecified", "speaking", "listening", "idle")
 EMOTIONS = ("unspecified", "neutral", "happy", "sad", "angry", "surprised")
 GESTURES = ("unspecified", "none", "wave", "point", "nod", "shake", "shrug", "beat")
-REGIONS = ("face", "lips")  # of a picture; the lips lie in the face
+REGIONS = ("face", "lips")  # of an image; the lips are part of the face
 
 # Capitals, because a signature that takes pixels and gives latents means other lengths by the same letters.
 Pixels = Float[Tensor, "b C f H W"]
@@ -43,7 +43,7 @@ Times = Float[Tensor, "b l"]
 
 @dataclass
 class Conditioning:
-    """All that steers a clip, one entry per latent where it can change in mid-clip.
+    """The conditioning of a clip, with one entry per latent for what can change within the clip.
 
     A modality is *absent* where its mask is False (audio, text) or its index is 0 (labels).
     """
@@ -51,14 +51,14 @@ class Conditioning:
     reference: Float[Tensor, "b c 1 h w"]  # the sink: one frame, encoded by itself
     audio: Float[Tensor, "b r l k d"]  # features by role (see ROLES), k tokens around each latent
     audio_mask: Bool[Tensor, "b r l"]
-    text: Shaped[Tensor, "b e n ..."]  # byte ids, or features of a frozen encoder: what the model's text entrance takes
+    text: Shaped[Tensor, "b e n ..."]  # byte ids, or features of a frozen encoder
     text_mask: Bool[Tensor, "b e n"]
-    text_event: Int[Tensor, "b l"]  # which of the e events is spoken of at each latent
+    text_event: Int[Tensor, "b l"]  # which of the e prompts holds at each latent; -1: none
     state: Int[Tensor, "b l"]  # index into STATES
     emotion: Int[Tensor, "b l"]  # index into EMOTIONS
     emotion_intensity: Float[Tensor, "b l"]  # in [0, 1]
     gesture: Int[Tensor, "b l"]  # index into GESTURES
-    # What Wan's image-to-video networks take, and no others (see `avatar.conditioning.image_to_video`):
+    # For Wan's image-to-video networks only (see `avatar.conditioning.image_to_video`):
     image: Float[Tensor, "b i g"] | None = None  # the reference as a frozen image encoder's features
     concat_latents: Float[Tensor, "b j l h w"] | None = None  # concatenated to the input: [mask | known latents]
 
@@ -83,7 +83,7 @@ class Conditioning:
     def without(
         self, audio: Bool[Tensor, " b"], text: Bool[Tensor, " b"], labels: Bool[Tensor, " b"]
     ) -> "Conditioning":
-        """The same conditioning with modalities taken away from the samples that the flags name."""
+        """The same conditioning without the modalities of the flagged samples."""
         kept = (~labels)[:, None]
         return replace(
             self,
@@ -95,7 +95,7 @@ class Conditioning:
         )
 
     def blank(self, latents: int) -> "Conditioning":
-        """The same reference and text, over latents that are the reference: no audio, no event, no labels."""
+        """The conditioning of the reference's own latents: no audio, no prompt, no labels."""
         b, r, _, k, d = self.audio.shape
         labels = self.state.new_zeros(b, latents)
         known = None
@@ -115,19 +115,19 @@ class Conditioning:
         )
 
     def map(self, change) -> "Conditioning":
-        """Every tensor replaced by `change(tensor)`."""
+        """Apply `change` to every tensor."""
         return replace(self, **{name: change(getattr(self, name)) for name in self.given})
 
     @property
     def given(self) -> list[str]:
-        """The fields that hold a tensor: all but those that this model does without."""
+        """The names of the fields that hold a tensor."""
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]
 
 
 def join(parts: list[Conditioning], dim: str) -> Conditioning:
     """Conditionings joined along the batch (`"b"`), or along the timeline of one batch (`"l"`).
 
-    Along the timeline the reference and the text are those of the first part: what changes there is `text_event`.
+    Along the timeline the reference and the text are those of the first part; only `text_event` changes.
     """
     first = parts[0]
     if dim == "b":
@@ -146,24 +146,24 @@ def join(parts: list[Conditioning], dim: str) -> Conditioning:
     return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], axis) for name, axis in along.items()})
 
 
-# A batch is that of all ranks and of all passes whose gradients are accumulated: each takes every n-th of its samples.
-WHOLE_BATCH = slice(0, None, 1)
+# A batch is global, over all ranks and accumulated micro-batches: each takes every n-th of its samples.
+GLOBAL_BATCH = slice(0, None, 1)
 
 
 @dataclass
 class Batch:
-    """What a data module yields for training on latents."""
+    """A batch (or its shard) for training on latents."""
 
     latents: Float[Tensor, "b c l h w"]
     conditioning: Conditioning
     regions: Float[Tensor, "b m l h w"]  # share of each latent pixel that is each of REGIONS; zeros where unknown
     keys: list[str]  # one name per sample, for logs
-    shard: slice = field(default_factory=lambda: WHOLE_BATCH)  # which samples of the whole batch these are
+    shard: slice = field(default_factory=lambda: GLOBAL_BATCH)  # which samples of the global batch these are
 
 
 @dataclass
 class Frames:
-    """What a data module yields for training an autoencoder."""
+    """A batch for training an autoencoder."""
 
     video: Float[Tensor, "b c f h w"]
     reference: Float[Tensor, "b c 1 h w"]  # another frame of the same puppet
@@ -173,10 +173,10 @@ class Frames:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a stage hands to the next: weights, the config that builds their network, and what they were made with."""
+    """The result of a stage: weights, the config of their network and encoders, and the components they belong to."""
 
     kind: str  # "autoencoder", "teacher", "causal_teacher" or "student"
     weights: Mapping[str, Tensor]
     config: Mapping[str, Any]  # of the network and its encoders, see `avatar.models.registry`
-    components: Mapping[str, str] = field(default_factory=dict)  # name of a component → what tells its weights
+    components: Mapping[str, str] = field(default_factory=dict)  # name of a component → its fingerprint
     plan: Mapping[str, Any] | None = None  # the rollout plan that a student was trained for

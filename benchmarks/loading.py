@@ -1,7 +1,8 @@
 """Throughput of data loading: `python benchmarks/loading.py --seconds 20`.
 
-Writes a set of random latents as preprocessed shards, reads it as training does, in this process, and prints samples and
-latents per second of one worker: (i) from the shards, (ii) rendered by the puppet world for the autoencoder's training.
+Writes a set of random latents as preprocessed shards, reads it as training does, in this process, and prints samples
+and latents per second of one worker: (i) from the shards, (ii) rendered by the puppet world for the training of the
+autoencoder.
 It is compared with the consumption of one GPU that trains a large teacher:
 
     FLOPs per sample = 6 P n + 12 d_model layers n²       n tokens = latents · height · width / patch²

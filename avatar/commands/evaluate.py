@@ -1,9 +1,9 @@
-"""Score a bundle on held-out puppets: `python -m avatar evaluate student=BUNDLE split=dev seed=1`.
+"""Evaluation of a bundle on held-out puppets: `python -m avatar evaluate student=BUNDLE split=dev seed=1`.
 
-Every system makes the same clips, from the same references and sound, and is read by the same reader; beside the models
-stand the controls that say what their figures are worth: the ground truth, the ground truth through the autoencoder,
-the frozen reference, and the student with another clip's sound. How puppets move in general, other clips tell. What the
-student's labels do is seen in pairs that differ in the label alone.
+Every system generates the same clips, from the same references and audio, and the same state estimation reads them. The
+models are scored together with controls, which show what a score is worth: the ground truth, the ground truth through
+the autoencoder, the frozen reference, and the student with another clip's audio. The reference distribution of motion
+comes from other clips of the split. Control by labels is measured in counterfactual pairs that differ in one label.
 """
 
 from collections.abc import Iterator
@@ -17,121 +17,33 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
-from torch import Tensor
 
-from avatar.conditioning import image_to_video
-from avatar.data.encoded_clips import ClipSet, encode_clips, frames_beyond
+from avatar.commands.held_out import HeldOutClips
+from avatar.data.encoded_clips import ClipSet
 from avatar.diffusion.generation import ChunkByChunk, Generator
 from avatar.diffusion.rollout import Plan, plan_of
 from avatar.errors import ExistingFileError, require_int
 from avatar.files import create_folder
 from avatar.media.frames import to_uint8
 from avatar.metrics import control, drift, report
-from avatar.metrics.distribution import Trajectory
 from avatar.metrics.scores import score
-from avatar.metrics.state_estimation import EstimatedClip, PixelReader, StateReader, VideoReader
+from avatar.metrics.state_estimation import EstimatedClip
 from avatar.models import bundle, hub
 from avatar.models.video_dit import VideoDiT
 from avatar.process import choose_device, set_up_torch
-from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
-from avatar.puppet.worlds import PixelWorld, World
+from avatar.puppet.worlds import PixelWorld
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted, StreamStats, stream
 from avatar.training import checks
-from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Batch, Conditioning, Latents
+from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Conditioning
 
 SHOWN = 3  # clips on the contact sheet
-GESTURE_S = 1.6  # how long a gesture is asked for
-
-
-class Evaluation:
-    """Held-out clips, and what each system makes of them."""
-
-    def __init__(
-        self,
-        world: World,
-        autoencoder: VideoAutoencoder,
-        audio: AudioEncoder,
-        text: TextEncoder,
-        image: ImageEncoder | None,
-        clips: ClipSet,
-        cache: Path,
-        workers: int,
-    ):
-        self.world, self.autoencoder, self.audio, self.text, self.image = world, autoencoder, audio, text, image
-        self.clips, self.cache = clips, cache
-        self.stride = autoencoder.temporal_stride
-        encoded = encode_clips(
-            clips,
-            world,
-            autoencoder,
-            self.audio,
-            self.text,
-            cache,
-            workers,
-            lambda loader: track(loader, f"encoding {clips.count} {clips.split} clips"),
-        )
-        every = torch.arange(clips.count)
-        self.batch: Batch = encoded.batch(every, torch.zeros_like(every), clips.latents, self.audio, self.text)
-        frames = 1 + self.stride * clips.latents
-        # Made as the encoder made them, with the audio's right context, for a clip's length is part of its seed.
-        extra = frames_beyond(self.audio, frames - 1)
-        self.truth = [
-            clips.make(i, frames + extra, cache / "speech")
-            for i in track(range(clips.count), f"drawing {clips.count} {clips.split} clips")
-        ]
-        self.reader: VideoReader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
-
-    def others(self, count: int, first: int) -> list[Trajectory]:
-        """The true states of other clips of the split, of the same kind and length."""
-        clips, frames = replace(self.clips, count=count, first=first), 1 + self.stride * self.clips.latents
-        numbers = track(range(count), f"drawing {count} other clips' motion")
-        return [clips.make(i, frames, self.cache / "speech").states[1:] for i in numbers]
-
-    def ground_truth(self) -> list[Tensor]:
-        frames = 1 + self.stride * self.clips.latents
-        return [self.world.video(clip, 1, frames) for clip in self.truth]
-
-    def frozen(self) -> list[Tensor]:
-        frames = self.stride * self.clips.latents
-        return [self._decoded(i, None).expand(-1, frames, -1, -1) for i in range(self.clips.count)]
-
-    def through_autoencoder(self) -> list[Tensor]:
-        return [self._decoded(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
-
-    def generated(self, net: VideoDiT, generator: Generator, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
-        """As many clips as there is conditioning for, as a generator makes them, a few at a time."""
-        device = next(net.parameters()).device
-        made = []
-        for part in track(torch.arange(len(cond.state)).split(8), title):
-            picked = image_to_video.with_image_conditioning(
-                cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image
-            )
-            made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
-        latents = torch.cat(made)
-        return [self._decoded(i, latents[i : i + 1]) for i in range(len(latents))]
-
-    def shuffled(self) -> Conditioning:
-        """The conditioning, but for the sound, which is the next clip's."""
-        cond = self.batch.conditioning
-        return replace(cond, audio=cond.audio.roll(1, 0), audio_mask=cond.audio_mask.roll(1, 0))
-
-    def read(self, videos: list[Tensor], title: str) -> list[EstimatedClip]:
-        pairs = list(zip(self.truth[: len(videos)], videos, strict=True))
-        return [self.reader.read(clip, video, start=1) for clip, video in track(pairs, f"reading {title}")]
-
-    @torch.no_grad()
-    def _decoded(self, index: int, latents: Latents | None) -> Tensor:
-        """A clip decoded as a stream decodes it, behind its reference; without latents, the reference itself."""
-        device = next((p.device for p in self.autoencoder.parameters()), torch.device("cpu"))
-        decoder = self.autoencoder.decoder_stream()
-        reference = decoder.push(self.batch.conditioning.reference[index : index + 1].to(device))
-        return (reference if latents is None else decoder.push(latents.to(device)))[0].cpu()
+GESTURE_S = 1.6  # duration of a commanded gesture, seconds
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Make, read and score all systems; write report.json, report.md and pictures into the folder."""
-    require_int(2, clips=cfg.clips)  # or else shuffled audio would be a clip's own
+    """Generate, estimate and score all systems; write report.json, report.md and plots into the folder."""
+    require_int(2, clips=cfg.clips)  # with one clip, shuffled audio would be its own
     require_int(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
     require_int(0, seed=cfg.seed, others=cfg.others, control=cfg.control)
     set_up_torch(cfg.threads)
@@ -152,43 +64,45 @@ def evaluate(cfg: DictConfig) -> None:
         bundle.check_latents(net, autoencoder)
         bundle.check_encoders(net, origin.config, encoders)
         checks.check_inputs(net, autoencoder, **encoders, sizes=[(height, width)])
-    whole = hydra.utils.instantiate(cfg.teacher_sampler)
-    streams = origin.kind != "teacher"  # which sees all of a clip at once
+    bidirectional = hydra.utils.instantiate(cfg.teacher_sampler)
+    streams = origin.kind != "teacher"  # which is bidirectional
     plan = plan_of(origin.plan, dict(cfg.plan or {}))
-    generator = ChunkByChunk(plan) if streams else whole
+    generator = ChunkByChunk(plan) if streams else bidirectional
     stages = dict(cfg.stages or {})
 
     with timed(stages, "evaluate"):
         scene = hydra.utils.instantiate(cfg.scene)
         clips = ClipSet(cfg.split, cfg.schedule, cfg.clips, cfg.latents, scene=scene)
-        evaluation = Evaluation(world, autoencoder, **encoders, clips=clips, cache=Path(cfg.cache), workers=cfg.workers)
-        cond = evaluation.batch.conditioning
+        held_out = HeldOutClips(world, autoencoder, **encoders, clips=clips, cache=Path(cfg.cache), workers=cfg.workers)
+        cond = held_out.batch.conditioning
         videos = {
-            "ground_truth": evaluation.ground_truth(),
-            "autoencoder": evaluation.through_autoencoder(),
-            "frozen": evaluation.frozen(),
-            "student": evaluation.generated(student, generator, cond, cfg.seed, "student"),
-            "shuffled_audio": evaluation.generated(
-                student, generator, evaluation.shuffled(), cfg.seed, "student, shuffled audio"
+            "ground_truth": held_out.ground_truth(),
+            "autoencoder": held_out.through_autoencoder(),
+            "frozen": held_out.frozen(),
+            "student": held_out.generated(student, generator, cond, cfg.seed, "student"),
+            "shuffled_audio": held_out.generated(
+                student, generator, held_out.shuffled(), cfg.seed, "student, shuffled audio"
             ),
         }
         if teacher is not None:
-            videos["teacher"] = evaluation.generated(teacher, whole, cond, cfg.seed, f"teacher, {whole.steps} steps")
-        readings = {name: evaluation.read(video, name) for name, video in videos.items()}
-        others = evaluation.others(cfg.others, first=cfg.clips + cfg.streams)
+            videos["teacher"] = held_out.generated(
+                teacher, bidirectional, cond, cfg.seed, f"teacher, {bidirectional.steps} steps"
+            )
+        readings = {name: held_out.read(video, name) for name, video in videos.items()}
+        others = held_out.others(cfg.others, first=cfg.clips + cfg.streams)
         scores = {name: score(read, others) for name, read in readings.items()}
 
     control_scores = None
-    if cfg.control and cfg.latents * evaluation.stride >= control.LEAST:
+    if cfg.control and cfg.latents * held_out.stride >= control.LEAST:
         with timed(stages, "control"):
-            control_scores = counterfactuals(evaluation, student, generator, min(cfg.control, cfg.clips), cfg.seed)
+            control_scores = counterfactuals(held_out, student, generator, min(cfg.control, cfg.clips), cfg.seed)
         for attribute, found in control_scores.items():
             found["ground_truth"] = scores["ground_truth"][f"{attribute}_accuracy"]
 
     long, stats = {}, None
     if streams:
         with timed(stages, "stream"):
-            made = [streamed(evaluation, student, plan, cfg, number) for number in range(cfg.streams)]
+            made = [stream_clip(held_out, student, plan, cfg, number) for number in range(cfg.streams)]
         stats = asdict(StreamStats.of(made[0].emitted))
         long = {"student": [stream.student for stream in made], "ground truth": [stream.truth for stream in made]}
         scores["student"]["drift"] = drift.drift(long["student"])
@@ -204,7 +118,7 @@ def evaluate(cfg: DictConfig) -> None:
     )
     result["commands"] = {"evaluate": OmegaConf.to_container(cfg, resolve=True)}
     shown = [name for name in ("ground_truth", "teacher", "student") if name in videos]
-    titles = [clip.caption for clip in evaluation.truth[:SHOWN]]
+    titles = [clip.caption for clip in held_out.truth[:SHOWN]]
     report.save_tracks(folder / "tracks.png", {n: readings[n][:SHOWN] for n in shown[1:]}, titles)
     pictures = ["tracks.png"]
     if long:
@@ -219,32 +133,32 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def counterfactuals(
-    evaluation: Evaluation, net: VideoDiT, generator: Generator, count: int, seed: int
+    held_out: HeldOutClips, net: VideoDiT, generator: Generator, count: int, seed: int
 ) -> dict[str, Any]:
-    """What labels do in the first clips: another emotion throughout, or a gesture in the middle where there is none.
+    """Scores of counterfactual pairs of the first clips: another emotion, or a gesture in the middle of a calm clip.
 
-    Reference, sound and noise stay, and there is no text, which might say otherwise.
+    Reference, audio and noise are the same in both clips of a pair, and there is no prompt, which might contradict.
     """
     flags = {name: torch.full((count,), name == "text") for name in ("audio", "text", "labels")}
-    cond = evaluation.batch.conditioning.map(lambda x: x[:count]).without(**flags)
+    cond = held_out.batch.conditioning.map(lambda x: x[:count]).without(**flags)
     cond = replace(cond, gesture=torch.full_like(cond.gesture, GESTURES.index("none")))
     numbers = torch.arange(count)
 
-    def build_encoder(cond: Conditioning, what: str) -> list[EstimatedClip]:
-        return evaluation.read(evaluation.generated(net, generator, cond, seed, f"student, {what}"), what)
+    def generate(cond: Conditioning, what: str) -> list[EstimatedClip]:
+        return held_out.read(held_out.generated(net, generator, cond, seed, f"student, {what}"), what)
 
-    plain = build_encoder(cond, "labels alone")
+    plain = generate(cond, "labels alone")
     moods = len(EMOTIONS) - 1
-    emotion = 1 + (cond.emotion[:, 0] + numbers % (moods - 1)) % moods  # any but the clip's own
-    moody = build_encoder(replace(cond, emotion=emotion[:, None].expand_as(cond.emotion)), "other emotions")
+    emotion = 1 + (cond.emotion[:, 0] + numbers % (moods - 1)) % moods  # another one than the clip's
+    moody = generate(replace(cond, emotion=emotion[:, None].expand_as(cond.emotion)), "other emotions")
     seen = [control.visible(clip.states) for clip in plain]
     gesture = torch.tensor([GESTURES.index(names[i % len(names)]) for i, names in enumerate(seen)])
-    length = min(cond.latents, -int(-GESTURE_S * FRAME_RATE // evaluation.stride))
+    length = min(cond.latents, -int(-GESTURE_S * FRAME_RATE // held_out.stride))
     start = (cond.latents - length) // 2
     gestures = cond.gesture.clone()
     gestures[:, start : start + length] = gesture[:, None]
-    moved = build_encoder(replace(cond, gesture=gestures), "gestures")
-    part = slice(start * evaluation.stride, (start + length) * evaluation.stride)
+    moved = generate(replace(cond, gesture=gestures), "gestures")
+    part = slice(start * held_out.stride, (start + length) * held_out.stride)
     return {
         "emotion": control.counterfactual(
             [(a.trajectory, b.trajectory) for a, b in zip(plain, moody, strict=True)],
@@ -261,41 +175,41 @@ def counterfactuals(
 
 @dataclass(frozen=True)
 class LongStream:
-    """One long live stream: what left the session, and what is read of it and of its ground truth."""
+    """One long stream: what the session emitted, and the states estimated from it and from its ground truth."""
 
     emitted: list[Emitted]
     student: EstimatedClip
     truth: EstimatedClip
 
 
-def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictConfig, number: int) -> LongStream:
-    """The stream of the clip `number` beyond those that are scored: a calm portrait, whatever their scene."""
+def stream_clip(held_out: HeldOutClips, student: VideoDiT, plan: Plan, cfg: DictConfig, number: int) -> LongStream:
+    """Stream a calm portrait: clip `number` after those that are scored."""
     split = ClipSet(cfg.split, "speaking", cfg.streams, 1, first=cfg.clips)
-    clip = split.make(number, cfg.stream_frames, evaluation.cache / "speech")
+    clip = split.make(number, cfg.stream_frames, held_out.cache / "speech")
     title = f"stream {number + 1} of {cfg.streams}, {cfg.stream_frames} frames"
     blocks = range(0, cfg.stream_frames, 100)
-    drawn = [evaluation.world.video(clip, i, i + 100) for i in track(blocks, f"{title}: drawing")]
+    drawn = [held_out.world.video(clip, i, i + 100) for i in track(blocks, f"{title}: drawing")]
     truth = torch.cat(drawn, dim=1)
     session = Session(
         student,
-        evaluation.autoencoder,
-        evaluation.audio,
-        evaluation.text,
+        held_out.autoencoder,
+        held_out.audio,
+        held_out.text,
         plan,
         truth[None, :, :1],
         seed=cfg.seed + number,
         prompt=clip.caption,
-        image=evaluation.image,
+        image=held_out.image,
     )
     session.set_state("speaking")
     session.set_emotion(EMOTIONS[clip.emotion[0]], float(clip.intensity[0]))
     session.gesture(GESTURES[clip.gesture[0]], cfg.stream_frames / FRAME_RATE)
-    total = cfg.stream_frames // (plan.chunk * evaluation.stride)
+    total = cfg.stream_frames // (plan.chunk * held_out.stride)
     speech = torch.from_numpy(clip.own)
     emitted = list(track(stream(session, speech), title, total))
     video = torch.cat([chunk.frames for chunk in emitted], dim=1)
     read = {
-        name: evaluation.reader.read(clip, frames, progress=lambda parts, name=name: track(parts, f"reading {name}"))
+        name: held_out.reader.read(clip, frames, progress=lambda parts, name=name: track(parts, f"reading {name}"))
         for name, frames in {"student": video, "truth": truth}.items()
     }
     return LongStream(emitted, **read)
@@ -303,7 +217,7 @@ def streamed(evaluation: Evaluation, student: VideoDiT, plan: Plan, cfg: DictCon
 
 @contextmanager
 def timed(stages: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds that a block takes to the stages."""
+    """Record the seconds of a block under the name of its stage."""
     start = perf_counter()
     yield
     stages[name] = perf_counter() - start

@@ -1,10 +1,11 @@
-"""Which features a timeline has, and which sound they wait for; one answer for training and for streaming.
+"""Audio-feature timing: the feature frames of a timeline, the samples that they need, and their silent padding.
 
-The grid of an audio encoder's hops begins with the timeline's frame 0. The features of frames 0 to n are known once
+Shared by training and streaming. The hops of an audio encoder form a grid that begins with frame 0 of the timeline. The
+features of frames 0 to n are complete after
 
-    640 hop ⌈n / hop⌉ + reach    samples of the timeline
+    640 hop ⌈n / hop⌉ + lookahead    samples of the timeline.
 
-have come. Before the timeline stand features of silence.
+Before the timeline there are features of silence.
 """
 
 import torch
@@ -16,25 +17,25 @@ from avatar.types import SAMPLES_PER_FRAME
 
 
 def samples_needed(audio: AudioEncoder, frames: int) -> int:
-    """Samples of a timeline after which the features of its first `frames` frames are known."""
+    """Samples of a timeline after which the features of its first frames are complete."""
     return -(-frames // audio.hop_frames) * audio.hop_frames * SAMPLES_PER_FRAME + audio.lookahead_samples
 
 
 def receptive_field_frames(audio: AudioEncoder) -> tuple[int, int]:
-    """Frames of sound before a stretch of frames and after it that the features of the stretch depend on at most."""
+    """Frames of audio before and after a span of frames that its features can depend on."""
     before, after = (-(-samples // SAMPLES_PER_FRAME) for samples in (audio.left_samples, audio.lookahead_samples))
     return before + audio.hop_frames - 1, after + audio.hop_frames - 1
 
 
 def silent_features(audio: AudioEncoder, first: int, frames: int) -> Float[Tensor, "f d"]:
-    """Features of silent frames from frame `first` of a timeline on; its own first one is 0."""
+    """Features of silence from frame `first` of a timeline on, where 0 is the first frame."""
     return audio.silence[torch.arange(first, first + frames) % audio.hop_frames]
 
 
 def features_until(audio: AudioEncoder, samples: Float[Tensor, " s"], first: int) -> Float[Tensor, "f d"]:
-    """Features of sound that begins at frame `first` of a timeline, behind silence.
+    """Features of audio that begins at frame `first` of a timeline, after silence.
 
-    The last frames are left out, whose features depend on sound beyond the samples.
+    Without the last frames, whose features depend on audio after the samples.
     """
     ahead = first % audio.hop_frames  # frames of silence that complete the first hop
     end = (

@@ -1,14 +1,13 @@
-"""What networks made for image-to-video are told of the reference; one answer for training and for streaming.
+"""Image-to-video conditioning (Wan 2.1 I2V): CLIP features, and channels [mask | latents of reference + grey frames].
 
-Wan 2.1's take the picture as an image encoder sees it, and beside the noise channels of what is known of the video: a
-mask, and the latents of a video that begins with the picture and goes on in grey (arXiv:2503.20314). The picture's own
-latent is the sink here:
+Shared by training and streaming. The channels are concatenated to the noisy latents: a mask of known frames, and the
+latents of a video of the image followed by grey frames (arXiv:2503.20314). The latent of the image itself is the sink:
 
     sink        [1 … 1 | the reference]                      by `Conditioning.blank`
     timeline    [0 … 0 | latents of grey frames after it]
 
-A causal encoder's memory ends somewhere, so latents of one and the same frame repeat from some place on, and a stream
-needs no more than those before. Wan's remembers 112 frames: the 29th latent of grey is the first without the picture.
+A causal encoder has a finite receptive field, so from some position on the latents of grey frames repeat, and a stream
+needs only those before it. Wan's has a memory of 112 frames: the 29th grey latent is the first one without the image.
 """
 
 from dataclasses import dataclass, replace
@@ -20,21 +19,20 @@ from torch import Tensor, nn
 from avatar.protocols import ImageEncoder, VideoAutoencoder
 from avatar.types import Conditioning
 
-MAX_GREY_LATENTS = 29  # latents of grey frames that are ever made; the last one stands for all that follow
+MAX_GREY_LATENTS = 29  # grey latents that are encoded; the last one is repeated
 
 
 @dataclass(frozen=True)
 class I2VConditioning:
-    """The references of a batch, and what is told of them wherever on the timeline."""
+    """The references of a batch, with the conditioning of image-to-video networks at any position of the timeline."""
 
     reference: Float[Tensor, "b c 1 h w"]
     image: Float[Tensor, "b i g"] | None = None
-    # Of the timeline's first latents; all later ones have the last's.
+    # Of the first latents of the timeline; the last one is repeated.
     channels: Float[Tensor, "b j n h w"] | None = None
 
     def apply(self, cond: Conditioning, start: int = 0) -> Conditioning:
-        """A conditioning of latents from `start` on, with the fields of image-to-video networks filled, if there are
-        any."""
+        """A conditioning of latents from `start` on with the fields of image-to-video networks, if there are any."""
         if self.image is None or self.channels is None:
             return cond
         places = torch.arange(start, start + cond.latents).clamp(max=self.channels.shape[2] - 1)
@@ -46,9 +44,9 @@ class I2VConditioning:
 def encode_reference(
     reference: Float[Tensor, "b c 1 h w"], autoencoder: VideoAutoencoder, image: ImageEncoder | None, latents: int
 ) -> I2VConditioning:
-    """What is told of references on a timeline of so many latents, from the references' own latents alone.
+    """Encode references for a timeline of `latents`, from their own latents alone.
 
-    Without an image encoder nothing is. What is made beyond `MAX_GREY_LATENTS` latents would be the same again.
+    Without an image encoder there is nothing to encode. At most MAX_GREY_LATENTS are encoded.
     """
     if image is None:
         return I2VConditioning(reference)
@@ -63,9 +61,9 @@ def encode_reference(
 def with_image_conditioning(
     cond: Conditioning, autoencoder: VideoAutoencoder, image: ImageEncoder | None
 ) -> Conditioning:
-    """A clip's conditioning, from its timeline's start on, with what its networks are told of the reference.
+    """The conditioning of a clip from its start on, with the fields of image-to-video networks.
 
-    Without an image encoder it is complete as it is; else the encoders are moved to where the reference is.
+    Unchanged without an image encoder; else the encoders are moved to the device of the reference.
     """
     if image is None:
         return cond

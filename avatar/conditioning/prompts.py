@@ -1,6 +1,6 @@
-"""Prompts as they are kept: a text encoder's own tokens, without the padding, features in half precision.
+"""Encoded prompts without padding, features in half precision, and a cache of them.
 
-UMT5's features of twenty tokens take 160 kB so, and padded to 512 tokens of full precision 8 MB.
+UMT5's features of twenty tokens take 160 kB in this form; padded to 512 tokens in full precision, 8 MB.
 """
 
 from jaxtyping import Shaped
@@ -8,30 +8,30 @@ from torch import Tensor
 
 from avatar.protocols import TextEncoder
 
-CAPACITY = 256  # prompts that are remembered
+CAPACITY = 256  # prompts in a cache
 
 
 def encode_prompt(prompt: str, text: TextEncoder) -> Shaped[Tensor, "m ..."]:
-    """What is kept of a prompt. Raises ValueError where the encoder refuses it."""
+    """The tokens of a prompt without padding. Raises UserError where the encoder rejects it."""
     tokens = strip_padding(text.encode([prompt])[0][0])
     return tokens.half() if tokens.is_floating_point() else tokens
 
 
 def strip_padding(tokens: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
-    """Tokens without the zeros behind them, to be padded as their encoder pads."""
+    """Tokens without the zeros at their end; `TextEncoder.padded` restores them."""
     return tokens[tokens[..., None].flatten(1).any(dim=1)]
 
 
 class PromptCache:
-    """The tokens of prompts that come again and again: those asked for last are not encoded anew."""
+    """The tokens of the prompts that were used last. It can be pickled, for the workers of a data loader."""
 
     def __init__(self, text: TextEncoder):
-        self._text, self._known = text, {}
+        self._text, self._cached = text, {}
 
     def tokens(self, prompt: str) -> Shaped[Tensor, "m ..."]:
-        """`tokens_of` a prompt."""
-        found = self._known.pop(prompt, None)
-        self._known[prompt] = encode_prompt(prompt, self._text) if found is None else found
-        if len(self._known) > CAPACITY:
-            del self._known[next(iter(self._known))]  # the one not asked for the longest
-        return self._known[prompt]
+        """`encode_prompt`, from the cache where possible."""
+        found = self._cached.pop(prompt, None)
+        self._cached[prompt] = encode_prompt(prompt, self._text) if found is None else found
+        if len(self._cached) > CAPACITY:
+            del self._cached[next(iter(self._cached))]  # the least recently used
+        return self._cached[prompt]

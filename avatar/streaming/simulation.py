@@ -1,12 +1,12 @@
-"""A session against the clock: sound as if it were being spoken, and how quickly frames come of it.
+"""Simulated real-time playback: feeds a recording in packets and measures latency, stalls and real-time factor.
 
-No time is waited for. The clock is simulated: it starts with the first sample spoken, a packet is there when its last
-sample has been spoken, and computing takes as long as it was measured to take. The computer does one thing at a time:
+Nothing waits. The simulated clock starts with the first sample spoken, a packet arrives when its last sample has been
+spoken, and computation takes as long as it was measured to take. The computer does one thing at a time:
 
-    begin = max(packet is there, computer is free),    ready_at = begin + seconds,    free = ready_at
+    begin = max(arrival of the packet, computer is free),    ready_at = begin + seconds,    free = ready_at
 
-so a computer that is too slow falls behind here as it would live. A session is opened before the first sample, and the
-reading-in of its reference is not counted.
+so a computer that is too slow falls behind, as it would live. The session is opened before the first sample; the time
+to encode its reference is not counted.
 """
 
 import time
@@ -24,13 +24,13 @@ from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 @dataclass(frozen=True)
 class Emitted:
-    """One chunk that left the session."""
+    """One emitted chunk."""
 
     frames: Float[Tensor, "c f h w"]  # on the CPU
-    samples: Float[Tensor, " s"]  # the speech that sounds during them, 640 each; silence after its end
-    seconds: float  # of computing since the chunk before left
+    samples: Float[Tensor, " s"]  # the audio of these frames, 640 each; silence after its end
+    seconds: float  # of computation since the previous chunk
     ready_at: float  # seconds after the first sample was spoken
-    evaluations: int  # passes of the network that it took
+    evaluations: int  # forward passes of the network
 
 
 def stream(
@@ -39,13 +39,23 @@ def stream(
     packet: int = SAMPLES_PER_FRAME,
     other: Float[Tensor, " s"] | None = None,
 ) -> Iterator[Emitted]:
-    """Feed a recording to a fresh session in packets of so many samples, and yield its chunks as they come."""
+    """Feed a recording to a fresh session in packets, and yield its chunks as they are generated.
+
+    Args:
+        session: a new one.
+        speech: the recording, at 16 kHz in [-1, 1].
+        packet: samples per packet.
+        other: the voice of the other person, as long as `speech`.
+
+    Raises:
+        UserError: an empty recording, packets without samples, or a session with audio.
+    """
     if packet < 1:
         raise UserError(f"packets of {packet} samples; give at least 1")
     if not len(speech):
-        raise UserError("speech of 0 samples; wanted at least one: give longer audio")
+        raise UserError("speech of 0 samples; expected at least one: give longer audio")
     if session.received:
-        raise UserError(f"a session that has heard {session.received} samples already; open a fresh one")
+        raise UserError(f"a session with {session.received} samples already; open a new one")
     calls = []
     counter = session.net.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -77,19 +87,19 @@ def stream(
 
 @dataclass(frozen=True)
 class StreamStats:
-    """What a stream was like to watch."""
+    """Latency and speed of a stream."""
 
-    first_frame_s: float  # from the first sample spoken to the first frame out: sound that must be heard first included
-    stall_free_first_frame_s: float  # the same, to the earliest start from which playback never has to wait
+    first_frame_s: float  # from the first sample spoken to the first frame, its look-ahead included
+    stall_free_first_frame_s: float  # the same, to the earliest start without later stalls
     chunk_p50_s: float  # median computing time of a chunk
     chunk_p99_s: float  # and its 99th percentile, interpolated
     real_time_factor: float  # seconds of computing per second of video
     frames: int
-    evaluations_per_chunk: float  # passes of the network, counted, on average
+    evaluations_per_chunk: float  # mean number of forward passes
 
     @classmethod
     def of(cls, records: list[Emitted]) -> "StreamStats":
-        """The figures of a stream, from all its chunks in order.
+        """The figures of a stream from all its chunks in order.
 
         Playback that starts at T shows frame i at T + i/25. It never stalls if every chunk is ready before its first
         frame i is due: T = max over chunks of (ready_at - i/25).

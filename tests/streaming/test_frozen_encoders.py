@@ -1,4 +1,4 @@
-"""With frozen networks as encoders: what is prepared, trained on and streamed is one and the same."""
+"""Frozen speech and text networks: preprocessed, training and streamed features are equal."""
 
 from pathlib import Path
 
@@ -49,52 +49,52 @@ def net_for(encoder: WindowedEncoder, **changes):
 
 
 @torch.no_grad()
-def test_a_session_makes_the_same_frames_however_the_sound_is_cut(encoder):
+def test_a_session_gives_the_same_frames_for_every_cut(encoder):
     net, plan, speech = net_for(encoder, channels=4), Plan((1.0,), chunk=2, first_chunk=1, window=4), torch.randn(4800)
     decoder = CausalConvAutoencoder(channels=4, widths=(8, 8)).eval()
-    decoder.origin = Origin({})  # which loaded ones have
-    picture = torch.rand(1, 3, 1, 16, 16)
+    decoder.origin = Origin({})  # as loaded ones have
+    portrait = torch.rand(1, 3, 1, 16, 16)
 
-    def film(packet: int) -> torch.Tensor:
-        session = Session(net, decoder, encoder, ByteTokenizer(16), plan, picture, seed=3)
+    def stream_clip(packet: int) -> torch.Tensor:
+        session = Session(net, decoder, encoder, ByteTokenizer(16), plan, portrait, seed=3)
         return torch.cat([*(session.push(part) for part in speech.split(packet)), session.finish()], dim=1)
 
-    whole = film(len(speech))
-    assert whole.shape[1] == 8 and torch.equal(film(700), whole)
+    full = stream_clip(len(speech))
+    assert full.shape[1] == 8 and torch.equal(stream_clip(700), full)
     windows = AudioWindow(encoder, STRIDE)
-    heard = torch.cat([windows.push(speech), windows.push(torch.zeros(windows.samples_needed(3) - len(speech)))])
-    cond = conditioning(decoder.encode(picture), heard)
+    streamed = torch.cat([windows.push(speech), windows.push(torch.zeros(windows.samples_needed(3) - len(speech)))])
+    cond = conditioning(decoder.encode(portrait), streamed)
     made = generate(net, cond, plan, Noise((3,))).latents
     expected = decoder.decode(torch.cat([cond.reference, made], dim=2))[0, :, 1:]
-    torch.testing.assert_close(whole, expected[:, :8], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(full, expected[:, :8], rtol=1e-4, atol=1e-4)
 
 
 def conditioning(reference: torch.Tensor, own: torch.Tensor) -> Conditioning:
     ids, mask = ByteTokenizer(16).encode([""])
-    unsaid = torch.zeros(1, len(own), dtype=torch.long)
+    unspecified = torch.zeros(1, len(own), dtype=torch.long)
     return Conditioning(
         reference=reference,
         audio=torch.stack([own, own * 0])[None],
         audio_mask=torch.tensor([[True], [False]]).expand(2, len(own))[None],
         text=ids[None],
         text_mask=mask[None],
-        text_event=unsaid,
-        state=unsaid,
-        emotion=unsaid,
-        emotion_intensity=unsaid.float(),
-        gesture=unsaid,
+        text_event=unspecified,
+        state=unspecified,
+        emotion=unspecified,
+        emotion_intensity=unspecified.float(),
+        gesture=unspecified,
     )
 
 
 def speech(key: str) -> np.ndarray:
-    """Behind a silent first frame, which lies before the timeline: so it is before a stream."""
-    sound = np.random.default_rng(len(key)).integers(-3000, 3000, FRAMES * SAMPLES_PER_FRAME).astype(np.int16)
-    sound[:SAMPLES_PER_FRAME] = 0
-    return sound
+    """Noise after a silent first frame, which precedes the timeline, as silence precedes a stream."""
+    samples = np.random.default_rng(len(key)).integers(-3000, 3000, FRAMES * SAMPLES_PER_FRAME).astype(np.int16)
+    samples[:SAMPLES_PER_FRAME] = 0
+    return samples
 
 
 def batch_of(folder: Path, audio, text) -> Batch:
-    """A whole clip."""
+    """A batch of one complete clip."""
     module = ShardClips(
         [str(folder)],
         "train",
@@ -118,11 +118,11 @@ def batch_of(folder: Path, audio, text) -> Batch:
     return next(iter(module.train_dataloader()))
 
 
-@pytest.mark.parametrize("prepared", [False, True])
-def test_training_hears_what_a_stream_hears_and_learns_its_mix(encoder, text, tmp_path, prepared):
+@pytest.mark.parametrize("preprocessed", [False, True])
+def test_training_features_equal_streamed_ones_and_the_mix_is_trained(encoder, text, tmp_path, preprocessed):
     def make(key, *of):
         files = sample(key, *of) | {"audio.flac": flac(speech(key)), "txt": "a happy cat"}
-        if prepared:  # among the source's other frames, which are silent
+        if preprocessed:  # surrounded by silent frames of the source
             around = np.pad(speech(key).astype(np.float32) / 2**15, 20 * SAMPLES_PER_FRAME)
             Encoders(audio=encoder, text=text).write(
                 tmp_path / key, None, tmp_path, around, slice(20, 20 + FRAMES), "a happy cat"
@@ -135,13 +135,13 @@ def test_training_hears_what_a_stream_hears_and_learns_its_mix(encoder, text, tm
     batch = batch_of(folder, encoder, text)
     cond, key = batch.conditioning, batch.keys[0].split("@")[0]
     windows = AudioWindow(encoder, STRIDE)
-    heard = windows.push(torch.from_numpy(speech(key).astype(np.float32) / 2**15)[SAMPLES_PER_FRAME:])
+    streamed = windows.push(torch.from_numpy(speech(key).astype(np.float32) / 2**15)[SAMPLES_PER_FRAME:])
     known = cond.audio_mask[0, 0]
-    assert known.tolist() == [True] * 7 + [prepared]  # the last latent waits for a frame after the clip's end
-    # The frame before the timeline is silent, and hears what comes after it: in a clip its features are its own.
+    assert known.tolist() == [True] * 7 + [preprocessed]  # the last latent needs a frame after the end of the clip
+    # In a clip, the silent frame before the timeline has features of its own, which depend on the audio after it.
     past = encoder.left_context
-    torch.testing.assert_close(cond.audio[0, 0, :7, past:], heard[:7, past:], rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(cond.audio[0, 0, 1:7], heard[1:7], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(cond.audio[0, 0, :7, past:], streamed[:7, past:], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(cond.audio[0, 0, 1:7], streamed[1:7], rtol=2e-3, atol=2e-3)
     features, mask = text.encode(["a happy cat"])
     torch.testing.assert_close(cond.text[0], features, rtol=2e-3, atol=2e-3)
     assert torch.equal(cond.text_mask[0], mask)

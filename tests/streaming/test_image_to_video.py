@@ -1,4 +1,4 @@
-"""Networks made for image-to-video stream what they make of a whole clip, told of the reference as in training."""
+"""Streams of image-to-video networks equal offline generation with the same conditioning of the reference."""
 
 from dataclasses import replace
 
@@ -23,9 +23,9 @@ from tests.streaming.test_session import (
     TEXT,
     close,
     conditioning,
+    noise_audio,
     offline,
     randomised,
-    sound,
     streamed,
     windows,
 )
@@ -47,13 +47,13 @@ def net(image):
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
-    """Latents that repeat from the fourth on, so that a short stream gets there."""
+    """Repeat the grey latents from the fourth on, so that a short stream reaches them."""
     monkeypatch.setattr(image_to_video, "MAX_GREY_LATENTS", 4)
 
 
 @pytest.fixture
 def autoencoder():
-    """One whose latents of grey frames differ for long."""
+    """An autoencoder whose latents of grey frames keep changing."""
     statistics = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
     return randomised(WanAutoencoder({"base_dim": 2, "z_dim": 4, "num_res_blocks": 1} | statistics))
 
@@ -72,8 +72,8 @@ def opened(net, autoencoder, image, reference):
 
 
 @pytest.fixture
-def message(autoencoder, image, reference):
-    """The conditioning of a whole clip of some speech."""
+def clip_conditioning(autoencoder, image, reference):
+    """The conditioning of a complete clip with this speech."""
 
     def make(speech: torch.Tensor, latents: int) -> Conditioning:
         return image_to_video.with_image_conditioning(
@@ -83,53 +83,53 @@ def message(autoencoder, image, reference):
     return make
 
 
-def test_streamed_equals_offline_also_where_latents_repeat(opened, message):
-    session, speech = opened(), sound(7)
-    close(streamed(session, speech, 3001), offline(session, message(speech, 7)))
+def test_streamed_equals_offline_where_grey_latents_repeat(opened, clip_conditioning):
+    session, speech = opened(), noise_audio(7)
+    close(streamed(session, speech, 3001), offline(session, clip_conditioning(speech, 7)))
 
 
-def test_what_is_told_reaches_the_network(opened, message):
-    session, cond = opened(), message(sound(3), 3)
+def test_the_conditioning_changes_the_output(opened, clip_conditioning):
+    session, cond = opened(), clip_conditioning(noise_audio(3), 3)
     plain = offline(session, cond)
     for change in ({"image": -cond.image}, {"concat_latents": cond.concat_latents.roll(1, 2)}):
         assert (offline(session, replace(cond, **change)) - plain).abs().max() > 1e-3
 
 
-def test_another_reference_is_told_from_the_next_chunk_on(opened, autoencoder, reference):
-    speech, session, other = sound(6), opened(), torch.randn_like(reference)
+def test_a_new_reference_holds_from_the_next_chunk_on(opened, autoencoder, reference):
+    speech, session, other = noise_audio(6), opened(), torch.randn_like(reference)
     seen, chunk = [], session.rollout.chunk
     session.rollout.chunk = lambda cond: (seen.append(cond), chunk(cond))[1]
     session.push(speech[: 4 * LATENT])
     session.set_reference(latent=other)
     session.push(speech[4 * LATENT :])
     for cond, latent, start in zip(seen, (reference, reference, other), (0, 1, 3), strict=True):
-        wanted = image_to_video.encode_reference(latent, autoencoder, session.image, 4).apply(cond, start)
+        expected = image_to_video.encode_reference(latent, autoencoder, session.image, 4).apply(cond, start)
         assert torch.equal(cond.reference, latent)
-        assert torch.equal(cond.image, wanted.image) and torch.equal(cond.concat_latents, wanted.concat_latents)
+        assert torch.equal(cond.image, expected.image) and torch.equal(cond.concat_latents, expected.concat_latents)
     assert not torch.equal(seen[1].image, seen[2].image)
 
 
-def test_an_interrupt_goes_back_to_what_was_told_then(opened, reference):
-    """The first reference is wished for again: the sink that comes back is its own, and nothing is read in anew."""
-    speech, session = sound(6), opened()
-    whole = streamed(opened(), speech, 1 << 20)
+def test_an_interrupt_restores_the_reference_of_its_chunk(opened, reference):
+    """The first reference is set again: the restored sink is its own, and it is not encoded again."""
+    speech, session = noise_audio(6), opened()
+    full = streamed(opened(), speech, 1 << 20)
     session.push(speech[: 2 * LATENT])
     session.set_reference(latent=torch.randn_like(reference))
     session.push(speech[2 * LATENT :])
     session.set_reference(latent=reference)
     assert session.interrupt(STRIDE) == STRIDE
-    assert torch.equal(streamed(session, speech[LATENT:], 700), whole[:, STRIDE:])
+    assert torch.equal(streamed(session, speech[LATENT:], 700), full[:, STRIDE:])
 
 
-def test_each_window_of_a_long_clip_follows_the_reference(net, message):
-    cond, seen = message(sound(5), 5), []
+def test_each_window_of_a_long_clip_follows_the_reference(net, clip_conditioning):
+    cond, seen = clip_conditioning(noise_audio(5), 5), []
 
     class Spy(torch.nn.Module):
         def tokens(self, height, width):
             return net.tokens(height, width)
 
         def forward(self, x, t, cond, view, r=None, guidance=None):
-            seen.append(cond.concat_latents[:, :, 1:])  # behind the sink's
+            seen.append(cond.concat_latents[:, :, 1:])  # after those of the sink
             return torch.zeros_like(x)
 
     WholeClip(steps=1, window=2)(Spy(), cond, (0,))
@@ -138,7 +138,7 @@ def test_each_window_of_a_long_clip_follows_the_reference(net, message):
 
 
 @pytest.mark.parametrize("changes", [{"image": None}, {"extra_in_channels": STRIDE}, {"image": ImageProjection(8, 24)}])
-def test_a_network_that_wants_anything_else_is_refused(autoencoder, image, reference, changes):
+def test_a_network_with_other_conditioning_is_rejected(autoencoder, image, reference, changes):
     given = {"extra_in_channels": STRIDE + 4, "image": ImageProjection(image.dim, 24)} | changes
     net = make_net(channels=4, audio_features=AUDIO.dim, audio_tokens=AUDIO.tokens(STRIDE), **given)
     with pytest.raises(ValueError, match=r"image features of width 16 and 8 more channels.*image_encoder=clip"):

@@ -1,0 +1,107 @@
+"""The clips of an evaluation: held-out puppets, their conditioning, and the videos that a system generates for them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from avatar.conditioning import image_to_video
+from avatar.data.encoded_clips import ClipSet, encode_clips, frames_beyond
+from avatar.diffusion.generation import Generator
+from avatar.metrics.distribution import Trajectory
+from avatar.metrics.state_estimation import EstimatedClip, PixelReader, StateReader, VideoReader
+from avatar.models.video_dit import VideoDiT
+from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
+from avatar.puppet.worlds import PixelWorld, World
+from avatar.types import Batch, Conditioning, Latents
+
+
+class HeldOutClips:
+    """Held-out clips with their conditioning, and the videos of each system for them, `c f h w` per clip."""
+
+    def __init__(
+        self,
+        world: World,
+        autoencoder: VideoAutoencoder,
+        audio: AudioEncoder,
+        text: TextEncoder,
+        image: ImageEncoder | None,
+        clips: ClipSet,
+        cache: Path,
+        workers: int,
+    ):
+        self.world, self.autoencoder, self.audio, self.text, self.image = world, autoencoder, audio, text, image
+        self.clips, self.cache = clips, cache
+        self.stride = autoencoder.temporal_stride
+        encoded = encode_clips(
+            clips,
+            world,
+            autoencoder,
+            self.audio,
+            self.text,
+            cache,
+            workers,
+            lambda loader: track(loader, f"encoding {clips.count} {clips.split} clips"),
+        )
+        every = torch.arange(clips.count)
+        self.batch: Batch = encoded.batch(every, torch.zeros_like(every), clips.latents, self.audio, self.text)
+        frames = 1 + self.stride * clips.latents
+        # As long as for encoding, the audio's right context included: a clip's length is part of its seed.
+        extra = frames_beyond(self.audio, frames - 1)
+        self.truth = [
+            clips.make(i, frames + extra, cache / "speech")
+            for i in track(range(clips.count), f"drawing {clips.count} {clips.split} clips")
+        ]
+        self.reader: VideoReader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
+
+    def others(self, count: int, first: int) -> list[Trajectory]:
+        """The true states of other clips of the split, of the same kind and length: the reference motion."""
+        clips, frames = replace(self.clips, count=count, first=first), 1 + self.stride * self.clips.latents
+        numbers = track(range(count), f"drawing {count} other clips' motion")
+        return [clips.make(i, frames, self.cache / "speech").states[1:] for i in numbers]
+
+    def ground_truth(self) -> list[Tensor]:
+        """Rendered from the true states."""
+        frames = 1 + self.stride * self.clips.latents
+        return [self.world.video(clip, 1, frames) for clip in self.truth]
+
+    def frozen(self) -> list[Tensor]:
+        """The reference, decoded and repeated."""
+        frames = self.stride * self.clips.latents
+        return [self._decoded(i, None).expand(-1, frames, -1, -1) for i in range(self.clips.count)]
+
+    def through_autoencoder(self) -> list[Tensor]:
+        """The true latents, decoded."""
+        return [self._decoded(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
+
+    def generated(self, net: VideoDiT, generator: Generator, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
+        """Videos generated for a conditioning, a few clips at a time."""
+        device = next(net.parameters()).device
+        made = []
+        for part in track(torch.arange(len(cond.state)).split(8), title):
+            picked = image_to_video.with_image_conditioning(
+                cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image
+            )
+            made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
+        latents = torch.cat(made)
+        return [self._decoded(i, latents[i : i + 1]) for i in range(len(latents))]
+
+    def shuffled(self) -> Conditioning:
+        """The conditioning with the audio of the next clip."""
+        cond = self.batch.conditioning
+        return replace(cond, audio=cond.audio.roll(1, 0), audio_mask=cond.audio_mask.roll(1, 0))
+
+    def read(self, videos: list[Tensor], title: str) -> list[EstimatedClip]:
+        """States estimated from the first videos."""
+        pairs = list(zip(self.truth[: len(videos)], videos, strict=True))
+        return [self.reader.read(clip, video, start=1) for clip, video in track(pairs, f"reading {title}")]
+
+    @torch.no_grad()
+    def _decoded(self, index: int, latents: Latents | None) -> Tensor:
+        """A clip decoded as in a stream, after its reference; without latents, the reference alone."""
+        device = next((p.device for p in self.autoencoder.parameters()), torch.device("cpu"))
+        decoder = self.autoencoder.decoder_stream()
+        reference = decoder.push(self.batch.conditioning.reference[index : index + 1].to(device))
+        return (reference if latents is None else decoder.push(latents.to(device)))[0].cpu()
