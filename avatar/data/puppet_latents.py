@@ -20,7 +20,7 @@ from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoe
 from avatar.puppet.worlds import World
 from avatar.types import REGIONS, Batch
 
-WHOLE_BATCHES = BatchShard()
+GLOBAL_BATCHES = BatchShard()
 
 
 class LatentBatches(Dataset):
@@ -36,7 +36,7 @@ class LatentBatches(Dataset):
         start: int,
         stop: int,
         placement: Placement = EVENLY,
-        share: BatchShard = WHOLE_BATCHES,
+        share: BatchShard = GLOBAL_BATCHES,
     ):
         self.clips, self.buckets, self.audio, self.text = clips, buckets, audio, text
         self.seed, self.start, self.stop = seed, start, stop

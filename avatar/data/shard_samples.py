@@ -29,7 +29,7 @@ from avatar.media.frames import from_uint8
 from avatar.media.regions import mouth_in, shares
 from avatar.media.video_reader import open_video
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
-from avatar.types import REGIONS, SAMPLES_PER_FRAME, STATES, WHOLE_BATCH, Batch, Conditioning
+from avatar.types import GLOBAL_BATCH, REGIONS, SAMPLES_PER_FRAME, STATES, Batch, Conditioning
 
 COMMON = frozenset(
     ("meta.json", "afeat.npy", "audio.flac", "face.npy", "lips.npy", "text.npy", "txt", "state.npy", "vad.npy")
@@ -48,7 +48,7 @@ class Footage:
     conditioning: Conditioning  # without a reference
     regions: Float[Tensor, "b m l _ _"]  # as in Batch
     keys: list[str]
-    shard: slice = field(default_factory=lambda: WHOLE_BATCH)  # as in Batch
+    shard: slice = field(default_factory=lambda: GLOBAL_BATCH)  # as in Batch
 
 
 @dataclass(frozen=True)

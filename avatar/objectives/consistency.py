@@ -25,7 +25,7 @@ from avatar.objectives.distributed import sample_globally
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
-from avatar.types import WHOLE_BATCH, Batch, Conditioning, Latents, Times
+from avatar.types import GLOBAL_BATCH, Batch, Conditioning, Latents, Times
 
 
 class Consistency(lightning.LightningModule):
@@ -75,7 +75,7 @@ class Consistency(lightning.LightningModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def draw_times(self, x0: Latents, part: slice = WHOLE_BATCH) -> tuple[Times, Times]:
+    def draw_times(self, x0: Latents, part: slice = GLOBAL_BATCH) -> tuple[Times, Times]:
         """Neighbouring times of the discretised trajectory, one pair per chunk; the earlier may be 0."""
         n = self.discretisation
         u = self.pattern.times(sample_globally(self._steps, part), x0)

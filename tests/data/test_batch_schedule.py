@@ -9,7 +9,7 @@ import torch
 from avatar.data.batch_schedule import ANYWHERE, AT_START, EVENLY, ON_CHANGE, BatchSchedule, Placement, changes, place
 from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
 from avatar.data.encoded_clips import EncodedClips
-from avatar.data.puppet_latents import WHOLE_BATCHES, LatentBatches
+from avatar.data.puppet_latents import GLOBAL_BATCHES, LatentBatches
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.types import REGIONS, Batch
@@ -226,7 +226,7 @@ STATE[2, 15:] = STATE[5, 3:] = 2
 CLIPS = puppets(STATE)
 
 
-def drawn(placement: Placement = EVENLY, steps: int = 30, share: BatchShard = WHOLE_BATCHES) -> list[Batch]:
+def drawn(placement: Placement = EVENLY, steps: int = 30, share: BatchShard = GLOBAL_BATCHES) -> list[Batch]:
     batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, TEXT, 1, 0, steps, placement, share)
     return [batches[i] for i in range(steps)]
 
