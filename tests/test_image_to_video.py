@@ -58,7 +58,7 @@ def stages(folder, world, encoder) -> dict[str, Path]:
     return {"teacher": teacher, "causal": fitted("distill", folder / "causal", *common, *causal, tiny=PUPPETS)}
 
 
-def test_a_trained_bundle_names_its_image_encoder(stages, encoder, folder):
+def test_a_trained_bundle_records_its_image_encoder(stages, encoder, folder):
     origin = bundle.origin_of(bundle.load(str(stages["teacher"])))
     assert f"image.weights='{origin.config['image']['weights']}'" == encoder[1]
     assert origin.build_encoder("image").dim == 16 and list((folder / "teacher" / "samples").glob("*.mp4"))
@@ -78,7 +78,7 @@ def test_a_stream_equals_the_rollout(stages, world, folder):
     torch.testing.assert_close(frames, expected[:, :10], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow  # a full evaluation with its figures
+@pytest.mark.slow  # a full evaluation with all plots
 def test_student_and_teacher_are_evaluated(stages, world, folder):
     small = ("clips=2", "others=0", "control=0", "latents=2", "stream_frames=12", "threads=1", "workers=0")
     nets = (f"student='{stages['causal']}'", f"teacher='{stages['teacher']}'", "teacher_sampler.steps=1")
@@ -91,11 +91,15 @@ def test_student_and_teacher_are_evaluated(stages, world, folder):
 @pytest.mark.parametrize(
     "network, encoded, message",
     [
-        (NETWORK, False, "width 0 and 0 more channels for a network that takes 16 and 8; image-to-video networks want"),
+        (
+            NETWORK,
+            False,
+            "width 0 and 0 extra channels for a network that takes 16 and 8; image-to-video networks need",
+        ),
         (
             SMALL_NET,
             True,
-            "width 16 and 8 more channels for a network that takes 0 and 0; image-to-video networks want",
+            "width 16 and 8 extra channels for a network that takes 0 and 0; image-to-video networks need",
         ),
     ],
 )

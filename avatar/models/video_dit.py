@@ -1,97 +1,73 @@
-"""The one backbone: latents, their times and their conditioning in, velocity out.
+"""Diffusion transformer: the one backbone of teacher, causal teacher, student and critic.
 
 Its blocks are Wan's (arXiv:2503.20314): self-attention over time × space with rotary positions, cross-attention to the
-text, feed-forward, all modulated by time; beside the text each latent attends to the sound around it. Teacher, causal
-teacher, student and critic are this class: who attends to whom, and what is cached, is the view's business.
+text, and feed-forward, modulated by the timestep. In addition each latent attends to the audio around it. Causality and
+caching belong to the view, never to the network.
 
-Times and labels are per latent, so clean and noisy latents may stand in one sequence.
+Timesteps and labels are per latent, so one sequence can contain clean and noisy latents.
 """
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from avatar.errors import UserError
-from avatar.nn.attention import AdditiveInjection, CrossAttention, ImageKeys, SelfAttention, zero_init_
+from avatar.nn.attention import zero_init_
+from avatar.nn.block import Block, Injection
 from avatar.nn.embeddings import (
     AudioEmbedder,
     ByteTextEncoder,
     ImageProjection,
-    InputSkip,
     LabelEmbedding,
-    PatchEmbedding,
     ScalarEmbedding,
     TextProjection,
     per_latent_text,
-    unpatched,
 )
 from avatar.nn.masks import SINK
-from avatar.nn.norm import LayerNorm, gated, modulate
+from avatar.nn.norm import LayerNorm, modulate
+from avatar.nn.patches import InputSkip, PatchEmbedding, unpatched
 from avatar.nn.rope import Rope, Rotation
 from avatar.protocols import AudioEncoder, ImageEncoder, VideoAutoencoder, View
 from avatar.types import ROLES, Conditioning, Latents, Times
 
-Injection = Literal["attention", "addition"]
-
-
-class Block(nn.Module):
-    """Wan's block, with audio after text; the other arguments are VideoDiT's."""
-
-    def __init__(self, dim: int, ffn: int, heads: int, layer: int, image: bool, audio: Injection, audio_tokens: int):
-        super().__init__()
-        self.norm1 = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.attention = SelfAttention(dim, heads, layer)
-        self.norm_text = LayerNorm(dim, eps=1e-6)
-        self.text = CrossAttention(dim, heads, ImageKeys(dim) if image else None)
-        self.norm_audio = LayerNorm(dim, eps=1e-6) if audio == "attention" else nn.Identity()
-        self.audio = CrossAttention(dim, heads) if audio == "attention" else AdditiveInjection(dim, audio_tokens)
-        self.norm2 = LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn), nn.GELU(approximate="tanh"), nn.Linear(ffn, dim))
-        self.modulation = nn.Parameter(torch.empty(6, dim))
-        self.reset_parameters()
-        zero_init_(self.audio.out)
-
-    def reset_parameters(self) -> None:
-        """The start of its own parameter, not of its layers'."""
-        nn.init.normal_(self.modulation, std=1 / math.sqrt(self.modulation.shape[-1]))
-
-    def forward(self, x: Tensor, time: Float[Tensor, "b l 6 d"], text, audio, view: View, rotation: Rotation) -> Tensor:
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (time + self.modulation).unbind(2)
-        x = gated(x, self.attention(modulate(self.norm1(x), shift, scale), view, rotation), gate)
-        x = x + self.text(self.norm_text(x), *text)
-        x = self._audio_attention(x, *audio)
-        return gated(x, self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale)), ffn_gate)
-
-    def _audio_attention(self, x: Tensor, tokens: Float[Tensor, "b l m d"], mask: Tensor) -> Tensor:
-        """The tokens x with what their latent hears; every latent listens to its own sound alone."""
-        b, l = tokens.shape[:2]
-        queries = self.norm_audio(x).reshape(b * l, -1, x.shape[-1])
-        y = self.audio(queries, tokens.flatten(0, 1), mask.flatten(0, 1)[:, None])
-        return (x.reshape(queries.shape) + y).reshape(x.shape)
-
 
 class VideoDiT(nn.Module):
-    """Predicts v = eps - x0 for every latent of a pass.
+    """Diffusion transformer that predicts the velocity v = eps - x0 of every latent.
+
+        net = VideoDiT(48, dim=96, ffn=384, heads=3, layers=4, patch=1, audio_features=160, audio_tokens=9,
+                       text=ByteTextEncoder(96))
+        view = mask_view(MaskSpec((5,)), net.tokens(8, 8), x.device)  # [sink | 5 latents], bidirectional
+        v = net(x, t, join([cond.blank(1), cond], "l"), view)  # x and v: b 48 6 8 8, t: b 6 in [0, 1]
 
     Args:
-        channels: of the latents.
-        patch: edge of a patch, in latent pixels.
-        audio_features, audio_tokens: width and number of audio tokens per latent and role.
-        text: the entrance of the text (byte ids or a frozen encoder's features → tokens of width `dim`).
-        reference_channels: whether the reference enters by the patches and the carry.
-        reference_sink: whether it stands before the timeline; if not, the sink is there and empty.
-        audio_injection: a latent's tokens attend to its sound ("attention"), or its sound is added to all of them
-            ("addition"), in every block.
-        extra_in_channels: that the patches take beside the latents' own, from `Conditioning.concat_latents`.
-        image: the entrance of the reference as an image encoder sees it, from `Conditioning.image`.
-        audio_layers: of a frozen network that the audio features are the states of, mixed as the network learns.
-        strides: frames and pixels of a latent, of the autoencoder that it is made for; None: of any.
+        channels: channels c of the latents.
+        dim: width of the tokens, a multiple of `heads`.
+        ffn: width of the feed-forward's hidden layer.
+        heads: attention heads per block; dim / heads is even, for the rotary positions.
+        layers: number of blocks.
+        patch: edge of a square patch, in latent pixels; divides the latents' height and width.
+        audio_features: width of the features per audio token (`AudioEncoder.dim`).
+        audio_tokens: audio tokens per latent and role (`AudioEncoder.tokens(stride)`).
+        text: text embedder, from byte ids or a frozen encoder's features to tokens of width `dim`.
+        reference_channels: whether the reference's patches are added to every latent's, and the input skip has it.
+        reference_sink: whether the sink holds the reference; if not, the sink's input is zero.
+        audio_injection: "attention": a latent's tokens attend to its audio tokens, in every block; "addition": a sum of
+            its audio tokens is added to all of them.
+        extra_in_channels: channels of `Conditioning.concat_latents`, concatenated to the latents.
+        image: image embedder, for `Conditioning.image`; None: the network takes no image features.
+        audio_layers: layers of a frozen network whose states are concatenated in the audio features; their mix is
+            learned. 1: no layers to mix.
+        strides: frames and pixels per latent of the autoencoder that the network is for; None: any autoencoder.
         flow_map: whether it takes a target timestep `r` (flow maps, consistency models with two timesteps).
         guidance_embedding: whether it takes a guidance scale (guidance distillation, arXiv:2210.03142).
+
+    Raises:
+        UserError: a size below 1 or that does not divide another, embedders of another width, no place for the
+            reference, or an unknown `audio_injection`.
     """
 
     def __init__(
@@ -119,20 +95,22 @@ class VideoDiT(nn.Module):
         sizes = {"channels": channels, "dim": dim, "ffn": ffn, "heads": heads, "layers": layers, "patch": patch}
         for name, value in sizes.items():
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name}={value}; wanted a whole number from 1 on")
+                raise UserError(f"{name}={value}; expected an integer of at least 1: change it")
         if dim % heads:
-            raise UserError(f"a width of {dim} can't be shared by {heads} heads; choose a multiple of {heads}")
-        for name, entrance in (("text", text), ("image", image)):
-            if entrance is not None and entrance.dim != dim:
+            raise UserError(f"got dim={dim} for {heads} heads; expected a multiple of the heads: change one of them")
+        for name, embedder in (("text", text), ("image", image)):
+            if embedder is not None and embedder.dim != dim:
                 raise UserError(
-                    f"{name} of width {entrance.dim} for a network of width {dim}; set network.{name}.dim to this"
+                    f"got {name} of width {embedder.dim} for a network of width {dim}; set network.{name}.dim={dim}"
                 )
         if strides is not None and ([*map(type, strides)] != [int, int] or min(strides) < 1):
-            raise UserError(f"strides={strides}; wanted the frames and the pixels of a latent, such as [4, 8]")
+            raise UserError(f"strides={strides}; expected the frames and pixels per latent, such as [4, 8]")
         if not (reference_channels or reference_sink):
-            raise UserError("the reference enters nowhere; give reference_channels or reference_sink or both")
+            raise UserError(
+                "got neither reference_channels nor reference_sink, so the network has no reference; set one or both"
+            )
         if audio_injection not in get_args(Injection):
-            raise UserError(f"audio_injection={audio_injection!r}; choose one of {', '.join(get_args(Injection))}")
+            raise UserError(f"audio_injection={audio_injection!r}; expected one of {', '.join(get_args(Injection))}")
         self.reference_sink, self.extra_in_channels = reference_sink, extra_in_channels
         self.audio_injection, self.ffn = audio_injection, ffn
         self.channels, self.dim, self.heads, self.layers, self.patch = channels, dim, heads, layers, patch
@@ -146,7 +124,7 @@ class VideoDiT(nn.Module):
         self.modulation = nn.Linear(dim, 6 * dim)
         self.audio = AudioEmbedder(audio_features, audio_tokens, dim, audio_layers)
         self.text, self.image = text, image
-        audio_tokens = 1 + len(ROLES) * audio_tokens  # the entrance's null token is one of them
+        audio_tokens = 1 + len(ROLES) * audio_tokens  # with the null token
         self.blocks = nn.ModuleList(
             Block(dim, ffn, heads, layer, image is not None, audio_injection, audio_tokens) for layer in range(layers)
         )
@@ -159,11 +137,11 @@ class VideoDiT(nn.Module):
             zero_init_(layer)
 
     def reset_parameters(self) -> None:
-        """The start of its own parameter, not of its layers'."""
+        """Initialise the output's modulation; submodules initialise themselves."""
         nn.init.normal_(self.modulation_out, std=1 / math.sqrt(self.dim))
 
     def zero_init_added_layers(self) -> None:
-        """Let all that Wan's networks lack start at zero, so that a loaded network computes what it computed."""
+        """Zero-initialise the layers that Wan lacks, so that loaded weights of Wan give the same output."""
         added = [*self._optional_outputs(), self.input_skip.weights, self.patches.reference]
         added += [self.labels.state, self.labels.emotion, self.labels.gesture]
         for layer in (*added, *(block.get_submodule("audio.out") for block in self.blocks)):
@@ -171,54 +149,60 @@ class VideoDiT(nn.Module):
                 zero_init_(layer)
 
     def check_inputs(self, autoencoder: VideoAutoencoder, audio: AudioEncoder, image: ImageEncoder | None) -> None:
-        """Raise UserError unless it takes what these make."""
+        """Raise UserError unless the network takes the latents and features of these components."""
         if self.channels != autoencoder.channels:
             raise UserError(
-                f"a network for latents of {self.channels} channels with an autoencoder of {autoencoder.channels}; "
-                "take the autoencoder that it was trained with, or a model= for these latents"
+                f"got a network for latents of {self.channels} channels with an autoencoder of {autoencoder.channels}; "
+                "choose the autoencoder that it was trained with, or a model= for these latents"
             )
-        stride, edge = autoencoder.temporal_stride, autoencoder.spatial_stride
-        if self.strides is not None and self.strides != (stride, edge):
+        temporal, spatial = autoencoder.temporal_stride, autoencoder.spatial_stride
+        if self.strides is not None and self.strides != (temporal, spatial):
             frames, pixels = self.strides
             raise UserError(
-                f"a network for latents of {frames} frames of {pixels}×{pixels} pixels with an autoencoder of {stride} "
-                f"of {edge}×{edge}; choose the autoencoder= of its latents, such as autoencoder=wan22"
+                f"got a network for latents of {frames} frames of {pixels}×{pixels} pixels with an autoencoder of "
+                f"{temporal} of {spatial}×{spatial}; choose the autoencoder= of its latents, such as autoencoder=wan22"
             )
-        self.check_audio(audio, stride)
-        wanted = (0 if self.image is None else self.image.features, self.extra_in_channels)
-        given = (0, 0) if image is None else (image.dim, stride + self.channels)
-        if wanted != given:
+        self.check_audio(audio, temporal)
+        expected = (0 if self.image is None else self.image.features, self.extra_in_channels)
+        got = (0, 0) if image is None else (image.dim, temporal + self.channels)
+        if got != expected:
             raise UserError(
-                f"image features of width {given[0]} and {given[1]} more channels for a network that takes {wanted[0]} "
-                f"and {wanted[1]}; image-to-video networks want their image encoder (image_encoder=clip), others "
-                "none (image=null)"
+                f"got image features of width {got[0]} and {got[1]} extra channels for a network that takes "
+                f"{expected[0]} and {expected[1]}; image-to-video networks need their image encoder "
+                "(image_encoder=clip), others have none (image=null)"
             )
 
     def check_audio(self, audio: AudioEncoder, stride: int) -> None:
-        """Raise UserError unless it takes what this makes of latents of so many frames."""
-        wanted, given = (self.audio.tokens, self.audio.features), (audio.tokens(stride), audio.dim)
-        if wanted != given:
+        """Raise UserError unless the network takes this encoder's features, for latents of `stride` frames."""
+        expected, got = (self.audio.tokens, self.audio.features), (audio.tokens(stride), audio.dim)
+        if got != expected:
             raise UserError(
-                f"audio of {given[0]} tokens × {given[1]} features for a network that takes {wanted[0]} × {wanted[1]}; "
-                "take the audio encoder that it was trained with, or set model.network.audio_tokens and audio_features"
+                f"got audio of {got[0]} tokens × {got[1]} features for a network that takes {expected[0]} × "
+                f"{expected[1]}; choose the audio encoder that it was trained with, or set model.network.audio_tokens "
+                "and audio_features"
             )
 
     def check_shapes(
         self, audio_layers: int, text: Shaped[Tensor, "e n ..."], sizes: Collection[tuple[int, int]]
     ) -> None:
-        """Raise UserError unless it can read audio of the states of so many layers, texts like this, and latents of
-        these heights and widths."""
+        """Raise UserError unless the network takes inputs of these shapes.
+
+        Args:
+            audio_layers: layers of the audio encoder (`AudioEncoder.num_layers`).
+            text: an encoded prompt.
+            sizes: heights and widths of latents.
+        """
         if self.audio.layers not in (1, audio_layers):
             raise UserError(
-                f"audio features of {audio_layers} layers for a network that mixes {self.audio.layers}; set "
+                f"got audio features of {audio_layers} layers for a network that mixes {self.audio.layers}; set "
                 f"model.network.audio_layers={audio_layers}"
             )
         self.text.check(text)
         for height, width in sizes:
             if height % self.patch or width % self.patch:
                 raise UserError(
-                    f"latents of {height}×{width} can't be cut into patches of {self.patch}; choose another size of "
-                    "frames, or a model= of smaller patches"
+                    f"got latents of {height}×{width}; expected multiples of the patch size {self.patch}: choose "
+                    "another frame size, or a model= with smaller patches"
                 )
 
     def tokens(self, height: int, width: int) -> int:
@@ -234,17 +218,22 @@ class VideoDiT(nn.Module):
         r: Times | None = None,
         guidance: Float[Tensor, "b l"] | None = None,
     ) -> Latents:
-        """The velocity of latents `x` at times `t`.
+        """The velocity of the latents.
 
-        `r` is the target timestep of a flow map, `guidance` the scale of a guidance-distilled network; each needs the
-        embedding of its name.
+        Args:
+            x: noisy latents in the order of the view, sink first where the pass has it.
+            t: the timestep of each latent, from 0 (data) to 1 (noise).
+            cond: the conditioning of the same latents.
+            view: what they may attend to: a mask or a KV cache.
+            r: target timesteps, for networks with `flow_map`.
+            guidance: guidance scales, for networks with `guidance_embedding`.
         """
         height, width = x.shape[-2:]
         rows, columns = height // self.patch, width // self.patch
-        places = torch.tensor(view.sink_positions, device=x.device, dtype=torch.long)
+        sinks = torch.tensor(view.sink_positions, device=x.device, dtype=torch.long)
         rotation = Rotation(
             self.rope.table(view.positions, rows, columns, x.dtype),
-            [self.rope.table(places[n : n + 1], rows, columns, x.dtype) for n in range(len(view.sink_positions))],
+            [self.rope.table(sinks[n : n + 1], rows, columns, x.dtype) for n in range(len(view.sink_positions))],
         )
         if not self.reference_sink:
             x = x * (view.positions > SINK)[:, None, None]
@@ -255,13 +244,13 @@ class VideoDiT(nn.Module):
                 time = time + embedding(value)
         modulation = self.modulation(nn.functional.silu(time)).unflatten(-1, (6, self.dim))
 
-        tokens = self.patches(self._with_more(x, cond), cond.reference)
+        tokens = self.patches(self._with_concat_latents(x, cond), cond.reference)
         latents, per_latent = tokens.shape[1:3]
-        words, on = self.text(cond.text, cond.text_mask)
-        text, spoken = per_latent_text(words, on, cond.text_event)
+        event_tokens, mask = self.text(cond.text, cond.text_mask)
+        text, attended = per_latent_text(event_tokens, mask, cond.text_event)
         image = None if self.image is None else self.image(cond.image)
-        # As numbers at once: attention would turn them into these in every block.
-        bias = torch.zeros_like(spoken, dtype=text.dtype).masked_fill(~spoken, -math.inf)
+        # A float mask, once: attention would convert a boolean mask to it in every block.
+        bias = torch.zeros_like(attended, dtype=text.dtype).masked_fill(~attended, -math.inf)
         text = (text, bias.repeat_interleave(per_latent, dim=1), image)
         audio = self.audio(cond.audio, cond.audio_mask)
 
@@ -275,13 +264,14 @@ class VideoDiT(nn.Module):
     def _optional_outputs(self) -> list[nn.Linear]:
         return [embedding.linear_2 for embedding in (self.target_time, self.guidance) if embedding is not None]
 
-    def _with_more(self, x: Latents, cond: Conditioning) -> Float[Tensor, "b k l h w"]:
+    def _with_concat_latents(self, x: Latents, cond: Conditioning) -> Float[Tensor, "b k l h w"]:
         given = 0 if cond.concat_latents is None else cond.concat_latents.shape[1]
         if given != self.extra_in_channels:
             raise UserError(
-                f"{given} channels beside the latents' own, wanted {self.extra_in_channels}: see "
-                "Conditioning.concat_latents"
+                f"got {given} channels in Conditioning.concat_latents; expected {self.extra_in_channels}: set it with "
+                "avatar.conditioning.image_to_video"
             )
         if (cond.image is None) != (self.image is None):
-            raise UserError(f"image features are {'missing' if self.image else 'not wanted'}: see Conditioning.image")
+            got, expected = ("none", "some") if self.image else ("some", "none")
+            raise UserError(f"got {got} image features; expected {expected}: see Conditioning.image")
         return x if cond.concat_latents is None else torch.cat([x, cond.concat_latents], dim=1)

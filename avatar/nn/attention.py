@@ -11,7 +11,12 @@ from avatar.protocols import View
 
 
 class SelfAttention(nn.Module):
-    """Attention of this pass's tokens to all that their view shows them."""
+    """Self-attention through a view: the view decides which keys each query attends to, and caches them.
+
+    Args:
+        dim: width of the tokens, a multiple of `heads`.
+        layer: index of the layer, by which the view finds the cached keys and values.
+    """
 
     def __init__(self, dim: int, heads: int, layer: int):
         super().__init__()
@@ -29,7 +34,7 @@ class SelfAttention(nn.Module):
 
 
 class ImageKeys(nn.Module):
-    """Keys and values of an image's tokens, for queries that they share with the text (Wan 2.1 I2V)."""
+    """Keys and values of image tokens for decoupled cross-attention, with the queries of the text (Wan 2.1 I2V)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -41,9 +46,9 @@ class ImageKeys(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention to a memory of tokens under a mask of which each query sees at least one True.
+    """Masked cross-attention to the tokens of a condition; the mask of each query needs at least one True.
 
-    With `image` keys, what the same queries find among an image's tokens is added to it.
+    With `image`, the same queries also attend to image tokens, and the two results are added.
     """
 
     def __init__(self, dim: int, heads: int, image: ImageKeys | None = None):
@@ -60,9 +65,17 @@ class CrossAttention(nn.Module):
         mask: Bool[Tensor, "b q m"] | Float[Tensor, "b q m"],
         image: Float[Tensor, "b i d"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """`mask` has one row per query (q = n), or one for all of them (q = 1); numbers are added to the scores."""
+        """The queries' attention to `memory`, plus that to `image` where given.
+
+        Args:
+            x: the tokens that the queries are computed from.
+            memory: the tokens that the keys and values are computed from.
+            mask: one row per query (q = n) or one for all of them (q = 1). Boolean: True attends; float: added to the
+                attention scores.
+            image: image tokens; unused by a layer without `ImageKeys`.
+        """
         q, k, v = (self._heads(y) for y in (self.norm_q(self.q(x)), self.norm_k(self.k(memory)), self.v(memory)))
-        mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)  # autocast has made queries narrower
+        mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)  # autocast may have narrowed the queries
         y = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None])
         if self.image is not None and image is not None:
             k, v = (self._heads(part) for part in self.image(image))
@@ -74,7 +87,10 @@ class CrossAttention(nn.Module):
 
 
 class AdditiveInjection(nn.Module):
-    """The same to every query: a sum of the memory's tokens, weighted by place and channel (after arXiv:2506.18866)."""
+    """Audio injection by addition: one sum of the audio tokens for all queries (after arXiv:2506.18866).
+
+    The tokens are weighted by index and channel.
+    """
 
     def __init__(self, dim: int, tokens: int):
         super().__init__()
@@ -83,18 +99,18 @@ class AdditiveInjection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """All tokens alike."""
+        """Weight all tokens equally."""
         nn.init.constant_(self.weights, 1 / len(self.weights))
 
     def forward(
         self, x: Float[Tensor, "b n d"], memory: Float[Tensor, "b m d"], mask: Bool[Tensor, "b 1 m"]
     ) -> Float[Tensor, "b 1 d"]:
-        """One row for all queries."""
+        """One row that is added to all queries; masked tokens count as zero."""
         summed = (memory * self.weights * mask.transpose(1, 2)).sum(1, keepdim=True)
         return self.out(summed)
 
 
 def zero_init_(layer: nn.Module) -> None:
-    """Start a layer at zero, so that what it adds to a loaded network changes nothing at first."""
+    """Zero-initialise a layer, so that adding its output to a loaded network changes nothing at first."""
     for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)

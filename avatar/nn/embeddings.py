@@ -1,6 +1,6 @@
-"""What enters the backbone: times, patches, and the entrances of audio, text and labels; and what goes around it.
+"""Embeddings of the backbone's conditions: timesteps, labels, audio, text and image.
 
-Every entrance adds one learned *null* token that is always on, so a missing modality leaves something to attend to.
+The audio and text embedders add one learned *null* token. It is always there to attend to where a modality is missing.
 """
 
 import math
@@ -11,13 +11,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from avatar.errors import UserError
-from avatar.nn.attention import zero_init_
 from avatar.nn.norm import LayerNorm
 from avatar.types import EMOTIONS, GESTURES, ROLES, STATES, Conditioning
 
 
 def sinusoidal(t: Float[Tensor, "b l"], dim: int) -> Float[Tensor, "b l d"]:
-    """Cosines and sines of 1000 t, as Wan's (and DDPM's) networks take their times."""
+    """Sinusoidal embedding of 1000 t, as Wan and DDPM embed timesteps: cosines, then sines."""
     half = dim // 2
     wide = torch.promote_types(t.dtype, torch.float32)
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=wide) / half)
@@ -26,7 +25,12 @@ def sinusoidal(t: Float[Tensor, "b l"], dim: int) -> Float[Tensor, "b l d"]:
 
 
 class ScalarEmbedding(nn.Module):
-    """A number in [0, 1] or a small scale, as a vector of the model's width."""
+    """Sinusoidal embedding and MLP of a scalar per latent: a timestep in [0, 1] or a guidance scale.
+
+    Args:
+        dim: width of the output.
+        frequencies: width of the sinusoidal embedding.
+    """
 
     def __init__(self, dim: int, frequencies: int = 256):
         super().__init__()
@@ -39,7 +43,10 @@ class ScalarEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """State, emotion (times its intensity) and gesture of each latent; index 0, "not said", adds nothing."""
+    """Sum of the embeddings of state, emotion (times its intensity) and gesture, per latent.
+
+    Index 0, "unspecified", has the zero vector.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -57,10 +64,13 @@ class LabelEmbedding(nn.Module):
 
 
 class LayerMix(nn.Module):
-    """The states of a frozen network's layers, which lie side by side → their weighted sum; at first their mean.
+    """Learned softmax-weighted sum of the layers of a frozen network (ELMo, arXiv:1802.05365); at first their mean.
 
-    Encoded clips keep all layers, and the backbone learns which to listen to. ELMo's mix, arXiv:1802.05365, of states
-    of unit variance, hence without its scale.
+    Encoded clips keep the concatenated states of all layers, and the backbone learns their weights. The states have
+    unit variance, so ELMo's scale is left out.
+
+    Args:
+        layers: y, the number of layers.
     """
 
     def __init__(self, layers: int):
@@ -77,18 +87,25 @@ class LayerMix(nn.Module):
 
 
 class AudioEmbedder(nn.Module):
-    """Audio features around each latent, by role → the tokens that this latent attends to, a null token first.
+    """Audio features around each latent → the tokens that this latent attends to, the null token first.
 
     Args:
-        features: width of the features.
-        tokens: of a latent, per role.
-        layers: of a frozen network that the features are the states of, side by side; 1: features of one piece.
+        features: width of the features, of all layers together.
+        tokens: audio tokens per latent and role.
+        dim: width of the output tokens.
+        layers: layers of a frozen network whose states are concatenated in the features; 1: no layers to mix.
+
+    Raises:
+        UserError: `features` is not a multiple of `layers`.
     """
 
     def __init__(self, features: int, tokens: int, dim: int, layers: int = 1):
         super().__init__()
         if layers < 1 or features % layers:
-            raise UserError(f"audio features of width {features} can't be the states of {layers} layers; give both")
+            raise UserError(
+                f"got audio features of width {features} for {layers} layers; expected a multiple of the layers, at "
+                "least 1: set audio_features and audio_layers to those of the audio encoder"
+            )
         self.features, self.tokens, self.layers, self.width = features, tokens, layers, features // layers
         self.null = nn.Parameter(torch.empty(dim))
         self.place = nn.Parameter(torch.empty(len(ROLES), tokens, dim))
@@ -97,28 +114,46 @@ class AudioEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.width, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
 
     def reset_parameters(self) -> None:
-        """The start of its own parameters, not of its layers'."""
+        """Initialise the parameters of this module, without those of its submodules."""
         nn.init.normal_(self.null, std=0.02)
         nn.init.normal_(self.place, std=0.02)
 
     def forward(
         self, audio: Float[Tensor, "b r l k d"], mask: Bool[Tensor, "b r l"]
     ) -> tuple[Float[Tensor, "b l m e"], Bool[Tensor, "b l m"]]:
+        """Tokens (m = 1 + roles · tokens) and their mask.
+
+        Args:
+            audio: features by role.
+            mask: False where a role has no audio; the null token's mask is always True.
+        """
         b, _, l, k, _ = audio.shape
         tokens = self.mlp(self.mix(audio)) + self.place[None, :, None]
         tokens = rearrange(tokens, "b r l k d -> b l (r k) d")
-        on = rearrange(mask[..., None].expand(-1, -1, -1, k), "b r l k -> b l (r k)")
+        token_mask = rearrange(mask[..., None].expand(-1, -1, -1, k), "b r l k -> b l (r k)")
         null = self.null.expand(b, l, 1, -1)
-        return torch.cat([null, tokens], 2), torch.cat([torch.ones_like(on[..., :1]), on], 2)
+        return torch.cat([null, tokens], 2), torch.cat([torch.ones_like(token_mask[..., :1]), token_mask], 2)
 
 
 class ByteTextEncoder(nn.Module):
-    """Byte ids → tokens, by a small transformer trained with the backbone; the null token first."""
+    """Text embedder of byte ids: a small transformer, trained with the backbone; the null token first.
+
+    Args:
+        dim: width of the output tokens, that of the backbone.
+        width, layers, heads: of the transformer; `width` is a multiple of `heads`.
+        max_bytes: maximal number of ids in a prompt, the end included.
+
+    Raises:
+        UserError: a size below 1, or a width that is not a multiple of `heads`.
+    """
 
     def __init__(self, dim: int, width: int = 64, layers: int = 2, heads: int = 2, max_bytes: int = 128):
         super().__init__()
         if min(width, layers, heads) < 1 or width % heads:
-            raise UserError(f"a text of width {width} in {layers} layers of {heads} heads; choose heads that share it")
+            raise UserError(
+                f"got width={width}, layers={layers}, heads={heads} for the text embedder; expected at least 1 each, "
+                "and a width that is a multiple of the heads: change them"
+            )
         self.dim = dim
         self.null = nn.Parameter(torch.randn(dim) * 0.02)
         self.byte = nn.Embedding(259, width)  # 256 bytes after three special ids, ByT5's numbering
@@ -130,31 +165,36 @@ class ByteTextEncoder(nn.Module):
     def forward(
         self, ids: Int[Tensor, "b e n"], mask: Bool[Tensor, "b e n"]
     ) -> tuple[Float[Tensor, "b e m d"], Bool[Tensor, "b e m"]]:
+        """Tokens (m = 1 + n) and their mask; n at most `max_bytes`."""
         self.check(ids)
         b, e, n = ids.shape
         x = self.byte(ids.flatten(0, 1)) + self.place[:n]
-        # A prompt that was taken away has no byte to attend to: let it attend to all, its tokens are masked below.
+        # A dropped prompt has no byte to attend to: it attends to all of them, and its tokens are masked below.
         hidden = ~mask.flatten(0, 1) & mask.flatten(0, 1).any(1, keepdim=True)
         x = self.out(self.encoder(x, src_key_padding_mask=hidden)).unflatten(0, (b, e))
         null = self.null.expand(b, e, 1, -1)
         return torch.cat([null, x], 2), torch.cat([torch.ones_like(mask[..., :1]), mask], 2)
 
     def check(self, text: Shaped[Tensor, "*b n"]) -> None:
-        """Raise UserError for what isn't a text encoder's byte ids, or more of them than it reads."""
+        """Raise UserError for features in place of byte ids, or for more than `max_bytes` of them."""
         if text.is_floating_point():
-            raise UserError("text as features for a model that reads bytes; choose text_encoder=bytes")
+            raise UserError("got text as features for a model that takes bytes; choose text_encoder=bytes")
         if text.shape[-1] > len(self.place):
             raise UserError(
-                f"prompts of {text.shape[-1]} bytes for a model that reads {len(self.place)}; set text.max_bytes to "
-                "this, or raise model.network.text.max_bytes"
+                f"got prompts of {text.shape[-1]} bytes for a model that takes {len(self.place)}; set text.max_bytes "
+                "to this, or raise model.network.text.max_bytes"
             )
 
 
 class TextProjection(nn.Module):
-    """Features of a frozen text encoder → tokens, as Wan's networks take them; a null token first.
+    """Text embedder of Wan's networks: an MLP of a frozen encoder's features; the null token first.
 
-    Wan attends to the zero features that a prompt is padded with (`text_mask` says so: it is the encoder's policy), so
-    the token of a zero feature *is* the null token. It counts only where there is nothing else to attend to.
+    Wan attends to the zero features that pad a prompt (the encoder sets `text_mask` so), so the token of a zero feature
+    *is* the null token. It is attended to only where there is nothing else.
+
+    Args:
+        features: width f of the encoder's features.
+        dim: width of the output tokens, that of the backbone.
     """
 
     def __init__(self, features: int, dim: int):
@@ -165,23 +205,29 @@ class TextProjection(nn.Module):
     def forward(
         self, text: Float[Tensor, "b e n f"], mask: Bool[Tensor, "b e n"]
     ) -> tuple[Float[Tensor, "b e m d"], Bool[Tensor, "b e m"]]:
+        """Tokens (m = 1 + n) and their mask; the null token's is True for a prompt without any other."""
         self.check(text)
         text = nn.functional.pad(text, (0, 0, 1, 0))
         tokens = self.linear_2(nn.functional.gelu(self.linear_1(text), approximate="tanh"))
         return tokens, torch.cat([~mask.any(-1, keepdim=True), mask], 2)
 
     def check(self, text: Shaped[Tensor, "*b f"]) -> None:
-        """Raise UserError for what isn't a text encoder's features of this width."""
+        """Raise UserError for byte ids in place of features, or for features of another width."""
         if not text.is_floating_point() or text.shape[-1] != self.features:
             got = f"features of width {text.shape[-1]}" if text.is_floating_point() else "bytes"
             raise UserError(
-                f"text as {got} for a model that takes features of width {self.features}; choose another "
+                f"got text as {got} for a model that takes features of width {self.features}; choose another "
                 "text_encoder, such as umt5"
             )
 
 
 class ImageProjection(nn.Module):
-    """Features of a frozen image encoder → tokens, as Wan 2.1's image-to-video networks take them."""
+    """Image embedder of Wan 2.1's image-to-video networks: an MLP of a frozen encoder's features.
+
+    Args:
+        features: width e of the encoder's features.
+        dim: width of the output tokens, that of the backbone.
+    """
 
     def __init__(self, features: int, dim: int):
         super().__init__()
@@ -196,63 +242,16 @@ class ImageProjection(nn.Module):
 def per_latent_text(
     tokens: Float[Tensor, "b e m d"], mask: Bool[Tensor, "b e m"], event: Int[Tensor, "b l"]
 ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b l k"]]:
-    """All events' tokens in a row, and for each latent those of its event; of event -1 the null tokens, the first ones,
-    alone."""
-    events = torch.arange(tokens.shape[1], device=event.device)
-    spoken = (event[..., None] == events)[..., None] & mask[:, None]
-    null = torch.zeros_like(spoken)
-    null[..., 0] = True
-    none = (event < 0)[..., None, None]
-    return tokens.flatten(1, 2), (spoken | (null & none)).flatten(2)
+    """Text tokens of all events, concatenated (k = e · m), and the mask of those that each latent attends to.
 
-
-class PatchEmbedding(nn.Module):
-    """Latents, with `more` channels beside their own, in patches of p × p → tokens; the reference, if it enters by
-    channels, is added to every latent."""
-
-    def __init__(self, channels: int, patch: int, dim: int, reference: bool, more: int = 0):
-        super().__init__()
-        self.patch = patch
-        self.proj = nn.Linear((channels + more) * patch * patch, dim)
-        self.reference = nn.Linear(channels * patch * patch, dim) if reference else None
-        if self.reference is not None:
-            zero_init_(self.reference)
-
-    def forward(self, x: Float[Tensor, "b k l h w"], reference: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b l n d"]:
-        tokens = self.proj(patches(x, self.patch))
-        return tokens if self.reference is None else tokens + self.reference(patches(reference, self.patch))
-
-
-class InputSkip(nn.Module):
-    """What goes straight from input to output: learned shares, by token and channel, of the noisy latents and (if it
-    enters by channels) of the reference; nothing at first.
-
-    Velocity has all of the noise in it, as many numbers as a patch has. Without a way around they'd have to pass
-    through the width of the model, which a small one lacks (arXiv:2511.13720).
+    Args:
+        tokens: of e text events, each with the null token first.
+        mask: which tokens of an event are attended to.
+        event: the event of each latent; -1: none, and the latent attends to the null tokens alone.
     """
-
-    def __init__(self, dim: int, channels: int, patch: int, reference: bool):
-        super().__init__()
-        self.patch, self.inputs = patch, 1 + reference
-        self.weights = nn.Linear(dim, self.inputs * channels)
-        zero_init_(self.weights)
-
-    def forward(
-        self, y: Float[Tensor, "b l n d"], x: Float[Tensor, "b c l h w"], reference: Float[Tensor, "b c 1 h w"]
-    ) -> Float[Tensor, "b c l h w"]:
-        rows, p = x.shape[-2] // self.patch, self.patch
-        weights = rearrange(self.weights(y), "b l (h w) (i c) -> i b c l h w", i=self.inputs, h=rows)
-        weights = weights.repeat_interleave(p, dim=-2).repeat_interleave(p, dim=-1)
-        return (weights * torch.stack([x, reference.expand_as(x)][: self.inputs])).sum(0)
-
-
-def patches(x: Float[Tensor, "b c l h w"], p: int) -> Float[Tensor, "b l n d"]:
-    """Latents cut into patches of p × p."""
-    if x.shape[-1] % p or x.shape[-2] % p:
-        raise UserError(f"latents of {x.shape[-2]}×{x.shape[-1]} can't be cut into patches of {p}; choose another size")
-    return rearrange(x, "b c l (h p) (w q) -> b l (h w) (c p q)", p=p, q=p)
-
-
-def unpatched(tokens: Float[Tensor, "b l n d"], p: int, h: int, w: int) -> Float[Tensor, "b c l h w"]:
-    """The inverse of `patches`, for latents of h × w."""
-    return rearrange(tokens, "b l (h w) (c p q) -> b c l (h p) (w q)", p=p, q=p, h=h // p, w=w // p)
+    events = torch.arange(tokens.shape[1], device=event.device)
+    attended = (event[..., None] == events)[..., None] & mask[:, None]
+    null = torch.zeros_like(attended)
+    null[..., 0] = True
+    no_event = (event < 0)[..., None, None]
+    return tokens.flatten(1, 2), (attended | (null & no_event)).flatten(2)

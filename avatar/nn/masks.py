@@ -1,15 +1,15 @@
-"""Who may attend to whom: one frozen spec, and the view that training uses.
+"""Attention masks: one frozen spec of the pattern, and the views of full clips for training.
 
 A clip is cut into *chunks*, denoised together. A latent of a chunk that ends at e attends to
 
     the sink, and the latents p of its own and earlier chunks with  e - window <= p < e
 
-so the bidirectional teacher is the case of one chunk. The sink attends only to itself. With `clean_noisy` packing
+A bidirectional teacher is the case of one chunk. The sink attends only to itself. With `clean_noisy` packing
 (teacher forcing) the sequence is [sink | clean | noisy]: the noisy latents of a chunk attend to the *clean* latents of
 earlier chunks and to the noisy ones of their own.
 
-Seen from a chunk that ends at e, the sink stands just before the window, at max(-1, e - window - 1): its distance never
-exceeds what a training clip as long as the window has shown.
+For a chunk that ends at e, the sink's position is just before the window, at max(-1, e - window - 1): its distance
+never exceeds that of training clips as long as the window.
 """
 
 from dataclasses import dataclass
@@ -25,17 +25,29 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from avatar.errors import UserError
 from avatar.nn.rope import Rotation, rotate
 
-SINK = -1  # the sink's place on the timeline
+SINK = -1  # the sink's position on the timeline
 
 
 def sink_position(end: int, window: int | None) -> int:
-    """Where the sink stands, seen from a chunk that ends before latent `end`."""
+    """The sink's position for the queries of a chunk that ends before latent `end`."""
     return SINK if window is None else max(SINK, end - window - 1)
 
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """The attention pattern of a clip: lengths of its chunks, its window in latents (None: all), its packing."""
+    """The attention pattern of a clip.
+
+        MaskSpec((21,))                           # bidirectional
+        MaskSpec((1, 2, 2), 4, "clean_noisy")     # teacher forcing by chunks, in a window of 4 latents
+
+    Args:
+        chunks: latents per chunk.
+        window: latents that a chunk attends to, its own included; None: all.
+        packing: "noisy": [sink | clip], "clean_noisy": [sink | clean | noisy].
+
+    Raises:
+        UserError: no chunks, an empty chunk, or a window shorter than a chunk.
+    """
 
     chunks: tuple[int, ...]
     window: int | None = None
@@ -43,23 +55,27 @@ class MaskSpec:
 
     def __post_init__(self):
         if not self.chunks or min(self.chunks) < 1:
-            raise UserError(f"chunks of {self.chunks} latents; every chunk needs at least one")
+            raise UserError(f"got chunks={self.chunks}; expected at least one chunk of at least one latent: change it")
         if self.window is not None and self.window < max(self.chunks):
-            raise UserError(f"a window of {self.window} latents can't hold a chunk of {max(self.chunks)}; widen it")
+            raise UserError(
+                f"got window={self.window} for chunks of up to {max(self.chunks)} latents; expected a window of at "
+                "least a chunk: raise it"
+            )
 
     @property
     def latents(self) -> int:
+        """Latents of the timeline, without the sink."""
         return sum(self.chunks)
 
     @property
     def ends(self) -> list[int]:
-        """For each latent of the timeline, where its chunk ends."""
+        """For each latent of the timeline, the latent before which its chunk ends."""
         return [end for end, length in zip(accumulate(self.chunks), self.chunks, strict=True) for _ in range(length)]
 
 
 @dataclass(frozen=True)
 class QueryGroup:
-    """Query tokens that see the same key tokens, wherever these lie."""
+    """Query tokens that attend to the same spans of key tokens: one call of attention without a mask."""
 
     queries: slice
     keys: tuple[slice, ...]
@@ -67,19 +83,30 @@ class QueryGroup:
 
 @dataclass(frozen=True)
 class MaskView:
-    """A view of a whole packed clip, sink first: nothing is cached, who sees whom is in the groups.
+    """View of a full packed clip, sink first and without a cache; made by `mask_view`.
 
-    A dense mask of a 480p clip has 10⁹ entries and shuts out the fast kernels; groups are exact, need no kernel of
-    their own, and cost only what is attended to.
+    A dense mask of a 480p clip has 10⁹ entries and excludes the fast kernels. Groups of queries with the same keys are
+    exact, need no special kernel, and cost only what is attended to.
+
+    Args:
+        positions: of the l latents of the sequence, on the timeline; the sink's is -1.
+        sink_positions: all positions at which the sink is attended to, ascending.
+        groups: cover all queries in order. Their keys are tokens of [sink at each position | rest of the sequence].
+        tokens: tokens per latent.
     """
 
     positions: Int[Tensor, " l"]
     sink_positions: tuple[int, ...]
     groups: tuple[QueryGroup, ...]
-    tokens: int  # per latent
+    tokens: int
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
-        """Over the keys [sink at each place it is seen from | clip]."""
+        """Attention over the keys [sink at each position | clip], one call per group.
+
+        Args:
+            layer: unused, since nothing is cached.
+            q, k, v: `b a n d` with a heads, before rotation; n = l · tokens.
+        """
         n, copies = self.tokens, len(self.sink_positions)
         q, sinks = rotate(q, rotation.own), [rotate(k[:, :, :n], table) for table in rotation.sink]
         keys = torch.cat([*sinks, rotate(k, rotation.own)[:, :, n:]], dim=2)
@@ -95,7 +122,12 @@ class MaskView:
 
 @dataclass(frozen=True)
 class FullView:
-    """A view of a whole clip without a sink, every latent seeing every other, as public video models are trained."""
+    """View of a full clip without a sink or a mask, as in public video models.
+
+    Args:
+        positions: of the l latents of the clip, on the timeline.
+        sink_positions: empty.
+    """
 
     positions: Int[Tensor, " l"]
     sink_positions: tuple[int, ...] = ()
@@ -106,10 +138,16 @@ class FullView:
 
 @lru_cache(maxsize=64)
 def mask_view(spec: MaskSpec, tokens: int, device: torch.device) -> MaskView:
-    """The view of [sink | clip] or [sink | clean | noisy] with `tokens` tokens per latent."""
-    places = tuple(sorted({SINK, *(sink_position(end, spec.window) for end in spec.ends)}))
+    """The view of a packed clip, cached for the last 64 calls.
+
+    Args:
+        spec: the attention pattern.
+        tokens: tokens per latent.
+        device: of the view's positions.
+    """
+    sinks = tuple(sorted({SINK, *(sink_position(end, spec.window) for end in spec.ends)}))
     timeline = list(range(spec.latents))
-    clip = len(places)  # in latents among the keys; the noisy one follows the clean
+    clip = len(sinks)  # its first latent among the keys; noisy latents come after the clean ones
     noisy = clip + spec.latents
     starts = [end - length for end, length in zip(accumulate(spec.chunks), spec.chunks, strict=True)]
 
@@ -117,34 +155,34 @@ def mask_view(spec: MaskSpec, tokens: int, device: torch.device) -> MaskView:
         spans = [slice(first * tokens, last * tokens) for first, last in _merge_spans(keys)]
         return QueryGroup(slice(query * tokens, (query + latents) * tokens), tuple(spans))
 
-    def seen(start: int, length: int) -> tuple[tuple[int, int], int]:
-        """The sink among the keys, and the first latent of the window, for the chunk that starts here."""
+    def context(start: int, length: int) -> tuple[tuple[int, int], int]:
+        """The sink's span among the keys, and the first latent of the window, for the chunk at `start`."""
         end = start + length
-        sink = places.index(sink_position(end, spec.window))
+        sink = sinks.index(sink_position(end, spec.window))
         return (sink, sink + 1), 0 if spec.window is None else max(0, end - spec.window)
 
-    groups = [group(0, 1, (places.index(SINK), places.index(SINK) + 1))]
+    groups = [group(0, 1, (sinks.index(SINK), sinks.index(SINK) + 1))]
     for start, length in zip(starts, spec.chunks, strict=True):
-        sink, first = seen(start, length)
+        sink, first = context(start, length)
         groups.append(group(1 + start, length, sink, (clip + first, clip + start + length)))
     if spec.packing == "clean_noisy":
         for start, length in zip(starts, spec.chunks, strict=True):
-            sink, first = seen(start, length)
+            sink, first = context(start, length)
             own = (noisy + start, noisy + start + length)
             groups.append(group(1 + spec.latents + start, length, sink, (clip + first, clip + start), own))
     copies = 2 if spec.packing == "clean_noisy" else 1
-    return MaskView(torch.tensor([SINK] + timeline * copies, device=device), places, tuple(groups), tokens)
+    return MaskView(torch.tensor([SINK] + timeline * copies, device=device), sinks, tuple(groups), tokens)
 
 
 def _merge_spans(spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """Spans without empty ones, neighbours made one."""
-    joined: list[tuple[int, int]] = []
+    """The spans without empty ones; adjacent spans are merged."""
+    merged: list[tuple[int, int]] = []
     for first, last in spans:
-        if joined and joined[-1][1] == first:
-            joined[-1] = (joined[-1][0], last)
+        if merged and merged[-1][1] == first:
+            merged[-1] = (merged[-1][0], last)
         elif first < last:
-            joined.append((first, last))
-    return joined
+            merged.append((first, last))
+    return merged
 
 
 def _gather_spans(x: Tensor, spans: tuple[slice, ...]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Rotary positions on three axes, time × height × width (arXiv:2104.09864), split over a head's channels as Wan does.
+"""Rotary position embeddings (RoPE) on three axes, time × height × width (arXiv:2104.09864).
 
-The phases are computed in fp64 from absolute positions, for whatever positions are asked: there is no table to run
-out of.
+A head's channels are split over the axes as in Wan. The phases are computed in fp64 from absolute positions. They are
+not stored in a table of fixed length, so the length of a stream is not limited.
 """
 
 from dataclasses import dataclass
@@ -12,23 +12,39 @@ from torch import Tensor
 
 from avatar.errors import UserError
 
-Table = tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]  # cos and sin of every token's phases, p pairs a head
+Table = tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]  # cos and sin of each token's phases, p pairs per head
 
 
 @dataclass(frozen=True)
 class Rope:
-    """The rotation of a head's `dim` channels: pairs (0, 1), (2, 3), … turn by position × theta^(-i/pairs)."""
+    """Rotary embedding of a head: the i-th of its channel pairs (0, 1), (2, 3), … turns by position · theta^(-i/pairs).
+
+    Args:
+        dim: channels of a head, an even number; Wan's share of each spatial axis is 2 ⌊dim / 6⌋, time has the rest.
+        theta: base of the frequencies.
+
+    Raises:
+        UserError: `dim` is odd.
+    """
 
     dim: int
     theta: float = 10_000.0
 
     def __post_init__(self):
         if self.dim % 2:
-            raise UserError(f"a head has {self.dim} channels, but they turn in pairs; choose an even width per head")
+            raise UserError(
+                f"got {self.dim} channels per attention head; expected an even number, for rotary embeddings: change "
+                "dim or heads"
+            )
 
     def table(self, positions: Int[Tensor, " l"], height: int, width: int, dtype: torch.dtype) -> Table:
-        """Cosines and sines for the tokens of latents at these positions, each a grid of height × width; in fp32 at
-        least, whatever the dtype of what they are to turn."""
+        """Cosines and sines of the n = l · height · width tokens of latents.
+
+        Args:
+            positions: of the latents on the timeline.
+            height, width: of a latent, in patches.
+            dtype: of the queries and keys; the table is in at least fp32.
+        """
         spatial = self.dim // 6 * 2
         device = positions.device
         time, rows, columns = (
@@ -57,7 +73,7 @@ class Rope:
 
 
 def rotate(x: Float[Tensor, "b a n d"], table: Table) -> Float[Tensor, "b a n d"]:
-    """Queries or keys turned to their positions."""
+    """Queries or keys rotated by the phases of their tokens, computed in the table's precision."""
     cos, sin = table
     even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
@@ -65,7 +81,7 @@ def rotate(x: Float[Tensor, "b a n d"], table: Table) -> Float[Tensor, "b a n d"
 
 @dataclass(frozen=True)
 class Rotation:
-    """The tables of one forward pass: this pass's tokens, and the sink's tokens at each place it is seen from."""
+    """The tables of one forward pass: for its own tokens, and for the sink's tokens at each of its positions."""
 
     own: Table
     sink: list[tuple[Tensor, Tensor]]  # each a Table

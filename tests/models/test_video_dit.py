@@ -5,8 +5,9 @@ import torch
 
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.attention import zero_init_
-from avatar.nn.embeddings import ByteTextEncoder, InputSkip
+from avatar.nn.embeddings import ByteTextEncoder
 from avatar.nn.masks import MaskSpec, mask_view
+from avatar.nn.patches import InputSkip
 from avatar.protocols import View
 from avatar.types import Conditioning, join
 from tests.conftest import AUDIO_TOKENS, CHANNELS, FEATURES, make_cond, make_net
@@ -127,7 +128,7 @@ def test_a_reference_by_channels_alone_leaves_the_sink_empty(sink):
 
 
 def test_a_reference_that_enters_nowhere_and_unknown_ways_of_hearing_are_refused(unchecked):
-    with pytest.raises(ValueError, match="enters nowhere"):
+    with pytest.raises(ValueError, match="neither reference_channels nor reference_sink"):
         fresh(reference_sink=False, reference_channels=False)
     with pytest.raises(ValueError, match="attention, addition"):
         fresh(audio_injection="whisper")

@@ -141,5 +141,5 @@ def test_each_window_of_a_long_clip_follows_the_reference(net, clip_conditioning
 def test_a_network_with_other_conditioning_is_rejected(autoencoder, image, reference, changes):
     given = {"extra_in_channels": STRIDE + 4, "image": ImageProjection(image.dim, 24)} | changes
     net = make_net(channels=4, audio_features=AUDIO.dim, audio_tokens=AUDIO.tokens(STRIDE), **given)
-    with pytest.raises(ValueError, match=r"image features of width 16 and 8 more channels.*image_encoder=clip"):
+    with pytest.raises(ValueError, match=r"image features of width 16 and 8 extra channels.*image_encoder=clip"):
         Session(net, autoencoder, AUDIO, TEXT, PLAN, latent=reference, image=image)
