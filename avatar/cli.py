@@ -25,13 +25,18 @@ from avatar.renamed import check_overrides
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 
-# For sizes in configs that are the sum of others: ${sum:${a},${b}}.
+# Resolver for sums of config values: ${sum:${a},${b}}.
 OmegaConf.register_new_resolver("sum", lambda *terms: sum(terms), replace=True)
 
 
 def main(config: str, task: Callable[[DictConfig], None]) -> None:
-    """Run a task under Hydra with the config of this name; user errors become one line and exit code 2."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function; Hydra would print and swallow them
+    """Run a task under Hydra; print a user error as one line and exit with code 2.
+
+    Args:
+        config: the name of a config in configs/.
+        task: called with the composed config.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints exceptions and exits
     started = False
 
     @functools.wraps(task)
@@ -40,7 +45,7 @@ def main(config: str, task: Callable[[DictConfig], None]) -> None:
         started = True
         try:
             task(cfg)
-        except Exception as error:  # here, before Hydra adds lines of its own
+        except Exception as error:  # caught inside of Hydra, which would print more lines
             if (message := user_message(error)) is None:
                 raise
             _exit_with(error, message)
@@ -67,7 +72,7 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
         quoted = f"\"{name}='{value}'\""
-        return f"can't read {error.override}; quote what has special characters, and again for the shell: {quoted}"
+        return f"can't parse {error.override}; quote a value with special characters, and again for the shell: {quoted}"
     chain = list(_hydra_chain(error))
     cause = chain[-1]
     if isinstance(cause, UserError):
@@ -79,7 +84,7 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(cause, CONFIG_ERRORS) or cause is error:
         if len(chain) > 1 and isinstance(cause, ConfigAttributeError | ConfigKeyError):
             return (
-                f"{str(chain[-2]).splitlines()[0].rstrip('.')}: there is no such setting; --cfg job shows all there are"
+                f"{str(chain[-2]).splitlines()[0].rstrip('.')}: there is no such setting; --cfg job shows all settings"
             )
         return _text(cause)
     if isinstance(chain[-2], InstantiationException) and not _is_misconfigured(chain[-2], cause):
@@ -88,7 +93,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _hydra_chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and, as long as Hydra raised it, its causes."""
+    """An exception and its causes, down to the first that Hydra did not raise."""
     yield error
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
@@ -96,7 +101,7 @@ def _hydra_chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_misconfigured(wrapper: InstantiationException, cause: BaseException) -> bool:
-    """Whether a target does not exist or lacks an argument of this name, as opposed to failing by itself."""
+    """Whether a target does not exist or was called with wrong arguments, as opposed to an error inside of it."""
     target = re.search(r"Error (?:in call to|locating) target '([^']+)'", str(wrapper))
     if target is None:
         return False
@@ -108,7 +113,7 @@ def _is_misconfigured(wrapper: InstantiationException, cause: BaseException) -> 
 
 
 def _text(error: BaseException) -> str:
-    """An exception's message on one line; of a data loader's worker, the last line of its traceback."""
+    """The message of an exception on one line; for an error in a data loader's worker, that of its traceback."""
     text = str(error).partition("\nConfig search path:")[0]
     if "Original Traceback" in text:
         text = text.strip().rsplit("\n", 1)[-1].partition(": ")[2]

@@ -1,10 +1,10 @@
-"""Errors in a user's input: what was got, what is wanted, how to fix it."""
+"""Errors for invalid user input; a message says what was got, what was expected, and how to fix it."""
 
 
 class UserError(ValueError):
-    """Invalid input of the user, as found by validation: printed as one line, with exit code 2 (`avatar.cli`).
+    """Invalid user input, found by validation: printed as one line, with exit code 2 (`avatar.cli`).
 
-    Every other exception is a bug of the program and shows its traceback.
+    Every other exception is a bug and shows its traceback.
     """
 
 
@@ -20,11 +20,11 @@ class FileAccessError(UserError, OSError):
     """A file that cannot be read or written."""
 
 
-def require_int(least: int, **values: object) -> None:
-    """Raise UserError for a setting that is not an integer of at least `least`."""
+def require_int(minimum: int, **values: object) -> None:
+    """Raise UserError for a setting that is not an integer of at least `minimum`."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{name}={value}; expected an integer >= {least}, such as {name}={least + 1}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise UserError(f"{name}={value}; expected an integer >= {minimum}, such as {name}={minimum + 1}")
 
 
 def require_str(**values: object) -> None:

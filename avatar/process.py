@@ -1,4 +1,4 @@
-"""Settings of this process: the device, CPU threads of torch, and how glibc keeps freed memory."""
+"""Process settings: torch device, CPU threads and glibc's malloc thresholds."""
 
 import ctypes
 import sys
@@ -15,7 +15,7 @@ def choose_device(name: object) -> torch.device:
         name: "auto" (CUDA if there is one, else the CPU), or torch's name of a device: "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
-        UserError: torch has no such device, or not on this machine.
+        UserError: an unknown device, or one that this machine lacks.
     """
     if name == "auto":  # never MPS, which lacks float64
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,13 +32,13 @@ def choose_device(name: object) -> torch.device:
     }[device.type]
     if (device.index or 0) >= found:
         raise UserError(
-            f"device={name}; this machine has {found} {device.type} devices; choose device=auto or device=cpu"
+            f"got device={name}; this machine has {found} {device.type} devices: choose device=auto or device=cpu"
         )
     return device
 
 
 def set_up_torch(threads: object) -> None:
-    """Set torch's CPU threads (None: unchanged), and keep freed memory."""
+    """Set the number of torch's CPU threads (None: leave it unchanged), and call `keep_memory`."""
     if threads is not None:
         require_int(1, threads=threads)
         torch.set_num_threads(threads)  # pyright: ignore[reportArgumentType]
@@ -46,9 +46,11 @@ def set_up_torch(threads: object) -> None:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: by default it returns large blocks at once, and half the time goes to page
-    faults."""
+    """Set glibc's malloc thresholds so that freed memory is kept and used again.
+
+    By default glibc returns large blocks to the system at once, and half of the training time goes to page faults.
+    """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
-        mallopt(trim_threshold, most)
+        trim_threshold, mmap_threshold, maximum = -1, -3, 2**31 - 1
+        mallopt(trim_threshold, maximum)
         mallopt(mmap_threshold, 2**25)  # glibc's maximum

@@ -1,4 +1,4 @@
-"""Where a result was made: the machine, the versions of what ran, the revision of the code."""
+"""Provenance of results: machine, package versions and revision of the code."""
 
 import functools
 import importlib.metadata
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on, without a name: processor, cores that this process may use, torch's threads, GPU."""
+    """System, CPU, cores that this process may use, torch's threads and GPU, without the host name."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that results depend on, as far as they are installed."""
+    """Versions of Python and of those of PACKAGES that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -54,30 +54,30 @@ def recorded(**results: Any) -> str:
     """Results as JSON, with the command that is running, the machine, the versions and the revision."""
     threads = os.environ.get("OMP_NUM_THREADS")
     command = (f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(["python", *sys.argv])
-    made = {"command": command, "machine": machine(), "versions": versions(), "revision": git_revision()}
-    return json.dumps(made | results, indent=1) + "\n"
+    provenance = {"command": command, "machine": machine(), "versions": versions(), "revision": git_revision()}
+    return json.dumps(provenance | results, indent=1) + "\n"
 
 
 def git_revision() -> str | None:
-    """The commit of this source tree, with "-dirty" if tracked files differ from it; None outside a repository of its
-    own."""
+    """The commit of this source tree, with "-dirty" if tracked files differ from it; None if it is not the root of a
+    git repository."""
     root = Path(__file__).resolve().parents[1]
-    ask = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
+    run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
     try:
-        if Path(ask(["git", "rev-parse", "--show-toplevel"]).stdout.strip()).resolve() != root:
+        if Path(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()).resolve() != root:
             return None
-        revision = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changes = ask(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        revision = run(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changes = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{revision}-dirty" if changes else revision
 
 
 def _processor() -> str | None:
-    """The processor's model name, where the system tells it."""
+    """The model name of the CPU; None if the system doesn't provide it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or None
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or None

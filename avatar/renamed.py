@@ -1,10 +1,10 @@
-"""Settings under their former names: an override that uses one is an error that states the new name."""
+"""Renamed settings: an override with a former name raises an error that states the new one."""
 
 from collections.abc import Iterable
 
 from avatar.errors import UserError
 
-# Former key, with everything below it -> what replaces it.
+# Former key (and all keys below it) -> new key, or advice.
 RENAMED = {
     "world.view": "puppet",
     "world.autoencoder": "autoencoder",
@@ -38,13 +38,13 @@ RENAMED_CHOICES = {
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Raise UserError for a Hydra override, as typed, of a setting that has another name now."""
+    """Raise UserError for a Hydra override (`key=value`, as typed) of a setting that has been renamed."""
     for override in overrides:
         key, separator, value = override.lstrip("+~").partition("=")
         if (choice := RENAMED_CHOICES.get(f"{key}={value}")) is not None:
-            raise UserError(f"{override} has another name now; use {choice}")
+            raise UserError(f"{override} has been renamed; use {choice}")
         for old, new in RENAMED.items():
             if key == old or key.startswith(f"{old}."):
-                simple = "|" not in new
-                now = f"{new}{key.removeprefix(old)}{separator}{value}" if simple else new
-                raise UserError(f"{override} has another name now; use {now}")
+                is_key = "|" not in new
+                replacement = f"{new}{key.removeprefix(old)}{separator}{value}" if is_key else new
+                raise UserError(f"{override} has been renamed; use {replacement}")

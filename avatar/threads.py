@@ -9,10 +9,10 @@ def shorten_spinning() -> None:
     """Let idle OpenMP threads sleep after a short spin, unless the user has set a waiting policy.
 
     CPU operations of torch end in barriers. By default GNU OpenMP (libgomp, shipped with torch on Linux) spins 300,000
-    iterations there, several milliseconds, before a thread sleeps. A spinning thread occupies the core that the thread
-    it waits for may need: beside busy processes a stream took over 100 times as long. Sleeping at once
-    (OMP_WAIT_POLICY=passive) solves that, but waking up for thousands of small operations slows a stream that has the
-    cores for itself. `benchmarks/neighbours.py` measures both, and the short spin set here.
+    iterations there, several milliseconds, before a thread sleeps. A spinning thread occupies a core that the thread
+    it waits for may need: when other processes were busy, a stream took over 100 times as long. Sleeping at once
+    (OMP_WAIT_POLICY=passive) solves that, but a stream with free cores becomes slower, because threads wake up for
+    thousands of small operations. `benchmarks/neighbours.py` measures both, and the short spin set here.
 
     Call it before torch is imported: libgomp reads its environment when it is loaded. Other OpenMP runtimes ignore the
     variable.

@@ -26,73 +26,87 @@ def check_inputs(
     image: ImageEncoder | None,
     sizes: Collection,
 ) -> None:
-    """Raise UserError unless a network can read what these make, in latents of these heights and widths."""
+    """Raise UserError unless a network can read the outputs of these components.
+
+    Args:
+        net: the network.
+        autoencoder, audio, text, image: the components of its data; image is None without an image encoder.
+        sizes: heights and widths of the latents.
+
+    Raises:
+        UserError: channels, strides, feature sizes, prompts or latent sizes that don't fit the network.
+    """
     net.check_inputs(autoencoder, audio, image)
     net.check_shapes(audio.num_layers, text.encode([""])[0], sizes)
 
 
 def check_puppet(world: World, autoencoder: VideoAutoencoder) -> None:
-    """Raise UserError unless an autoencoder encodes what these puppets are: states, or pixels its stride divides."""
+    """Raise UserError unless the autoencoder fits the puppets: both of states, or a stride that divides the size."""
     if isinstance(world, StateWorld) != isinstance(autoencoder, StateAutoencoder):
         raise UserError(
-            f"puppets of {type(world).__name__} with a {type(autoencoder).__name__}; puppet=states and "
-            "autoencoder=states go together: leave out puppet=, which follows from autoencoder="
+            f"got puppets of {type(world).__name__} with a {type(autoencoder).__name__}; expected puppet=states only "
+            "with autoencoder=states: leave out puppet=, which follows from autoencoder="
         )
     if any(side % autoencoder.spatial_stride for side in world.shape):
         raise UserError(
-            f"puppets of {world.shape[0]} pixels with an autoencoder of spatial stride {autoencoder.spatial_stride}; "
-            "choose a multiple: puppet=64px, 128px or 256px"
+            f"got puppets of {world.shape[0]} pixels with an autoencoder of spatial stride "
+            f"{autoencoder.spatial_stride}; expected a multiple of it: choose puppet=64px, 128px or 256px"
         )
 
 
 def window_note(window: int, lengths: Collection[int]) -> str | None:
-    """What to say of a plan whose window no clip of training fills: a stream will look back further."""
+    """A note for a plan whose window is longer than every training clip, else None.
+
+    Args:
+        window: latents that a chunk attends to.
+        lengths: latents per training clip.
+    """
     if window <= max(lengths):
         return None
     return (
-        f"plan.window={window} latents, but clips of training have {max(lengths)} at most: a stream will look back "
-        "further than training did; raise data.buckets.lengths, or lower plan.window"
+        f"plan.window={window} latents, but training clips have at most {max(lengths)}: a stream will attend to "
+        "latents further back than in training; raise data.buckets.lengths or lower plan.window"
     )
 
 
 def check_folder(cfg: DictConfig) -> None:
-    """Raise an error for a folder that can't be this run's; the first rank opens it when nothing else is wrong."""
+    """Raise UserError for a folder that this run can't use. It is created later, after all other checks."""
     from lightning.pytorch.utilities import rank_zero_only
 
     _check_shared_folder(cfg)
     if cfg.resume is None and not rank_zero_only.rank and Path(cfg.folder, "config.yaml").exists():
         raise ExistingFileError(
-            f"{cfg.folder} holds a run already, which is not overwritten; give another folder=, or resume= to go on "
-            "with it"
+            f"{cfg.folder} contains a run, which is not overwritten; give another folder=, or resume= to continue it"
         )
 
 
 def _check_shared_folder(cfg: DictConfig) -> None:
-    """Raise UserError where each of several processes would have a folder named by the second it began in."""
+    """Raise UserError if processes started separately would use different folders, named by their starting times."""
     if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1 or not HydraConfig.initialized():
         return
     hydra_config = HydraConfig.get()
     named = any(override.startswith("hydra.run.dir=") for override in hydra_config.overrides.hydra)
-    named = named or hydra_config.mode == RunMode.MULTIRUN  # by the one that launched them all
+    named = named or hydra_config.mode == RunMode.MULTIRUN  # the launching process has named it for all
     if cfg.folder == hydra_config.runtime.output_dir and not named:
-        raise UserError(f"processes that share no folder, here {cfg.folder}; name one for all: folder=outputs/NAME")
+        raise UserError(
+            f"got a folder per process, such as {cfg.folder}; expected one for all: give folder=outputs/NAME"
+        )
 
 
 def check_accumulation(trainer: Any, objective: Any, data: TrainingData) -> None:
-    """Raise UserError unless a run is one pass over its batches, and an update comes after as many passes as its batch
-    is shared out among."""
+    """Raise UserError unless a run is one epoch, and trainer and data agree on the micro-batches per update."""
     if trainer.max_epochs != 1:
-        raise UserError(f"trainer.max_epochs={trainer.max_epochs}; a run is of `steps` batches: raise steps")
-    passes = trainer.accumulate_grad_batches if objective.automatic_optimization else objective.accumulate
-    if passes != data.accumulate:
+        raise UserError(f"trainer.max_epochs={trainer.max_epochs}; expected 1, of `steps` batches: raise steps")
+    accumulate = trainer.accumulate_grad_batches if objective.automatic_optimization else objective.accumulate
+    if accumulate != data.accumulate:
         raise UserError(
-            f"an update after {passes} passes, but batches shared out among {data.accumulate}; set both by one: "
-            f"accumulate={max(passes, data.accumulate)}"
+            f"got {accumulate} micro-batches per update and batches split into {data.accumulate}; expected equal "
+            f"numbers: set both by accumulate={max(accumulate, data.accumulate)}"
         )
 
 
 def check_regions(objective: Any, data: TrainingData) -> None:
-    """Raise UserError where a region is to count more, and no training sample has a mask of it."""
+    """Raise UserError for a region that has extra loss weight, if no training sample has a mask of it."""
     for name in objective.region_weights.regions:
         if name not in data.regions:
             raise UserError(
@@ -103,22 +117,27 @@ def check_regions(objective: Any, data: TrainingData) -> None:
 
 
 def check_optimizers(objective: Any) -> None:
-    """Raise UserError for settings that an optimiser refuses, before hours of encoding."""
+    """Raise UserError for invalid settings of an optimiser, before hours of encoding."""
     try:
         objective.configure_optimizers()
     except (TypeError, ValueError) as error:
-        raise UserError(f"an optimiser refuses its settings ({error}); check objective.optimizer") from error
+        raise UserError(f"can't build an optimiser ({error}); check objective.optimizer") from error
 
 
 def check_resumable(path: str | Path, objective: torch.nn.Module) -> None:
-    """Raise UserError for a checkpoint that isn't one of this objective and these networks."""
-    wanted = f"give a .ckpt of this run's checkpoints folder, and the arguments of that run; got resume={path}"
+    """Raise UserError for a checkpoint of another objective or of other networks.
+
+    Args:
+        path: a checkpoint file or folder.
+        objective: the objective that will load it.
+    """
+    fix = f"give a .ckpt from this run's checkpoints folder and the arguments of that run; got resume={path}"
     try:
         saved = run_checkpoint.shapes(Path(path))
     except (ValueError, OSError) as error:
-        raise UserError(f"{error}; {wanted}") from error
+        raise UserError(f"{error}; {fix}") from error
     own = {name: weight.shape for name, weight in objective.state_dict().items()}
     saved = {name: shape for name, shape in saved.items() if not name.startswith(run_checkpoint.AVERAGE)}
-    strange = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name] != saved[name]]
-    if strange:
-        raise UserError(f"a checkpoint of other networks, different in {', '.join(strange[:3])}; {wanted}")
+    different = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name] != saved[name]]
+    if different:
+        raise UserError(f"the checkpoint's networks differ from this run's in {', '.join(different[:3])}; {fix}")

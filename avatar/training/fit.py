@@ -20,8 +20,8 @@ from avatar.protocols import LatentData, TrainingData
 from avatar.provenance import git_revision
 from avatar.training import checks, run_checkpoint
 
-# What Lightning would have a user know is no mistake here: batches are ready made, frozen networks stay frozen, and
-# a folder that is resumed has its metrics already.
+# Lightning's warnings about things that are intended here: the loader returns complete batches, frozen networks stay in
+# eval mode, and the folder of a resumed run contains its metrics.
 IGNORED_WARNINGS = (
     ".*does not have many workers",
     ".*in eval mode",
@@ -33,11 +33,18 @@ IGNORED_WARNINGS = (
 
 
 def fit(cfg: DictConfig) -> None:
-    """One training run: data, objective, callbacks and loggers from the config, checkpoints and a bundle in its
-    folder."""
-    import lightning  # takes longer than all else together, and only training needs it
+    """Train an objective as its config says, and write checkpoints, metrics and a bundle into `cfg.folder`.
 
-    settings = OmegaConf.to_yaml(cfg, resolve=True)  # which tells what is missing
+    Args:
+        cfg: a config of train.py or distill.py.
+
+    Raises:
+        UserError: invalid settings, before anything is encoded or written; later, for NaN or unreadable samples.
+        KeyboardInterrupt: after a signal, when a checkpoint has been saved; its argument is the signal.
+    """
+    import lightning  # slow to import, and only training needs it
+
+    settings = OmegaConf.to_yaml(cfg, resolve=True)  # raises for missing values
     require_int(1, steps=cfg.steps)
     require_int(0, seed=cfg.seed)
     set_up_torch(cfg.threads)
@@ -48,18 +55,18 @@ def fit(cfg: DictConfig) -> None:
     data: TrainingData = hydra.utils.instantiate(cfg.data)
     objective = hydra.utils.instantiate(cfg.objective)
     if isinstance(data, LatentData):
-        if (world := getattr(data, "world", None)) is not None:  # real videos have none
+        if (world := getattr(data, "world", None)) is not None:  # data of real videos have no puppet world
             checks.check_puppet(world, data.autoencoder)
-        made = {part: getattr(data, part) for part in bundle.ENCODERS}
+        built = {part: getattr(data, part) for part in bundle.ENCODERS}
         for net in objective.children():
             if hasattr(net, "origin"):
                 bundle.check_latents(net, data.autoencoder)  # pyright: ignore[reportArgumentType]
-                bundle.check_encoders(net, encoders(cfg), made)
+                bundle.check_encoders(net, encoders(cfg), built)
             if isinstance(net, VideoDiT):
                 checks.check_inputs(net, data.autoencoder, data.audio, data.text, data.image, data.sizes())
     checks.check_regions(objective, data)
     checks.check_optimizers(objective)
-    # Dataclasses would otherwise come back as configs.
+    # Without _convert_="all", nested dataclasses would remain configs.
     apply_transforms(objective, hydra.utils.instantiate(cfg.transforms, _convert_="all"))
     resume = cfg.resume
     if resume == "last":
@@ -81,26 +88,26 @@ def fit(cfg: DictConfig) -> None:
             print(note)
     try:
         trainer.fit(objective, data, ckpt_path=resume, weights_only=True)
-    except SystemExit as stop:  # how Lightning leaves after a signal, when callbacks have saved what they save
-        asked = stop.__context__.args if isinstance(stop.__context__, KeyboardInterrupt) else (signal.SIGTERM,)
-        number = signal.Signals(asked[0] if asked else signal.SIGINT)
+    except SystemExit as stop:  # Lightning exits so after a signal, when the callbacks have saved
+        received = stop.__context__.args if isinstance(stop.__context__, KeyboardInterrupt) else (signal.SIGTERM,)
+        number = signal.Signals(received[0] if received else signal.SIGINT)
         if trainer.is_global_zero and (saved := getattr(trainer.checkpoint_callback, "last_model_path", "")):
-            print(f"stopped by {number.name}; go on with resume={saved}", file=sys.stderr)
+            print(f"stopped by {number.name}; continue with resume={saved}", file=sys.stderr)
         raise KeyboardInterrupt(number) from stop
     except Exception:
-        if trainer.strategy.launcher is not None:  # the ranks that this one started may wait for it for long
+        if trainer.strategy.launcher is not None:  # the ranks that this process launched might wait for it
             trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
 
 
 def encoders(cfg: DictConfig) -> dict[str, Any]:
-    """The config of each encoder in the registered form that bundles record."""
+    """The config of each encoder by its registered name, as bundles record it."""
     parts = OmegaConf.create({part: cfg[part] for part in bundle.ENCODERS})
     return registry.registered(OmegaConf.to_container(parts, resolve=True))
 
 
 def _open_folder(folder: Path, settings: str) -> None:
-    """The run's folder with its config and, a line for each start, the revision of the code; by the first rank."""
+    """On rank 0, create the run's folder, write its config, and append the code's revision, one line per start."""
     from lightning.pytorch.utilities import rank_zero_only
 
     if rank_zero_only.rank:
@@ -112,7 +119,7 @@ def _open_folder(folder: Path, settings: str) -> None:
 
 
 def silence_lightning() -> None:
-    """Keep Lightning from telling what is no news."""
+    """Silence Lightning's messages below warnings, and the warnings in IGNORED_WARNINGS."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)

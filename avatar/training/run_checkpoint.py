@@ -1,7 +1,8 @@
-"""Checkpoints of training runs as they lie on disk, looked into without running anything that they may carry.
+"""Safe inspection of checkpoints of training runs: the shapes of their weights, without running pickled code.
 
-One file, or a folder with a part of each rank (torch.distributed.checkpoint), whose description and plain values are
-pickles that torch reads as they come: here they are first read by readers that know tensors and plain values alone.
+A checkpoint is one file, or a folder with the shards of each rank (torch.distributed.checkpoint). The metadata and the
+plain values of a folder are pickles, which torch loads without restrictions. Here they are first read by a restricted
+unpickler, which accepts tensors and plain values only.
 """
 
 import io
@@ -15,11 +16,11 @@ from safetensors import SafetensorError
 from avatar.errors import UserError
 from avatar.files import short_error
 
-BESIDE_WEIGHTS = "meta.pt"  # what else a folder holds; written last
-AVERAGE = "average."  # before the names of averaged weights, in a folder
-# What a folder's description is made of, beside dtypes and the classes of the module that describes it.
-_DESCRIBING = "torch.distributed.checkpoint.metadata"
-_KNOWN = {
+META_FILE = "meta.pt"  # the file of a folder that contains everything but weights; written last
+AVERAGE = "average."  # prefix of the names of averaged weights in a folder
+# Globals that the metadata of a folder may name, in addition to dtypes and the classes of torch's metadata module.
+_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
+_ALLOWED = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
     ("torch", "Size"),
@@ -28,56 +29,56 @@ _KNOWN = {
     ("pathlib", "WindowsPath"),
     ("collections", "OrderedDict"),
 }
-_MODULES = {"torch", _DESCRIBING, *(module for module, _ in _KNOWN)}
-_BROKEN = (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError, AttributeError, SafetensorError)
+_MODULES = {"torch", _METADATA_MODULE, *(module for module, _ in _ALLOWED)}
+_READ_ERRORS = (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError, AttributeError, SafetensorError)
 
 
 def shapes(path: Path) -> dict[str, torch.Size]:
-    """The weights of a checkpoint by their names, as shapes.
+    """Read the shapes of a checkpoint's weights, by name.
 
     Raises:
-        UserError: it is no checkpoint, it isn't whole, or it carries more than tensors and plain values.
-        OSError: it isn't there.
+        UserError: the path is no checkpoint, is incomplete, or contains more than tensors and plain values.
+        OSError: the path does not exist.
     """
     try:
         if path.is_dir():
             return _shapes_of_folder(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         return {name: weight.shape for name, weight in state.items()}
-    except _BROKEN as error:
+    except _READ_ERRORS as error:
         raise UserError(f"{path} is no checkpoint of a training run ({short_error(error)})") from error
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint in a folder that was written last, of those that were written to their ends."""
-    written = {path: path / BESIDE_WEIGHTS if path.is_dir() else path for path in folder.glob("*.ckpt")}
-    whole = {path: end.stat().st_mtime_ns for path, end in written.items() if end.is_file()}
-    return max(whole, key=whole.__getitem__) if whole else None
+    """The newest complete checkpoint in a folder; None if there is none."""
+    last_files = {path: path / META_FILE if path.is_dir() else path for path in folder.glob("*.ckpt")}
+    complete = {path: file.stat().st_mtime_ns for path, file in last_files.items() if file.is_file()}
+    return max(complete, key=complete.__getitem__) if complete else None
 
 
 def _shapes_of_folder(path: Path) -> dict[str, torch.Size]:
     with (path / ".metadata").open("rb") as file:
-        described = _Description(file).load()
-    torch.load(path / BESIDE_WEIGHTS, map_location="cpu", weights_only=True, mmap=True)
+        metadata = _MetadataUnpickler(file).load()
+    torch.load(path / META_FILE, map_location="cpu", weights_only=True, mmap=True)
     found = {}
-    for index, place in described.storage_data.items():
-        entry = described.state_dict_metadata[index.fqn]
+    for index, location in metadata.storage_data.items():
+        entry = metadata.state_dict_metadata[index.fqn]
         if hasattr(entry, "size"):
             found[index.fqn] = entry.size
             continue
-        with (path / Path(place.relative_path).name).open("rb") as file:
-            file.seek(place.offset)
-            torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
+        with (path / Path(location.relative_path).name).open("rb") as file:
+            file.seek(location.offset)
+            torch.load(io.BytesIO(file.read(location.length)), weights_only=True)
     prefix = "state_dict."
     return {name.removeprefix(prefix): size for name, size in found.items() if name.startswith(prefix)}
 
 
-class _Description(pickle.Unpickler):
-    """Reads the description of a folder, made of the classes that torch writes it with; refuses any other."""
+class _MetadataUnpickler(pickle.Unpickler):
+    """Restricted unpickler of a folder's metadata: accepts the classes that torch writes there, rejects all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name) if "." not in name and module in _MODULES else None
-        described = isinstance(found, type) and found.__module__ == module == _DESCRIBING
-        if (module, name) in _KNOWN or described or isinstance(found, torch.dtype):
+        is_metadata = isinstance(found, type) and found.__module__ == module == _METADATA_MODULE
+        if (module, name) in _ALLOWED or is_metadata or isinstance(found, torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not allowed")

@@ -1,4 +1,4 @@
-"""Checkpoints under a final name are always whole, and hold nothing but tensors and plain values."""
+"""Atomic checkpoint files, which are read without running pickled code."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,11 @@ from avatar.errors import UserError
 from avatar.files import atomic_path, create_folder, writing
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes beside the file and renames, so that a run that is killed while it saves leaves the one before."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint IO plugin for single files: writes to a temporary file and renames it, loads tensors and plain values.
+
+    If a run is killed while it saves, the previous checkpoint remains intact.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -22,7 +25,8 @@ class WholeFiles(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         if Path(path).is_dir():
             raise UserError(
-                f"{path} was saved in parts by trainer=fsdp, which resumes it; another strategy needs one file of all "
-                "weights, saved with trainer.strategy.save_distributed_checkpoint=false"
+                f"got {path}, a sharded checkpoint of trainer=fsdp; expected one file: resume it with trainer=fsdp, or "
+                "save it with trainer.strategy.save_distributed_checkpoint=false"
             )
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # once for all ranks of a machine
+        # Memory-mapped, so that all ranks of a machine share one copy.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -1,4 +1,4 @@
-"""When the checkpoints of a run are saved: every so many updates, and when it ends before its time."""
+"""Periodic checkpoints of a run, and one when it is interrupted or fails."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from avatar.objectives.distributed import world_size
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's, and its arguments; of several ranks, one that fails alone saves nothing.
+    """Lightning's ModelCheckpoint, with its arguments, except that one failed rank of several saves nothing.
 
-    All ranks have a hand in a checkpoint, and those that didn't fail are elsewhere: they would wait for each other. A
-    signal stops them together (`ExactResume`), and then they save.
+    All ranks take part in saving a checkpoint. If one rank fails, the others are still training, and all would wait for
+    each other. After a signal all ranks stop at the same batch (`ExactResume`), and they save.
     """
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained network, kept beside it and written into its bundle."""
+"""Exponential moving average (EMA) of the trained network's weights, which is exported in its bundle."""
 
 from typing import Any
 
@@ -14,18 +14,24 @@ from avatar.training.run_checkpoint import AVERAGE
 
 
 class EMA(lightning.Callback):
-    """Averages `module.net` after each batch that updated it.
+    """Averages the weights of `module.net` after each batch that has updated it.
 
-    The decay rises with the updates seen, (1 + n) / (10 + n), up to `decay`: short runs average over their own length.
-    Of a sharded network each rank averages its shards.
+    The decay after n updates is min(decay, (1 + n) / (10 + n)), so short runs average over their own length. If the
+    network is sharded, each rank averages its shards.
+
+    Args:
+        decay: the largest decay, in [0, 1).
+
+    Raises:
+        UserError: a decay outside of [0, 1).
     """
 
     def __init__(self, decay: float):
         if not 0 <= decay < 1:
-            raise UserError(f"decay {decay}; an average needs one in [0, 1)")
+            raise UserError(f"decay={decay}; expected a number in [0, 1): set callbacks.ema.decay")
         self.decay, self.updates = decay, 0
         self.weights: dict[str, Tensor] = {}
-        self.updated = False  # by the batch under way
+        self.updated = False  # whether the current batch has updated `module.net`
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: torch.optim.Optimizer) -> None:
         own = set(module.net.parameters())
@@ -35,7 +41,7 @@ class EMA(lightning.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         if not self.updated:
-            return  # another network's turn
+            return  # the batch has updated another network, such as the critic
         self.updated = False
         state = module.net.state_dict()
         if not self.weights:
@@ -74,10 +80,10 @@ class EMA(lightning.Callback):
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is on this rank; writing to it writes to the tensor."""
+    """The local shard of a tensor; writing to it writes to the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _like(own: Tensor, weight: Tensor) -> Tensor:
-    """A whole tensor, sharded as the network's own is."""
+    """A full tensor, sharded like the network's own."""
     return distribute_tensor(weight, own.device_mesh, own.placements) if isinstance(own, DTensor) else weight

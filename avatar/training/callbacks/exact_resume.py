@@ -1,4 +1,4 @@
-"""Resuming where a run stopped: random states, the position in the data, and stopping where nothing is half done."""
+"""Bit-exact resume: saves RNG states and the position in the data, and stops on signals at a batch boundary."""
 
 import os
 import signal
@@ -13,41 +13,42 @@ import torch.distributed as dist
 
 from avatar.objectives.distributed import world_size
 
-# What asks a run to stop: Ctrl-C; `kill`, or a scheduler that wants its machine back; SLURM's warning (--signal).
+# Ctrl-C; `kill` or a scheduler's preemption; SLURM's warning (--signal).
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class ExactResume(lightning.Callback):
-    """Saves every rank's random state and the number of passes made; a resumed run draws what the first would have.
+    """Saves the RNG state of each rank and the number of micro-batches; a resumed run draws the same random numbers.
 
-    A signal is heard before the next batch, by all ranks at the same one, so that none is left half done: the run ends
-    with KeyboardInterrupt, whose argument is the signal, and other callbacks save. A second signal stops at once;
-    then a run on one rank makes the batch under way again as it was, and one on several has what was saved before.
+    Signals are handled before the next batch, on all ranks at the same one, so that no batch remains unfinished: the
+    run ends with KeyboardInterrupt, whose argument is the signal, and other callbacks save. A second signal stops at
+    once. Then a run on one rank saves too, and repeats the unfinished batch when it is resumed; a run on several ranks
+    resumes from its last checkpoint.
 
-    A batch that is accumulated over several passes draws the same numbers in each of them, of which every pass uses
-    its part. Of what is saved in the midst of a batch, the passes since its beginning count as not made.
+    Each micro-batch of a batch draws the same numbers, for the global batch, and uses its shard. In a checkpoint that
+    is saved within a batch, the micro-batches since its beginning do not count.
 
-    The data module must start its passes at `start`, with a loader as long as the whole run's, for Lightning counts on
-    from the passes seen; `accumulate` of them make a batch. Of the callbacks this is to be the first.
+    The data module must start with micro-batch `start`, and its loader must have the length of the full run, because
+    Lightning continues to count from there; `accumulate` micro-batches are one batch. This callback must be the first.
     """
 
     def __init__(self):
         self.initial = torch.get_rng_state()
-        self.passes = 0
-        self.random: list[dict[str, Any]] | None = None  # to be restored, one of each rank
-        self.before: dict[str, Any] | None = None  # what the batch under way began with
-        self.asked = 0  # the signal to stop
-        self.handlers: dict[int, Any] = {}
+        self.micro_batches = 0  # finished ones
+        self.saved: list[dict[str, Any]] | None = None  # RNG states of all ranks, still to be restored
+        self.before: dict[str, Any] | None = None  # RNG state at the beginning of the current batch
+        self.received = 0  # the signal
+        self.handlers: dict[int, Any] = {}  # the previous handlers
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        # Lightning has seeded anew where there are several processes, which would draw other numbers than one.
+        # With several processes Lightning seeds again; they must draw the same numbers as one process.
         torch.set_rng_state(self.initial)
-        self.data = trainer.datamodule  # checkpoints are read after this, and loaders made later still
-        self._hear(signal.SIGINT)
+        self.data = trainer.datamodule  # a checkpoint is loaded after this, and loaders are created after that
+        self._install_handler(signal.SIGINT)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        for number in SIGNALS:  # only now: Lightning has set handlers that act in the midst of a batch
-            self._hear(number)
+        for number in SIGNALS:  # not earlier: these replace Lightning's handlers, which stop within a batch
+            self._install_handler(number)
 
     def teardown(self, trainer: Any, module: Any, stage: str) -> None:
         for number, handler in self.handlers.items():
@@ -55,21 +56,21 @@ class ExactResume(lightning.Callback):
         self.handlers = {}
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        # Restored as late as here, since building loaders and sanity checks draw numbers too.
-        if self.random is not None:
-            _restore(self.random[dist.get_rank() if len(self.random) == world_size() > 1 else 0])
-            self.random = None
-        if self.passes % self.data.accumulate:
+        # Restored only here, since building loaders and sanity checks draw numbers too.
+        if self.saved is not None:
+            _restore(self.saved[dist.get_rank() if len(self.saved) == world_size() > 1 else 0])
+            self.saved = None
+        if self.micro_batches % self.data.accumulate:
             assert self.before is not None
             _restore(self.before)
             return
-        if trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False):
-            raise KeyboardInterrupt(self.asked or signal.SIGTERM)
+        if trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
+            raise KeyboardInterrupt(self.received or signal.SIGTERM)
         self.before = _random_state()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.passes += 1
-        if self.passes % self.data.accumulate == 0:
+        self.micro_batches += 1
+        if self.micro_batches % self.data.accumulate == 0:
             self.before = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,35 +78,36 @@ class ExactResume(lightning.Callback):
         states = [own] * world_size()
         if world_size() > 1:
             dist.all_gather_object(states, own)
-        return {"passes": self._whole, "random": states}
+        return {"passes": self._in_complete_batches, "random": states}  # "passes": micro-batches
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.passes, self.random = state_dict["passes"], state_dict["random"]
-        self.data.start = self.passes
+        self.micro_batches, self.saved = state_dict["passes"], state_dict["random"]
+        self.data.start = self.micro_batches
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        if self._whole != self.passes:
+        if self._in_complete_batches != self.micro_batches:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             for counts in (progress["total"], progress["current"]):
-                counts.update(dict.fromkeys(counts, self._whole))
+                counts.update(dict.fromkeys(counts, self._in_complete_batches))
 
     @property
-    def _whole(self) -> int:
-        """Passes up to the end of the last batch that is whole."""
-        return self.passes - self.passes % self.data.accumulate
+    def _in_complete_batches(self) -> int:
+        """Micro-batches of the complete batches."""
+        return self.micro_batches - self.micro_batches % self.data.accumulate
 
-    def _hear(self, number: int) -> None:
-        if threading.current_thread() is threading.main_thread():  # signals are the main thread's
-            before = signal.signal(number, self._ask)
-            self.handlers.setdefault(number, before)
+    def _install_handler(self, number: int) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python allows it in the main thread only
+            previous = signal.signal(number, self._handle)
+            self.handlers.setdefault(number, previous)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and world_size() > 1:
-            os._exit(128 + number)  # the ranks stand at different places, and would wait for each other
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received and world_size() > 1:
+            os._exit(128 + number)  # the ranks are at different points and would wait for each other
+        if self.received:
             raise KeyboardInterrupt(number)
-        self.asked = number
-        print(f"{signal.Signals(number).name}: stopping after this batch; again stops at once", file=sys.stderr)
+        self.received = number
+        name = signal.Signals(number).name
+        print(f"{name}: stopping after this batch; a second signal stops at once", file=sys.stderr)
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Export of the bundle that the next stage starts from."""
+"""Export of a bundle at the end of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,19 +21,19 @@ class Export(lightning.Callback):
     """Writes `module.net` as a bundle at the end of a run, with EMA weights if there are any.
 
     Args:
-        path: of the .safetensors file.
-        kind: of the bundle, see `bundle.KINDS`.
-        config: the encoders that the network is used with (`audio`, `text`, `image`).
-        plan: the rollout plan that the network was trained for, if any.
-        precision: of trained weights, float32 or float16 (half the size).
+        path: the .safetensors file to write.
+        kind: the kind of bundle, one of `bundle.KINDS`.
+        config: the configs of the encoders that the network is used with (`audio`, `text`, `image`).
+        plan: the rollout plan that the network was trained for, or None.
+        precision: the dtype of trained weights, float32 or float16 (half the size).
 
     Raises:
-        UserError: an encoder that a bundle can't name, before the run starts.
+        UserError: an unknown precision, or an encoder without a registered name; before the run starts.
     """
 
     def __init__(self, path: str, kind: str, config: Mapping[str, Any], plan: Mapping[str, Any] | None, precision: str):
         if precision not in PRECISIONS:
-            raise UserError(f"precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+            raise UserError(f"precision={precision}; expected one of {', '.join(PRECISIONS)}")
         self.path, self.kind = Path(path), kind
         self.config, self.plan = registry.registered(config), bundle.plain_plan(plan)
         self.precision = PRECISIONS[precision]
@@ -46,7 +46,7 @@ class Export(lightning.Callback):
         if not trainer.is_global_zero:
             return
         weights = merged(module.net, own)
-        # Statistics may overflow half precision, and frozen weights keep their fingerprint.
+        # Buffers and frozen weights keep their dtype: statistics may overflow float16, fingerprints must not change.
         learned = {name for name, parameter in module.net.named_parameters() if parameter.requires_grad}
         learned |= weights.keys() - own.keys()
         weights = {name: w.to(self.precision) if name in learned else w for name, w in weights.items()}

@@ -1,5 +1,4 @@
-"""Sample videos while training: what the network makes of held-out clips, as mp4 files and in the loggers that take
-them."""
+"""Sample videos during training: generated for held-out clips, saved as MP4 files and logged to Weights & Biases."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from avatar.types import SAMPLES_PER_FRAME
 
 
 class VideoLog(lightning.Callback):
-    """Every so many batches and at the end, the first clips of the dev set side by side, always with the same noise.
+    """Generates the first clips of the dev set side by side, always from the same noise.
 
     Args:
-        generator: how the network makes a clip.
-        every: batches between two videos.
-        clips: shown side by side.
+        generator: the sampler.
+        folder: where the MP4 files are written, each named by the number of batches.
+        every: batches between two videos; one more follows at the end of the run.
+        clips: number of clips, side by side.
     """
 
     def __init__(self, generator: Generator, folder: str, every: int, clips: int):
@@ -29,8 +29,8 @@ class VideoLog(lightning.Callback):
         self.batches = 0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        self.batches, more = divmod(index + 1, trainer.datamodule.accumulate)
-        if not more and self.batches % self.every == 0:
+        self.batches, remaining = divmod(index + 1, trainer.datamodule.accumulate)
+        if not remaining and self.batches % self.every == 0:
             self._show(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
@@ -46,14 +46,14 @@ class VideoLog(lightning.Callback):
         latents = self.generator(module.net.eval(), cond, tuple(range(len(batch.keys))))
         module.net.train(was_training)
         if not trainer.is_global_zero:
-            return  # had a hand in it where the network is sharded
-        # Behind the reference, as a whole, for not every decoder streams; and clip by clip, for frames are large.
+            return  # the other ranks only take part in generation, for sharded networks
+        # One call per clip with the reference first, since not every decoder streams; clip by clip to save memory.
         autoencoder = on(module.device, data.autoencoder)
-        whole = torch.cat([cond.reference, latents], dim=2)
-        video = [autoencoder.decode(clip)[0, :, 1:].cpu() for clip in whole.split(1)]
+        timeline = torch.cat([cond.reference, latents], dim=2)
+        video = [autoencoder.decode(clip)[0, :, 1:].cpu() for clip in timeline.split(1)]
         frames = data.to_pictures(torch.cat(video, dim=-1) if video[0].shape[-1] > 1 else video[0])
         path = self.folder / f"{self.batches:06d}.mp4"
-        # A run that was resumed from before this batch makes the same video again.
+        # A run resumed from an earlier batch writes the same video again.
         with Mp4Writer(path, frames.shape[1:3], overwrite=True) as writer:
             writer.write(frames, torch.zeros(len(frames) * SAMPLES_PER_FRAME).numpy())
         for logger in trainer.loggers:
