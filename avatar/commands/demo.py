@@ -1,4 +1,4 @@
-"""`make demo`: clips → teacher → causal student → stream → report, at nano scale, each stage as a user would run it."""
+"""The demo: teacher → causal teacher → student → stream → report at nano scale, each stage run by its command."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from avatar.types import SAMPLE_RATE
 
 
 def demo(cfg: DictConfig) -> None:
-    """Run all stages into `cfg.folder`; what an earlier demo left there is kept aside under a number."""
+    """Run all stages into `cfg.folder`; an earlier demo's folder is renamed to the same name with a number."""
     folder = Path(cfg.folder)
     _set_aside(folder)
     teacher = folder / "teacher" / "teacher.safetensors"
@@ -32,10 +32,10 @@ def demo(cfg: DictConfig) -> None:
     seconds = {}
     for number, (stage, command) in enumerate(objectives.items(), 1):
         print(f"\n── {number} of 6: {stage} ──", flush=True)
-        place = [f"seed={cfg.seed}", f"folder={folder / stage}"]
-        seconds[stage] = _run([command[0], "experiment=demo", *command[1:], *cfg.stages[stage], *place])
+        common = [f"seed={cfg.seed}", f"folder={folder / stage}"]
+        seconds[stage] = _run([command[0], "experiment=demo", *command[1:], *cfg.stages[stage], *common])
     print("\n── 5 of 6: a stream ──", flush=True)
-    portrait, speech = _held_out(folder, cfg.seed)
+    portrait, speech = _write_inputs(folder, cfg.seed)
     files = [f"image={portrait}", f"audio={speech}", f"student={student}", f"out={folder / 'avatar.mp4'}"]
     seconds["infer"] = _run(["infer.py", *files, f"folder={folder / 'infer'}"])
     print("\n── 6 of 6: scores on held-out puppets ──", flush=True)
@@ -60,7 +60,7 @@ def demo(cfg: DictConfig) -> None:
 
 
 def _run(arguments: list[str]) -> float:
-    """Seconds that a command took; its failure ends the demo."""
+    """Run a command and return its duration in seconds; exit with its exit code if it fails."""
     print("python " + " ".join(arguments), flush=True)
     start = perf_counter()
     result = subprocess.run([sys.executable, *arguments], check=False)
@@ -69,8 +69,8 @@ def _run(arguments: list[str]) -> float:
     return perf_counter() - start
 
 
-def _held_out(folder: Path, seed: int) -> tuple[Path, Path]:
-    """A portrait and a sentence of the test split, as files."""
+def _write_inputs(folder: Path, seed: int) -> tuple[Path, Path]:
+    """Write a portrait and speech of the test split as files, and return their paths."""
     clip = make_clip(1000 + seed, "test", 150, "speaking")
     portrait, speech = folder / "portrait.png", folder / "speech.wav"
     write_png(portrait, clip.frames(256, 0, 1)[0])
@@ -79,6 +79,7 @@ def _held_out(folder: Path, seed: int) -> tuple[Path, Path]:
 
 
 def _set_aside(folder: Path) -> None:
+    """Rename a folder that isn't empty, and create it again."""
     if folder.exists() and any(folder.iterdir()):
         number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
         folder.rename(folder.with_name(f"{folder.name}-{number}"))

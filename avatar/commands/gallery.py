@@ -1,7 +1,6 @@
-"""A page of the puppet world to look at: `python -m avatar gallery out=outputs/gallery.png`.
+"""Overview image of the puppet world: `python -m avatar gallery out=outputs/gallery.png`.
 
-Identities, emotions, gestures in mid-motion, framings with backdrops and things: all that a clip can show, from fixed
-seeds.
+Shows identities, emotions, gestures and framings with backdrops and objects, from fixed seeds.
 """
 
 from pathlib import Path
@@ -24,19 +23,19 @@ LABEL, GAP = 16, 6  # pixels
 
 
 def gallery(cfg: DictConfig) -> None:
-    """Draw the page into `cfg.out`, a PNG that doesn't exist yet."""
+    """Draw the overview and write it to `cfg.out`, a PNG file that must not exist."""
     require_int(64, size=cfg.size)
     require_int(1, columns=cfg.columns)
     out = Path(cfg.out)
     if out.suffix != ".png":
-        raise UserError(f"out={out}; wanted a name that ends in .png")
+        raise UserError(f"out={out}; expected a name that ends in .png")
     if out.exists():
-        raise ExistingFileError(f"{out} is there already and is not overwritten; give another name")
+        raise ExistingFileError(f"{out} exists and is not overwritten; give another out=")
     rows = [
         *_rows([("", _portrait(seed, cfg.size)) for seed in range(2 * cfg.columns)], cfg.columns, "identities"),
-        *_rows([(name, _feeling(name, cfg.size)) for name in EMOTIONS[1:]], cfg.columns, "emotions"),
-        *_rows([(name, _doing(name, cfg.size)) for name in SECONDS], cfg.columns, "gestures"),
-        *_rows([(name, _standing(name, cfg.size)) for name in BACKDROPS], cfg.columns, "framings and backdrops"),
+        *_rows([(name, _emotion(name, cfg.size)) for name in EMOTIONS[1:]], cfg.columns, "emotions"),
+        *_rows([(name, _gesture(name, cfg.size)) for name in SECONDS], cfg.columns, "gestures"),
+        *_rows([(name, _backdrop(name, cfg.size)) for name in BACKDROPS], cfg.columns, "framings and backdrops"),
     ]
     create_folder(out.parent)
     with writing(out), atomic_path(out) as path:
@@ -44,18 +43,18 @@ def gallery(cfg: DictConfig) -> None:
     print(out)
 
 
-def _rows(pictures: list[tuple[str, UInt8[np.ndarray, "h h 3"]]], columns: int, title: str) -> list[np.ndarray]:
-    """Pictures with their names below them, in rows of so many, behind a title."""
-    size = len(pictures[0][1])
+def _rows(images: list[tuple[str, UInt8[np.ndarray, "h h 3"]]], columns: int, title: str) -> list[np.ndarray]:
+    """A title, then rows of `columns` images with their names below them."""
+    size = len(images[0][1])
     width = columns * (size + GAP) + GAP
     out = [_text(title, width, bold=True)]
-    for i in range(0, len(pictures), columns):
-        part = pictures[i : i + columns]
+    for i in range(0, len(images), columns):
+        part = images[i : i + columns]
         row = np.full((size + GAP, width, 3), 255, np.uint8)
         names = np.full((LABEL, width, 3), 255, np.uint8)
-        for k, (name, picture) in enumerate(part):
+        for k, (name, image) in enumerate(part):
             left = GAP + k * (size + GAP)
-            row[GAP:, left : left + size] = picture
+            row[GAP:, left : left + size] = image
             names[:, left : left + size] = _text(name, size, bold=False)
         out += [row, names] if any(name for name, _ in part) else [row]
     return out
@@ -80,26 +79,26 @@ def _portrait(seed: int, size: int) -> UInt8[np.ndarray, "h h 3"]:
     return render(Identity.from_seed(seed), _pose(mouth_open=0.15 * (seed % 3), smile=0.3), size, PORTRAIT)[0]
 
 
-def _feeling(name: str, size: int) -> UInt8[np.ndarray, "h h 3"]:
-    """What an emotion does to one and the same face."""
+def _emotion(name: str, size: int) -> UInt8[np.ndarray, "h h 3"]:
+    """An emotion of a fixed identity."""
     still = np.zeros(FRAME_RATE)
     emotion = np.full(FRAME_RATE, EMOTIONS.index(name))
     states = animate(still, still, np.full(FRAME_RATE, STATES.index("speaking")), emotion, still + 1, seed=3)
     return render(Identity.from_seed(12), states[-1:], size, PORTRAIT)[0]
 
 
-def _doing(name: str, size: int) -> UInt8[np.ndarray, "h h 3"]:
-    """A gesture in mid-motion."""
+def _gesture(name: str, size: int) -> UInt8[np.ndarray, "h h 3"]:
+    """A frame in the middle of a gesture."""
     frames = 2 * FRAME_RATE
     still, middle = np.zeros(frames), int((EASE_S + 0.12) * FRAME_RATE)
     speaking, neutral = np.full(frames, STATES.index("speaking")), np.full(frames, EMOTIONS.index("neutral"))
     direction = Direction(events=[Event(name, 0, frames, 1)])
     states = animate(still, still, speaking, neutral, still, seed=3, direction=direction)
-    seen = PORTRAIT if name in WITHOUT_ARMS and name != "shrug" else Setting("half")
-    return render(Identity.from_seed(23), states[middle : middle + 1], size, seen)[0]
+    setting = PORTRAIT if name in WITHOUT_ARMS and name != "shrug" else Setting("half")
+    return render(Identity.from_seed(23), states[middle : middle + 1], size, setting)[0]
 
 
-def _standing(backdrop: str, size: int) -> UInt8[np.ndarray, "h h 3"]:
+def _backdrop(backdrop: str, size: int) -> UInt8[np.ndarray, "h h 3"]:
     number = BACKDROPS.index(backdrop)
     framing = list(CAMERAS)[(number + 1) % len(CAMERAS)]
     thing = Thing(("ball", "box", "star")[number % 3], ("red", "yellow", "blue")[number % 3], 0.89, 0.25)

@@ -1,4 +1,4 @@
-"""From a portrait and a sound file to an mp4, through the same session that serves a live stream."""
+"""Offline inference: stream an audio file over a portrait through a session, and write the frames to an MP4 file."""
 
 from pathlib import Path
 
@@ -20,27 +20,32 @@ from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 
 def infer(cfg: DictConfig) -> None:
-    """Stream `cfg.audio` over `cfg.image`; the mp4 is written as chunks finish and playable at any moment."""
+    """Stream `cfg.audio` over `cfg.image`; each chunk is written when it is finished, and the file stays playable.
+
+    Raises:
+        UserError: invalid settings, unreadable files, bundles or encoders that don't fit together.
+    """
     require_int(0, seed=cfg.seed)
     require_str(image=cfg.image, audio=cfg.audio, prompt=cfg.prompt)
     set_up_torch(cfg.threads)
     if cfg.size is None:
         raise UserError(
-            "got an autoencoder of puppet states, which have no pictures; expected one of videos: leave out "
-            "autoencoder=, or score the student by python -m avatar evaluate"
+            "got an autoencoder of puppet states, which have no pixels; expected one of videos: leave out "
+            "autoencoder=, or score the student with python -m avatar evaluate"
         )
     require_int(1, size=cfg.size)
     image, note = read_image(cfg.image, cfg.size)
-    sound = read_audio(cfg.audio)
+    samples = read_audio(cfg.audio)
     if note:
         print(f"image: {note}")
     out = Path(cfg.out or Path(cfg.folder) / "avatar.mp4")
     session = open_session(cfg, from_uint8(image[None])[None])
-    session.gesture(cfg.gesture, len(sound) / SAMPLE_RATE)
+    session.gesture(cfg.gesture, len(samples) / SAMPLE_RATE)
     records = []
     with Mp4Writer(out, cfg.size) as writer, Progress() as progress:
-        bar = progress.add_task(f"streaming {len(sound) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s", total=len(sound))
-        for emitted in stream(session, torch.from_numpy(sound)):
+        title = f"streaming {len(samples) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s"
+        bar = progress.add_task(title, total=len(samples))
+        for emitted in stream(session, torch.from_numpy(samples)):
             records.append(emitted)
             writer.write(to_uint8(emitted.frames), emitted.samples.numpy())
             progress.advance(bar, len(emitted.samples))
@@ -52,7 +57,12 @@ def infer(cfg: DictConfig) -> None:
 
 
 def open_session(cfg: DictConfig, reference: torch.Tensor) -> Session:
-    """A session of the config's student over a reference of pixels `1 c 1 h w`."""
+    """Load the config's networks and open a session.
+
+    Args:
+        cfg: a config of infer.py.
+        reference: the portrait, `1 c 1 h w` in [-1, 1].
+    """
     device = choose_device(cfg.device)
     autoencoder = hydra.utils.instantiate(cfg.autoencoder).eval().to(device)
     student = bundle.load(cfg.student, ("student", "causal_teacher")).to(device)

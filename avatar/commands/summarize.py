@@ -26,15 +26,15 @@ def summarize(cfg: DictConfig) -> None:
 def clip_of(
     net: VideoDiT, frames: int, height: int, width: int, text_tokens: int, image_tokens: int
 ) -> flops.ClipShape:
-    """The size in latents of a clip in pixels, by the strides of the autoencoder that the network is made for.
+    """The size in latents of a clip in pixels, by the strides of the network's latents.
 
     Args:
         net: the network.
-        frames, height, width: of the clip, in pixels; multiples of the strides and the patch size.
+        frames, height, width: of the clip, in frames and pixels; multiples of the strides and the patch size.
         text_tokens, image_tokens: see ClipShape.
 
     Raises:
-        UserError: the network has no strides, or they and its patches don't divide the clip.
+        UserError: a network without strides, or a clip that they and the patch size don't divide.
     """
     if net.strides is None:
         raise UserError(
