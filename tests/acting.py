@@ -1,4 +1,4 @@
-"""Motion of the puppet world's own making, but for its speech: quick, and as many seeds as a distribution needs."""
+"""Synthetic puppet trajectories without speech synthesis: fast enough for the samples of a distribution."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from avatar.types import EMOTIONS, STATES
 
 
 def acted(seed: int, emotion: str = "neutral", state: str = "speaking", gesture: str = "none", frames: int = 60):
-    """A trajectory `f s`, with a gesture that begins and ends with it."""
+    """A trajectory `f s`; the gesture lasts as long as the trajectory."""
     rng = np.random.default_rng(seed)
     syllables = np.sin(np.cumsum(rng.uniform(0.2, 0.9, frames))) ** 2 * (state == "speaking")
     labels = [np.full(frames, names.index(name)) for names, name in ((STATES, state), (EMOTIONS, emotion))]

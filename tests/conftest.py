@@ -1,4 +1,4 @@
-"""Small real networks and conditionings for every test."""
+"""Fixtures shared by all tests: seeds, small networks and conditioning, control of runtime shape checks."""
 
 import importlib
 import sys
@@ -21,8 +21,7 @@ def _seeded():
 
 @pytest.fixture
 def unchecked():
-    """As a user runs it: without the tests' check of every annotation, which may be the first to object, and looks at
-    properties that would otherwise be computed later."""
+    """Disable runtime checks of annotations, as for users: they may fail first, and they evaluate properties early."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -30,18 +29,19 @@ def unchecked():
 
 @pytest.fixture
 def compilable(monkeypatch):
-    """Imports a module of the project without the checks of shapes, which can't be compiled (pytorch#122093)."""
+    """A function that imports a module of the project without shape checks, which can't be compiled
+    (pytorch#122093)."""
     for name in [name for name in sys.modules if name.split(".")[0] == "avatar"]:
         monkeypatch.delitem(sys.modules, name)
     unhooked = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
     monkeypatch.setattr(sys, "meta_path", unhooked)
     yield importlib.import_module
     for name in [name for name in sys.modules if name.split(".")[0] == "avatar"]:
-        del sys.modules[name]  # those that stood there before come back now
+        del sys.modules[name]  # monkeypatch restores the former ones
 
 
 def make_net(**changes) -> VideoDiT:
-    """A tiny backbone whose every weight is random: layers that start at zero would hide mistakes."""
+    """A tiny backbone with random weights everywhere: zero-initialised layers would hide errors."""
     arguments = {
         "channels": CHANNELS,
         "dim": 24,
@@ -60,7 +60,7 @@ def make_net(**changes) -> VideoDiT:
 
 
 def make_cond(batch: int = 2, latents: int = 5, events: int = 1, size: int = 4) -> Conditioning:
-    """Random conditioning with every field in use."""
+    """Random conditioning with all fields set."""
     return Conditioning(
         reference=torch.randn(batch, CHANNELS, 1, size, size),
         audio=torch.randn(batch, 2, latents, AUDIO_TOKENS, FEATURES),
@@ -86,5 +86,5 @@ def cond() -> Conditioning:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """The longest test first: begun last, it would keep one process busy while the other has nothing left."""
+    """Run the longest test first, so that the test processes end at about the same time."""
     items.sort(key=lambda item: item.path.name != "test_chain.py")

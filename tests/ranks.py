@@ -19,13 +19,18 @@ def launched(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
-    place |= {"TORCHELASTIC_RUN_ID": "test", "PYTHONWARNINGS": "ignore", "AVATAR_TRACEBACK": "1"}
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(ranks),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment |= {"TORCHELASTIC_RUN_ID": "test", "PYTHONWARNINGS": "ignore", "AVATAR_TRACEBACK": "1"}
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.ranks", json.dumps(jobs)],
             cwd=ROOT,
-            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -33,14 +38,14 @@ def launched(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]
     ]
 
 
-def run(ranks: int, *jobs: tuple[str, list[Any]], ends: int = 0, within: float = 300) -> None:
-    """Call functions in `ranks` processes; assert that each ends with exit code `ends` in `within` seconds."""
+def run(ranks: int, *jobs: tuple[str, list[Any]], exit_code: int = 0, timeout: float = 300) -> None:
+    """Call functions in `ranks` processes; assert that each ends with this exit code within `timeout` seconds."""
     processes = launched(ranks, *jobs)
-    watch = threading.Timer(within, lambda: [process.kill() for process in processes])
-    watch.start()
+    timer = threading.Timer(timeout, lambda: [process.kill() for process in processes])
+    timer.start()
     errors = [process.communicate()[1] for process in processes]
-    watch.cancel()
-    assert [process.returncode for process in processes] == [ends] * ranks, "\n".join(errors)
+    timer.cancel()
+    assert [process.returncode for process in processes] == [exit_code] * ranks, "\n".join(errors)
 
 
 def fit(script: str, folder: str, *overrides: str) -> None:

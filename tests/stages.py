@@ -1,5 +1,4 @@
-"""Stages run in this process, as the scripts run them: in the state world, small, with one thread; and bundles that no
-stage has trained, for what asks only for their form."""
+"""Tiny training runs in the state world, in this process with one thread; and bundles of random weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,21 +40,24 @@ FILTERS = tuple(f"ignore:{message}" for message in fit.IGNORED_WARNINGS)
 
 
 def composed(config: str, *overrides: str) -> DictConfig:
-    """A config as Hydra makes it of these overrides."""
+    """The config that Hydra composes from these overrides."""
     with initialize_config_dir(cli.CONFIGS, version_base="1.3"):
         return compose(config, list(overrides))
 
 
 def fitted(script: str, folder: Path, *overrides: str, tiny: Sequence[str] = TINY) -> Path:
-    """The bundle of a stage's tiny run into `folder`; clips are shared with other runs."""
+    """Train a tiny run of a stage in `folder` and return its bundle; runs in one parent folder share encoded clips."""
     cfg = composed(script, *tiny, f"folder='{folder}'", f"cache='{folder.parent / 'cache'}'", "name=test", *overrides)
     fit.fit(cfg)
     return folder / f"{cfg.kind}.safetensors"
 
 
 def random_bundle(path: Path, kind: str, *overrides: str, **changes: Any) -> Path:
-    """A bundle of a small backbone, as a stage with these overrides writes it, but of random weights: layers that start
-    at zero would make all networks alike. `changes` are of its fields, or of its config ("audio", "text")."""
+    """Write a bundle of a small backbone, like a stage with these overrides, but with random weights.
+
+    With zero-initialised layers all networks would compute the same. `changes` apply to the fields of the bundle or to
+    its config ("audio", "text").
+    """
     cfg = composed("train", *SMALL_NET, *overrides)
     config: dict[str, Any] = {"network": plain(cfg.model.network), "audio": plain(cfg.audio), "text": plain(cfg.text)}
     config |= {part: changes.pop(part) for part in ("audio", "text") if part in changes}
@@ -64,14 +66,14 @@ def random_bundle(path: Path, kind: str, *overrides: str, **changes: Any) -> Pat
 
 
 def random_autoencoder(path: Path, channels: int = 4) -> Path:
-    """A bundle of a small autoencoder of pixels, of random weights."""
+    """Write a bundle of a small autoencoder of pixels with random weights."""
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
     network = {"_target_": target, "channels": channels, "widths": [4, 4]}
     return write_random(path, "autoencoder", {"network": network})
 
 
 def write_random(path: Path, kind: str, config: Mapping[str, Any], **fields: Any) -> Path:
-    """A bundle of the network that a config builds, a little off its initial weights."""
+    """Write a bundle of the network that a config builds, with noise added to its initial weights."""
     torch.manual_seed(0)
     state = bundle.new(config["network"]).state_dict()
     weights = {name: w + 0.1 * torch.randn_like(w).abs() for name, w in state.items()}
@@ -80,5 +82,5 @@ def write_random(path: Path, kind: str, config: Mapping[str, Any], **fields: Any
 
 
 def plain(config: DictConfig) -> Any:
-    """A part of a config as dicts and lists, as bundles keep it."""
+    """A part of a config as dicts and lists, as bundles store it."""
     return OmegaConf.to_container(config, resolve=True)

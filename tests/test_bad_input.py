@@ -1,4 +1,4 @@
-"""What can't work is message in one line before anything is encoded, trained or written."""
+"""Invalid settings and files are reported in one line, before anything is encoded, trained or written."""
 
 import json
 import os
@@ -52,8 +52,8 @@ class Code:
         return os.system, (self.command,)
 
 
-def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -> str:
-    """What a command says in its one line; nothing was encoded, and no run begun."""
+def error_line(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -> str:
+    """Run a command that fails, and return its error line; assert that nothing was encoded or trained."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
@@ -70,20 +70,20 @@ def refused(monkeypatch, capsys, tmp_path, script: str, task, *arguments: str) -
 @pytest.mark.parametrize(
     "mistake, message",
     [
-        ("model.network.patch=2", "latents of 1×1 can't be cut into patches of 2"),
-        ("model.network.text.max_bytes=64", "prompts of 96 bytes for a model that reads 64; set text.max_bytes"),
+        ("model.network.patch=2", "latents of 1×1; expected multiples of the patch size 2"),
+        ("model.network.text.max_bytes=64", "prompts of 96 bytes for a model that takes 64; set text.max_bytes"),
         ("data.train.latents=x", "latents=x; expected an integer"),
-        ("objective.optimizer.lr=fast", "an optimiser refuses its settings"),
+        ("objective.optimizer.lr=fast", "can't build an optimiser"),
         ("accumulate=2", "set buckets.batch_multiple_of=2"),
-        ("trainer.max_epochs=2", "a run is of `steps` batches: raise steps"),
-        ("accumulate=2 data.buckets.batch_multiple_of=2 data.buckets.accumulate=1", "set both by one: accumulate=2"),
-        ("stepz=1", "Could not override 'stepz': there is no such setting; --cfg job shows all there are"),
-        ("resume=nothing.ckpt", "'nothing.ckpt'; give a .ckpt of this run's checkpoints folder"),
+        ("trainer.max_epochs=2", "expected 1, of `steps` batches: raise steps"),
+        ("accumulate=2 data.buckets.batch_multiple_of=2 data.buckets.accumulate=1", "set both by accumulate=2"),
+        ("stepz=1", "Could not override 'stepz': there is no such setting; --cfg job shows all settings"),
+        ("resume=nothing.ckpt", "'nothing.ckpt'; give a .ckpt from this run's checkpoints folder"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_an_invalid_training_run_does_not_start(monkeypatch, capsys, tmp_path, mistake, message):
-    assert message in refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *TINY, *SMALL_NET, *mistake.split())
+def test_a_training_run_with_invalid_settings_does_not_start(monkeypatch, capsys, tmp_path, mistake, message):
+    assert message in error_line(monkeypatch, capsys, tmp_path, "train", fit.fit, *TINY, *SMALL_NET, *mistake.split())
 
 
 @pytest.mark.parametrize("preparation", [LoRA(2, 2), ActivationCheckpointing(), Compiled()])
@@ -95,25 +95,25 @@ def test_an_autoencoder_takes_no_transforms(preparation):
 def test_an_evaluation_with_another_autoencoder_is_rejected(monkeypatch, capsys, tmp_path):
     student = random_bundle(tmp_path / "student.safetensors", "student", "latent.channels=4")
     arguments = ["autoencoder=states", f"student='{student}'", "teacher=null", "clips=2", "latents=2", "workers=0"]
-    message = refused(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
+    message = error_line(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
     assert "a network for latents of 4 channels with an autoencoder of 84" in message
 
 
 def test_a_window_longer_than_the_clips_is_reported():
     assert checks.window_note(8, [3, 8]) is None
     message = checks.window_note(20, [3, 8])
-    assert message is not None and message.startswith("plan.window=20 latents, but clips of training have 8 at most")
+    assert message is not None and message.startswith("plan.window=20 latents, but training clips have at most 8")
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"heads": 5}, "a width of 24 can't be shared by 5 heads; choose a multiple of 5"),
-        ({"heads": 8}, "a head has 3 channels, but they turn in pairs"),
-        ({"heads": 0}, "heads=0; wanted a whole number from 1 on"),
-        ({"layers": 0}, "layers=0; wanted"),
-        ({"patch": 0}, "patch=0; wanted"),
-        ({"audio_features": 7, "audio_layers": 2}, "width 7 can't be the states of 2 layers"),
+        ({"heads": 5}, "dim=24 for 5 heads; expected a multiple"),
+        ({"heads": 8}, "3 channels per attention head; expected an even number"),
+        ({"heads": 0}, "heads=0; expected an integer of at least 1"),
+        ({"layers": 0}, "layers=0; expected"),
+        ({"patch": 0}, "patch=0; expected"),
+        ({"audio_features": 7, "audio_layers": 2}, "audio features of width 7 for 2 layers"),
     ],
 )
 def test_a_network_of_invalid_sizes_is_rejected(changes, message):
@@ -126,7 +126,7 @@ def test_a_text_embedder_of_another_width_is_rejected():
     for text in (ByteTextEncoder(16, width=8, layers=1), TextProjection(5, 16)):
         with pytest.raises(ValueError, match="text of width 16 for a network of width 24"):
             VideoDiT(**sizes, audio_features=5, audio_tokens=2, text=text)
-    with pytest.raises(ValueError, match="3 heads; choose heads that share it"):
+    with pytest.raises(ValueError, match=r"width=8, layers=2, heads=3 .* a multiple of the heads"):
         ByteTextEncoder(24, width=8, heads=3)
 
 
@@ -157,23 +157,23 @@ def test_an_autoencoder_of_other_strides_is_rejected():
 IDS, FEATURES = torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, 5)
 
 
-def test_inputs_of_other_shapes_are_rejected():
+def test_inputs_of_wrong_shapes_are_rejected():
     net = make_net(audio_features=6, audio_layers=3)
     net.check_shapes(3, IDS, [(2, 4)])
     with pytest.raises(ValueError, match=r"of 2 layers for a network that mixes 3; set model.network.audio_layers=2"):
         net.check_shapes(2, IDS, [(2, 4)])
-    make_net().check_shapes(5, IDS, [])  # all states as one piece
-    with pytest.raises(ValueError, match="features for a model that reads bytes"):
+    make_net().check_shapes(5, IDS, [])  # without a mix, the states of all layers are one feature
+    with pytest.raises(ValueError, match="features for a model that takes bytes"):
         net.check_shapes(3, FEATURES, [])
-    with pytest.raises(ValueError, match="17 bytes for a model that reads 16"):
+    with pytest.raises(ValueError, match="17 bytes for a model that takes 16"):
         net.check_shapes(3, IDS.new_ones(1, 17), [])
-    with pytest.raises(ValueError, match="latents of 2×3 can't be cut into patches of 2"):
+    with pytest.raises(ValueError, match="latents of 2×3; expected multiples of the patch size 2"):
         net.check_shapes(3, IDS, [(2, 4), (2, 3)])
-    entrance = TextProjection(5, 24)
-    entrance.check(FEATURES)
-    for wrong, message in ((IDS, "text as bytes"), (FEATURES[..., :4], "features of width 4")):
+    projection = TextProjection(5, 24)
+    projection.check(FEATURES)
+    for invalid, message in ((IDS, "text as bytes"), (FEATURES[..., :4], "features of width 4")):
         with pytest.raises(ValueError, match=f"{message} for a model that takes features of width 5"):
-            entrance.check(wrong)
+            projection.check(invalid)
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,13 @@ def test_pickled_code_is_reported_and_never_run(tmp_path, name):
         torch.save({"weight": code}, path / "pytorch_model.bin")
     else:
         torch.save({"generator": code, "state_dict": {"weight": code}}, path)
-    look = {
+    read = {
         "a.pt": weight_files.open_weights,
         "a.ckpt": run_checkpoint.shapes,
         "folder": lambda path: Wav2Vec2(str(path)),
     }
-    with pytest.raises(ValueError, match=r"it carries code: posix\.system"):
-        look[name](path)
+    with pytest.raises(ValueError, match=r"it contains code: posix\.system"):
+        read[name](path)
     assert not ran.exists()
 
 
@@ -228,7 +228,7 @@ def test_errors_do_not_repeat_advice_to_run_pickled_code():
     message = short_error(
         pickle.UnpicklingError("Weights only load failed. … likely succeed, … GLOBAL os.system whose …")
     )
-    assert message == "it carries code: os.system"
+    assert message == "it contains code: os.system"
     assert short_error(ValueError("line one\n  line two")) == "line one line two"
 
 
@@ -241,14 +241,14 @@ def test_a_damaged_safetensors_file_is_rejected(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is no checkpoint of a training run"):
         run_checkpoint.shapes(path)
-    with pytest.raises(ValueError, match=r"no readable safetensors file .*delete .*a.safetensors, and it is made anew"):
+    with pytest.raises(ValueError, match=r"not a readable safetensors file .*delete .*; it is then created again"):
         load_tensors(path, ["a"])
 
 
 def test_a_cache_file_with_other_tensors_is_rejected(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     assert load_tensors(tmp_path / "a.safetensors", ["a"]).keys() == {"a"}
-    with pytest.raises(ValueError, match=r"has a, wanted b, c; delete .*, and it is made anew"):
+    with pytest.raises(ValueError, match=r"contains a; expected b, c; delete .*; it is then created again"):
         load_tensors(tmp_path / "a.safetensors", ["b", "c"])
 
 
@@ -267,7 +267,7 @@ def test_a_caption_that_is_too_long_is_rejected_before_training(tmp_path):
 
 
 def test_captions_in_the_index_are_not_read_from_shards(tmp_path, monkeypatch):
-    """On a network disk that would take hours."""
+    """On a network disk, reading all shards would take hours."""
     folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
     path = folder / "index.json"
     index = json.loads(path.read_text())
@@ -293,12 +293,12 @@ def test_captions_in_the_index_are_not_read_from_shards(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("unchecked")
 def test_an_unusable_data_set_leaves_the_run_folder_unused(monkeypatch, capsys, tmp_path):
     folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
-    of = ("data=shards", f"data.urls='{folder}'", "data.buckets.lengths=[2]", "data.buckets.weights=[1]")
-    message = refused(monkeypatch, capsys, tmp_path, "train", fit.fit, *ANY_DATA, *SMALL_NET, *of, LIPS)
+    data = ("data=shards", f"data.urls='{folder}'", "data.buckets.lengths=[2]", "data.buckets.weights=[1]")
+    message = error_line(monkeypatch, capsys, tmp_path, "train", fit.fit, *ANY_DATA, *SMALL_NET, *data, LIPS)
     assert "has latents of autoencoder" in message
 
 
-def test_an_autoencoders_frames_are_those_of_one_process():
+def test_an_autoencoder_is_trained_by_one_process_only():
     data = hydra.utils.instantiate(composed("train", "data=frames", "objective=autoencoder").data)
     data.check(1)
     with pytest.raises(ValueError, match=r"2 processes.*trainer\.devices=1"):

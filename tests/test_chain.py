@@ -1,7 +1,7 @@
-"""The whole path learns: clips → teacher → causal teacher → jumps → student, scored on puppets never seen.
+"""The full chain of stages learns: teacher → causal teacher → consistency → student, scored on held-out puppets.
 
-In the state world, whose frames are the puppet's own numbers, minutes become seconds; every part but the pixels is the
-one that is shipped.
+It runs in the state world, whose frames are the puppet's state vectors: that takes seconds instead of minutes, and all
+components but the pixels are the shipped ones.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a user sees of a command: one line and exit code 2 for a user error, and folders that describe a run."""
+"""Commands as users see them: one line and exit code 2 for a user error, and the files in a run's folder."""
 
 import signal
 import sys
@@ -32,10 +32,10 @@ TASKS = {"train": fit.fit, "distill": fit.fit, "infer": infer.infer, "evaluate":
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    """A script's call in this process: its arguments → its exit code and what it wrote on stderr."""
+    """A function that calls a script in this process: arguments → exit code and stderr."""
 
     def call(script: str, *arguments: str) -> tuple[int, str]:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the command itself; taken back after the test
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it too; monkeypatch restores it after the test
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", [script, *arguments, f"hydra.run.dir='{tmp_path}/run'", *QUIET])
         capsys.readouterr()
@@ -51,7 +51,7 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> dict[str, Path]:
-    """Small bundles of random weights, for videos."""
+    """Small bundles of random weights: autoencoder, teacher and student of videos."""
     folder = tmp_path_factory.mktemp("bundles")
     made = {"autoencoder": random_autoencoder(folder / "autoencoder.safetensors")}
     for kind in ("teacher", "student"):
@@ -108,11 +108,11 @@ def test_infer_accepts_user_files(command, tmp_path):
         ("train", "threads=-1", "threads=-1; expected an integer"),
         ("train", "threads=x", "threads=x; expected an integer"),
         ("distill", "objective=consistency", "teacher"),
-        ("infer", "autoencoder=states", "no pictures"),
+        ("infer", "autoencoder=states", "no pixels"),
         ("infer", "gesture=salute", "salute"),
         ("infer", "image=nobody.png", "nobody.png"),
         ("infer", "image=pyproject.toml", "pyproject.toml"),
-        ("infer", "image=photo(1).png", "\"image='photo(1).png'\""),  # the cure
+        ("infer", "image=photo(1).png", "\"image='photo(1).png'\""),  # how to quote it
         ("infer", "prompt=5", "prompt=5"),
         ("infer", "threads=-1", "threads=-1"),
         ("infer", "audio=silence.wav", "silence.wav"),
@@ -155,7 +155,7 @@ def test_an_invalid_plan_is_a_user_error(command, bundles, tmp_path, script, pla
         ("teacher_sampler.steps=0", "0 steps"),
         ("teacher_sampler.window=0", "windows of 0"),
         ("teacher_sampler.solver=magic", "solver 'magic'"),
-        ("clips=1", "clips=1; expected an integer >= 2"),  # another clip's sound is one of the controls
+        ("clips=1", "clips=1; expected an integer >= 2"),  # a control uses another clip's audio
         ("latents=0", "latents=0"),
         ("stream_frames=x", "stream_frames=x"),
         ("threads=-1", "threads=-1"),
@@ -163,7 +163,7 @@ def test_an_invalid_plan_is_a_user_error(command, bundles, tmp_path, script, pla
         ("student=nothing.safetensors", "nothing.safetensors"),
     ],
 )
-def test_a_user_error_of_an_evaluation_is_one_line(command, bundles, tmp_path, mistake, message):
+def test_a_user_error_in_an_evaluation_is_one_line(command, bundles, tmp_path, mistake, message):
     code, stderr = command("evaluate", *small("evaluate", bundles, tmp_path), mistake)
     check_user_error(code, stderr, message)
     assert not (tmp_path / "out" / "report.json").exists()
@@ -198,7 +198,7 @@ def test_a_bundle_of_other_encoders_is_rejected(command, tmp_path, role, part, c
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_run_does_not_go_into_another_runs_folder(command, tmp_path):
+def test_a_folder_that_contains_a_run_is_rejected(command, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.yaml").write_text("seed: 7")
     code, stderr = command("train", *TINY, f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=1")
@@ -225,7 +225,7 @@ def test_an_invalid_checkpoint_is_rejected(command, tmp_path, what):
         path.mkdir()
     elif what == "weights":
         torch.save(own, path)
-    elif what == "objective":  # of a distillation, which has a teacher too
+    elif what == "objective":  # a checkpoint of a distillation, which contains a teacher too
         torch.save({"state_dict": own | {name.replace("net.", "teacher."): w for name, w in own.items()}}, path)
     elif what == "shape":
         torch.save({"state_dict": own | {"net.out.bias": torch.zeros(3)}}, path)
@@ -247,11 +247,11 @@ def test_a_user_error_in_a_data_loaders_worker_is_one_line(command, tmp_path):
 def test_a_nonfinite_loss_ends_the_run_before_weights_change(command, tmp_path, monkeypatch, bad):
     flow_matching, calls = losses.flow_matching, []
 
-    def spoilt(*arguments):
+    def corrupted(*arguments):
         calls.append(1)
         return flow_matching(*arguments) * (bad if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(losses, "flow_matching", spoilt)
+    monkeypatch.setattr(losses, "flow_matching", corrupted)
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "steps=6", "data.workers=0"]
     code, stderr = command("train", *TINY, *SMALL_NET, *place, "callbacks.checkpoint.every_n_train_steps=2")
     check_user_error(code, stderr, f"a loss is {bad} after 2 updates")
@@ -268,7 +268,9 @@ def test_batches_of_one_frame_crop_are_rejected(command, tmp_path):
 
 def test_an_invalid_constructor_argument_is_one_line(command, tmp_path):
     code, stderr = command("train", *TINY, "callbacks.ema.decay=2.0", f"folder='{tmp_path}/a'", f"cache='{tmp_path}/c'")
-    assert code == 2 and stderr.splitlines() == ["error: decay 2.0; an average needs one in [0, 1)"]
+    assert code == 2 and stderr.splitlines() == [
+        "error: decay=2.0; expected a number in [0, 1): set callbacks.ema.decay"
+    ]
 
 
 def test_a_folder_that_cannot_be_created_is_a_user_error(command, tmp_path):
@@ -279,7 +281,7 @@ def test_a_folder_that_cannot_be_created_is_a_user_error(command, tmp_path):
 
 @pytest.mark.parametrize("script", ["train", "infer"])
 def test_a_folder_without_write_permission_is_a_user_error(command, tmp_path, monkeypatch, script):
-    """Faked, for nothing is forbidden to root."""
+    """Simulated, since root has all permissions."""
 
     def forbidden(path: Path, ordinary, *arguments, **options):
         if path.is_relative_to(tmp_path / "locked") and (options or {"x", "w", "a"} & set("".join(arguments))):
@@ -297,7 +299,7 @@ def test_a_folder_without_write_permission_is_a_user_error(command, tmp_path, mo
 
 
 class Faces(SimpleNamespace):
-    """A stand-in session without a network, and a stream of this many chunks."""
+    """A stub of a session without a network, and a stream of this many chunks."""
 
     def __init__(self, chunks: int):
         super().__init__(chunks=chunks, gesture=lambda *_: None)
@@ -349,12 +351,12 @@ def test_ctrl_c_saves_a_checkpoint_that_resumes(command, tmp_path):
     try:
         code, _ = command("train", *TINY, *places, "+callbacks.stop={_target_: tests.test_cli.CtrlC, after: 3}")
     finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning lets further Ctrl-C do nothing
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further Ctrl-C
     assert code == 130
     saved = list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
     assert saved and not (tmp_path / "run" / "teacher.safetensors").exists()
     last = max(saved, key=lambda path: path.stat().st_mtime)
-    assert torch.load(last, weights_only=True)["global_step"] == 4  # the batch under way was finished
+    assert torch.load(last, weights_only=True)["global_step"] == 4  # the current batch was finished
     code, stderr = command("train", *TINY, *places, f"resume='{last}'")
     assert code == 0, stderr
     assert (tmp_path / "run" / "teacher.safetensors").exists()
@@ -373,8 +375,8 @@ def test_a_sweep_leaves_a_complete_folder_per_run(command, tmp_path):
     assert bundle.fingerprint(first) != bundle.fingerprint(second)
 
 
-@pytest.mark.filterwarnings("ignore")  # of wandb, whose own they are
-def test_wandb_takes_losses_and_sample_videos_offline(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore")  # wandb's own warnings
+def test_wandb_logs_losses_and_sample_videos_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     fitted("train", tmp_path / "run", "logger=wandb", "callbacks=default", "callbacks.video.every=2", "steps=2")
     assert list((tmp_path / "run" / "samples").glob("*.mp4"))

@@ -56,14 +56,14 @@ def test_every_experiment_instantiates_at_every_stage(experiment, objective, tmp
     cfg = composed("distill" if extra else "train", f"experiment={experiment}", f"objective={objective}", *extra, place)
     module = hydra.utils.instantiate(cfg.objective)
     optimizers = module.configure_optimizers()
-    assert len(optimizers) == 2  # one with its schedule, or student's and critic's
+    assert len(optimizers) == 2  # an optimiser and its schedule, or those of student and critic
     hydra.utils.instantiate(cfg.sampler)
     data = hydra.utils.instantiate(cfg.data)
     assert data.autoencoder.channels == module.net.channels and data.sets["train"].count == cfg.data.train.count
     check_run(cfg)
 
 
-LARGE = {  # experiment -> (script, objective, model) that its header names
+LARGE = {  # experiment -> (script, objective, model) of the commands in its header
     "large/teacher": [("train", "flow_matching", "wan_1_3b"), ("distill", "teacher_forcing", "wan_14b")],
     "large/consistency": [("distill", "consistency", "wan_1_3b")],
     "large/dmd": [("distill", "dmd", "dit_20b")],
@@ -74,7 +74,7 @@ LARGE_STAGES = [(experiment, *stage) for experiment, stages in LARGE.items() for
 def test_every_large_experiment_has_a_test():
     folder = Path(CONFIGS, "experiment")
     found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")}
-    assert found - {"large/shared"} == set(LARGE)  # the others override it
+    assert found - {"large/shared"} == set(LARGE)  # shared is the base of the others
 
 
 @pytest.mark.parametrize("experiment, script, objective, model", LARGE_STAGES)
@@ -95,7 +95,7 @@ def test_every_large_experiment_instantiates_on_meta(experiment, script, objecti
 
 
 def check_run(cfg) -> None:
-    """Callbacks, loggers and the trainer of a run can be built."""
+    """Build the callbacks, loggers and trainer of a run."""
     callbacks = list(hydra.utils.instantiate(cfg.callbacks).values())
     loggers = list(hydra.utils.instantiate(cfg.logger).values())
     trainer = hydra.utils.instantiate(cfg.trainer, accelerator="cpu", callbacks=callbacks, logger=loggers)
@@ -187,7 +187,7 @@ def test_debug_configs_compose_with_all_data(debug, steps, data):
     inspect.signature(hydra.utils.get_class(cfg.data._target_)).bind(**{k: None for k in cfg.data if k[0] != "_"})
 
 
-def test_every_experiment_says_how_it_is_run():
+def test_every_experiment_documents_its_command_and_hardware():
     for name in EXPERIMENTS:
         head = Path(CONFIGS, "experiment", f"{name}.yaml").read_text().split("\n\n")[0]
         assert "python" in head and "CPU" in head
@@ -202,7 +202,7 @@ def test_every_experiment_says_how_it_is_run():
         ("distill", "experiment=large/dmd objective=dmd init=S teacher=T"),
     ],
 )
-def test_experiments_of_large_models_set_what_their_stages_take(script, line):
+def test_settings_of_large_experiments_are_arguments_of_their_stages(script, line):
     cfg = composed(script, *line.split(), "data.urls=U")
     inspect.signature(hydra.utils.get_class(cfg.objective._target_)).bind(
         **{key: None for key in cfg.objective if not key.startswith("_")}
@@ -233,7 +233,7 @@ def test_experiments_of_large_models_set_what_their_stages_take(script, line):
         "objective=autoencoder scene=full scene.framings={portrait:0.6,half:0.4,full:0.0}",
     ],
 )
-def test_the_readmes_arguments_compose(line):
+def test_commands_of_the_readme_compose(line):
     assert (
         line.split()[-1]
         in (Path(CONFIGS).parent / "README.md").read_text()
@@ -242,7 +242,7 @@ def test_the_readmes_arguments_compose(line):
     assert OmegaConf.to_container(composed("train", *line.split()), resolve=True)
 
 
-def test_a_sweeps_folder_has_a_name_before_its_runs_have_begun():
+def test_a_sweeps_folder_is_named_before_its_runs_start():
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = compose("train", overrides=["objective=flow_matching"], return_hydra_config=True)
     assert cfg.hydra.sweep.dir.endswith("-flow_matching")

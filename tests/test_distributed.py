@@ -13,9 +13,9 @@ from tests import ranks
 from tests.conftest import make_cond
 from tests.objectives.test_modules import make_consistency, make_dmd, make_flow_matching
 from tests.stages import FILTERS, SMALL_NET, fitted, random_bundle
-from tests.test_resume import MEANT, losses
+from tests.test_resume import INTENDED, losses
 
-pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
+pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *INTENDED)]
 
 # With SGD, differences of weights are no larger than those of gradients.
 SGD = ("objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.03")
@@ -41,22 +41,22 @@ def objectives() -> dict:
     }
 
 
-def part_of_a_batch(part: slice) -> Batch:
+def batch_shard(part: slice) -> Batch:
     torch.manual_seed(2)
     x0, cond, regions = torch.randn(4, 3, 5, 4, 4), make_cond(batch=4), torch.rand(4, len(REGIONS), 5, 4, 4)
     regions *= torch.arange(4)[:, None, None, None, None] / 4  # every clip has another region weight, one has none
     return Batch(x0[part], cond.map(lambda x: x[part]), regions[part], list("abcd")[part], part)
 
 
-def learnt(rank: int, count: int, passes: int = 1) -> dict[str, dict[str, torch.Tensor]]:
-    """Loss and gradients of each objective for one batch, split over `count` ranks and `passes` micro-batches."""
+def loss_and_gradients(rank: int, count: int, micro_batches: int = 1) -> dict[str, dict[str, torch.Tensor]]:
+    """Loss and gradients of each objective for one batch, split over `count` ranks and into `micro_batches`."""
     found = {}
     for name, (net, loss_of) in objectives().items():
         total = torch.zeros(())
-        for turn in range(passes):
-            batch = part_of_a_batch(slice(turn * count + rank, None, count * passes))
+        for number in range(micro_batches):
+            batch = batch_shard(slice(number * count + rank, None, count * micro_batches))
             torch.manual_seed(3)
-            loss = loss_of(batch) / passes
+            loss = loss_of(batch) / micro_batches
             loss.backward()
             total += loss.detach() / count
         if count > 1:
@@ -66,17 +66,17 @@ def learnt(rank: int, count: int, passes: int = 1) -> dict[str, dict[str, torch.
     return found
 
 
-def write_learnt(path: str) -> None:
-    """Compute `learnt` in one of several processes; rank 0 writes it."""
+def write_gradients(path: str) -> None:
+    """Compute `loss_and_gradients` in one of several processes; rank 0 writes it."""
     dist.init_process_group("gloo")
-    found = learnt(dist.get_rank(), dist.get_world_size())
+    found = loss_and_gradients(dist.get_rank(), dist.get_world_size())
     if dist.get_rank() == 0:
         torch.save(found, path)
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> list[str]:
-    """Overrides with random bundles for distribution matching."""
+    """Overrides that give distribution matching random bundles."""
     folder, states = tmp_path_factory.mktemp("bundles"), ("autoencoder=states", "model=states")
     student, teacher = (random_bundle(folder / kind, kind, *states) for kind in ("causal_teacher", "teacher"))
     return [f"init='{student}'", f"teacher='{teacher}'"]
@@ -90,13 +90,13 @@ def dmd(bundles) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, dmd) -> Path:
-    """Runs of one process and of two; the same two processes train all of the latter."""
+    """Runs of one process and of two; the same two processes train all runs of two."""
     folder = tmp_path_factory.mktemp("runs")
     fitted("train", folder / "flow", *RUN)
     fitted("distill", folder / "dmd", *dmd)
     ranks.run(
         2,
-        ("tests.test_distributed:write_learnt", [str(folder / "learnt.pt")]),
+        ("tests.test_distributed:write_gradients", [str(folder / "gradients.pt")]),
         ("tests.ranks:fit", ["train", str(folder / "flow_ddp"), *RUN, "trainer=ddp", *TWO]),
         ("tests.ranks:fit", ["distill", str(folder / "dmd_ddp"), *dmd, "trainer=ddp", *TWO]),
         ("tests.ranks:fit", ["train", str(folder / "flow_fsdp"), *RUN, "trainer=fsdp", *TWO]),
@@ -105,7 +105,7 @@ def folder(tmp_path_factory, dmd) -> Path:
     return folder
 
 
-def assert_learnt(got: dict, expected: dict) -> None:
+def assert_close_gradients(got: dict, expected: dict) -> None:
     """Compare to 1e-5 of the loss and of the largest gradient of each objective.
 
     Small gradients are sums of large terms that nearly cancel, so a relative tolerance would be too strict for them.
@@ -122,11 +122,11 @@ def assert_learnt(got: dict, expected: dict) -> None:
 
 
 def test_two_processes_have_the_losses_and_gradients_of_one(folder):
-    assert_learnt(torch.load(folder / "learnt.pt", weights_only=True), learnt(0, 1))
+    assert_close_gradients(torch.load(folder / "gradients.pt", weights_only=True), loss_and_gradients(0, 1))
 
 
 def test_two_micro_batches_have_the_losses_and_gradients_of_one():
-    assert_learnt(learnt(0, 1, passes=2), learnt(0, 1))
+    assert_close_gradients(loss_and_gradients(0, 1, micro_batches=2), loss_and_gradients(0, 1))
 
 
 @pytest.mark.parametrize("run", ["flow_ddp", "flow_fsdp", "dmd_ddp", "dmd_fsdp"])
@@ -135,16 +135,16 @@ def test_two_processes_with_two_micro_batches_export_the_weights_of_one(folder, 
     (expected,), (got,) = ([load_file(path) for path in run.glob("*.safetensors")] for run in (alone, folder / run))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     if run.startswith("dmd"):  # with automatic optimisation Lightning logs one row per update, not per micro-batch
-        assert losses_of_updates(folder / run, passes=2) == pytest.approx(
-            losses_of_updates(alone, passes=1), 1e-5, 1e-6
+        assert losses_of_updates(folder / run, micro_batches=2) == pytest.approx(
+            losses_of_updates(alone, micro_batches=1), 1e-5, 1e-6
         )
 
 
-def losses_of_updates(folder: Path, passes: int) -> list[float]:
-    """The loss of each update of distribution matching, every third of the student's, the others of the critic's.
+def losses_of_updates(folder: Path, micro_batches: int) -> list[float]:
+    """The loss of each update of distribution matching: every third is the student's, the others are the critic's.
 
     Each row of the metrics also repeats the last loss of the other network.
     """
     rows = list(losses(folder).values())
-    values = [float(row[(n // passes) % 3 == 2]) for n, row in enumerate(rows)]
-    return [sum(values[i : i + passes]) / passes for i in range(0, len(values), passes)]
+    values = [float(row[(n // micro_batches) % 3 == 2]) for n, row in enumerate(rows)]
+    return [sum(values[i : i + micro_batches]) / micro_batches for i in range(0, len(values), micro_batches)]

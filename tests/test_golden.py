@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in HAR
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """Whatever is made without a dtype is float64 meanwhile: weights, noise, times."""
+    """Makes float64 the default dtype of the block: of weights, noise and timesteps."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -62,8 +62,7 @@ def float64() -> Iterator[None]:
 
 
 def filled(net: Any, seed: int, scale: float = 0.3) -> Any:
-    """Every trained parameter drawn anew, in the order of shapes, whatever its name; layers that start at zero
-    included."""
+    """Draw every trained parameter again, zero-initialised ones included, in the order of shapes, not of names."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in sorted(net.parameters(), key=lambda parameter: tuple(parameter.shape)):
@@ -73,7 +72,7 @@ def filled(net: Any, seed: int, scale: float = 0.3) -> Any:
 
 
 def backbone(seed: int) -> video_dit.VideoDiT:
-    """A tiny backbone with every entrance."""
+    """A tiny backbone with all input embedders."""
     net = video_dit.VideoDiT(
         channels=CHANNELS,
         dim=24,
@@ -94,7 +93,7 @@ def backbone(seed: int) -> video_dit.VideoDiT:
 
 
 def pixel_autoencoder(seed: int, scale: float = 0.1) -> causal_conv.CausalConvAutoencoder:
-    """A tiny autoencoder of pixels, with the origin that a trained one has."""
+    """A tiny autoencoder of pixels, with an origin like that of a trained one."""
     kind = causal_conv.CausalConvAutoencoder
     net = bundle.new({"_target_": f"{kind.__module__}.{kind.__qualname__}", "channels": 4, "widths": [6, 8]})
     net.origin = replace(net.origin, kind="autoencoder")
@@ -109,7 +108,7 @@ def small_decoder(teacher: causal_conv.CausalConvAutoencoder, scale: float = 0.1
 
 
 def conditioning(generator: torch.Generator) -> types.Conditioning:
-    """Random conditioning with every field in use."""
+    """Random conditioning with all fields set."""
     b, l = BATCH, LATENTS
     randn, rand = (functools.partial(draw, generator=generator) for draw in (torch.randn, torch.rand))
     randint = functools.partial(torch.randint, generator=generator)
@@ -231,7 +230,7 @@ OBJECTIVES: Mapping[str, tuple[Callable[[], lightning.LightningModule], Callable
 
 
 def recorded(module: lightning.LightningModule) -> list[float]:
-    """The list that all logged losses will go to, in place of a logger."""
+    """Replace the logger of a module by a list, which collects all logged losses; return the list."""
     losses = []
 
     def log(name: str, value: Tensor, **_) -> None:
@@ -244,11 +243,11 @@ def recorded(module: lightning.LightningModule) -> list[float]:
 
 
 def losses_of(name: str) -> Values:
-    """The losses of ten training steps, and the norm of the weights' moving average after them."""
+    """The losses of ten training steps, and the norm of the averaged weights after them."""
     make, batch = OBJECTIVES[name]
     with float64():
         module = make()
-        # In place of a start from principal components, whose signs are arbitrary; it has golden values of its own.
+        # Replaces the initialisation from principal components, whose signs are arbitrary; `starts` tests that.
         module.on_train_start = lambda: torch.manual_seed(0)
         losses, average = recorded(module), ema.EMA(decay=0.5)
         trainer = lightning.Trainer(
@@ -261,7 +260,7 @@ def losses_of(name: str) -> Values:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        # With a generator, since a loader draws a seed of its own from somewhere.
+        # With a generator, since otherwise the loader draws its seed from the global one.
         batches = [batch(seed) for seed in range(STEPS)]
         trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None, generator=torch.Generator()))
         norm = sum(weight.square().sum().item() for weight in average.weights.values()) ** 0.5
@@ -269,9 +268,9 @@ def losses_of(name: str) -> Values:
 
 
 def starts() -> Values:
-    """Mean errors of reconstruction where the autoencoder and the small decoder start from.
+    """Reconstruction errors of the autoencoder and of the small decoder after their initialisation.
 
-    Convolutions are zero: with linear maps alone, signs of principal components don't matter.
+    Convolutions are zero: with linear maps alone, the signs of principal components don't matter.
     """
     with float64(), torch.no_grad():
         video = torch.cat([pixel_batch(seed).video for seed in range(4)])
@@ -286,19 +285,19 @@ def starts() -> Values:
     return {"principal components": [linear.item()], "least squares": [least_squares.item()]}
 
 
-# The stream
+# Stream
 
 
 def stream() -> Values:
-    """Fixed projections of each frame of two seconds; in the second one there are an emotion and a second voice."""
+    """Fixed projections of the frames of a two-second stream; the second one has an emotion and another voice."""
     with float64():
         student, pixels = (
             bundle.load(str(ROOT / "data" / "nano" / f"{name}.safetensors")).double()
             for name in ("student", "autoencoder")
         )
         origin = bundle.origin_of(student)
-        picture, _ = decode.read_image(ROOT / "data" / "samples" / "portrait.png", size=64)
-        portrait = media_frames.from_uint8(picture[None])[None].double()
+        image, _ = decode.read_image(ROOT / "data" / "samples" / "portrait.png", size=64)
+        portrait = media_frames.from_uint8(image[None])[None].double()
         speech = torch.from_numpy(decode.read_audio(ROOT / "data" / "samples" / "hello.wav")).double()
         speech = speech[: 2 * types.SAMPLE_RATE]
         other = 0.5 * speech.flip(0)
@@ -336,7 +335,7 @@ def stored(name: str) -> Values:
 
 
 def store(name: str, values: Values) -> None:
-    """A row of numbers a line."""
+    """Write golden values as JSON, one key per line."""
     rows = [f"  {json.dumps(key)}: [{', '.join(f'{value:.12g}' for value in row)}]" for key, row in values.items()]
     (FOLDER / f"{name}.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
@@ -348,7 +347,7 @@ def test_ten_losses_equal_the_stored_ones(name):
         assert values == pytest.approx(golden[key], rel=TOLERANCE, abs=0), key
 
 
-def test_the_initialisation_of_decoders_is_as_stored():
+def test_initial_reconstruction_errors_equal_the_stored_ones():
     golden = stored("losses")
     for key, values in starts().items():
         assert values == pytest.approx(golden[key], rel=TOLERANCE, abs=0), key

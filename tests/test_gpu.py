@@ -16,7 +16,7 @@ from avatar.models import bundle
 from avatar.streaming.session import Session
 from tests.conftest import make_cond, make_net
 from tests.stages import FILTERS, SMALL_NET, TINY, fitted
-from tests.test_resume import MEANT, losses
+from tests.test_resume import INTENDED, losses
 
 DEVICE = "cuda"
 LARGE = (
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    *(pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)),
+    *(pytest.mark.filterwarnings(text) for text in (*FILTERS, *INTENDED)),
 ]
 
 
@@ -66,19 +66,19 @@ def test_every_stage_trains_in_bf16_with_compiled_and_checkpointed_blocks(tmp_pa
 def test_a_resumed_run_restores_the_random_state_of_the_device(tmp_path):
     often = ("steps=8", "+callbacks.checkpoint.save_top_k=-1", "callbacks.checkpoint.every_n_train_steps=4")
     own = (*often, *SMALL_NET, "trainer.accelerator=gpu")
-    fitted("train", tmp_path / "whole", *own)
-    (middle,) = (tmp_path / "whole" / "checkpoints").glob("*step=4.ckpt")
+    fitted("train", tmp_path / "full", *own)
+    (middle,) = (tmp_path / "full" / "checkpoints").glob("*step=4.ckpt")
     fitted("train", tmp_path / "resumed", f"resume='{middle}'", *own)
-    whole, resumed = (
+    full, resumed = (
         torch.tensor([float(row[0]) for step, row in sorted(losses(tmp_path / name).items()) if step >= 4])
-        for name in ("whole", "resumed")
+        for name in ("full", "resumed")
     )
     # The order of summation on the device may differ.
-    torch.testing.assert_close(resumed, whole, rtol=1e-4, atol=0)
+    torch.testing.assert_close(resumed, full, rtol=1e-4, atol=0)
 
 
 def test_a_stream_matches_the_cpu():
-    picture, sound = torch.rand(1, 3, 1, 64, 64) * 2 - 1, torch.randn(16_000) * 0.2
+    portrait, speech = torch.rand(1, 3, 1, 64, 64) * 2 - 1, torch.randn(16_000) * 0.2
 
     def frames(device: str) -> torch.Tensor:
         student = bundle.load(str(ROOT / "data/nano/student.safetensors")).to(device)
@@ -86,10 +86,10 @@ def test_a_stream_matches_the_cpu():
         origin = bundle.origin_of(student)
         plan = plan_of(origin.plan, {})
         session = Session(
-            student, autoencoder, origin.build_encoder("audio"), origin.build_encoder("text"), plan, picture, seed=1
+            student, autoencoder, origin.build_encoder("audio"), origin.build_encoder("text"), plan, portrait, seed=1
         )
         with torch.no_grad():
-            return torch.cat([session.push(sound), session.finish()], dim=1).cpu()
+            return torch.cat([session.push(speech), session.finish()], dim=1).cpu()
 
     torch.testing.assert_close(frames(DEVICE), frames("cpu"), rtol=0, atol=0.02)
 

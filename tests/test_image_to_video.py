@@ -117,5 +117,7 @@ def test_another_image_encoder_than_the_teachers_is_rejected(stages, world, enco
     place = (f"folder='{tmp_path}'", f"cache='{folder / 'cache'}'", "name=test", "steps=1")
     stage = ("objective=teacher_forcing", f"teacher='{stages['teacher']}'", "image_encoder=clip")
     other = speech_networks.clip(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"trained with image by .* give those that it was trained with"):
+    with pytest.raises(
+        ValueError, match=r"trained with the image encoder .* pass the weights that it was trained with"
+    ):
         fit.fit(composed("distill", *PUPPETS, *NETWORK, *world, *stage, f"image.weights='{other}'", *place))

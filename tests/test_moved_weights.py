@@ -1,4 +1,4 @@
-"""Encoders are identified by their weights, not by the path of these on the training machine."""
+"""Encoders are identified by their weights, not by the path of the weights on the training machine."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ NET = ("model.network.audio_features=48", "model.network.audio_tokens=5", "model
 
 
 def encoder(weights: Path) -> tuple[str, ...]:
-    """A run's arguments for the speech network in a folder."""
+    """Overrides for a run with the speech network of a folder."""
     chosen = (
         "audio_encoder=wav2vec2",
         f"audio.network.weights='{weights}'",
@@ -46,14 +46,14 @@ def others(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def moved(weights, tmp_path) -> Path:
-    """The folder of the weights on this machine."""
+    """Another path of the same weights, as after copying them to this machine."""
     (tmp_path / "moved").symlink_to(weights)
     return tmp_path / "moved"
 
 
 @pytest.fixture(scope="module")
 def student(weights, tmp_path_factory) -> tuple[Path, Path]:
-    """A student that was trained with weights in a folder that is gone, and its autoencoder."""
+    """A student that was trained with weights from a folder that no longer exists, and its autoencoder."""
     folder = tmp_path_factory.mktemp("bundles")
     audio = plain(composed("train", *encoder(folder / "gone")).audio)
     known = WindowedEncoder(Wav2Vec2(str(weights)), past=4, future=1, left_context=1).fingerprint
@@ -68,7 +68,7 @@ def test_moved_weights_are_accepted_and_others_are_rejected(weights, moved, othe
     assert bundle.read(teacher).components["audio"].startswith("windowed(wav2vec2(")
     further = ("objective=teacher_forcing", f"teacher='{teacher}'", "steps=1")
     assert fitted("distill", tmp_path / "b", *further, *encoder(moved)).exists()
-    with pytest.raises(ValueError, match=r"teacher was trained with audio by .* but these weights make"):
+    with pytest.raises(ValueError, match=r"teacher was trained with the audio encoder .* but got"):
         fitted("distill", tmp_path / "c", *further, *encoder(others))
 
     scores = [
@@ -101,9 +101,9 @@ def test_a_student_streams_with_the_weights_of_this_machine(student, moved, tmp_
     "arguments, error, message",
     [
         ([], FileNotFoundError, r"no weights .*gone, .*; or give the path on this machine: weights\.audio=FOLDER"),
-        (["weights.audio='{others}'"], ValueError, "the student was trained with audio by .* but these weights make"),
+        (["weights.audio='{others}'"], ValueError, "the student was trained with the audio encoder .* but got"),
         (["weights.audio='{tmp}/nothing'"], FileNotFoundError, "no weights .*nothing"),
-        (["weights.audio='{others}'", "weights.text=/data/umt5"], ValueError, "but these weights make"),
+        (["weights.audio='{others}'", "weights.text=/data/umt5"], ValueError, "but got windowed"),
         (
             ["weights.audio='{moved}'", "weights.text=/data/umt5"],
             ValueError,
@@ -130,5 +130,5 @@ def test_damaged_weights_are_reported(student, weights, tmp_path):
         (tmp_path / "w" / file.name).write_bytes(
             content[: len(content) // 2] if "safetensors" in file.name else content
         )
-    with pytest.raises(UserError, match="holds no readable weights of a Wav2Vec2Model"):
+    with pytest.raises(UserError, match="has no readable weights of a Wav2Vec2Model"):
         infer_video(student, tmp_path, f"weights.audio='{tmp_path}/w'")

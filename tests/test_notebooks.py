@@ -1,4 +1,4 @@
-"""Notebooks run from a fresh kernel, and are committed without outputs."""
+"""Notebooks run in a fresh kernel and are committed without outputs."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def names(path: Path) -> str:
+def stem(path: Path) -> str:
     return path.stem
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
-def test_a_notebook_is_stripped(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_a_notebook_has_no_outputs(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert cells
     assert not [cell for cell in cells if cell.outputs or cell.execution_count], "strip it: pre-commit run nbstripout"
@@ -22,7 +22,7 @@ def test_a_notebook_is_stripped(path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
 def test_a_notebook_runs(path):
     from nbclient import NotebookClient
 

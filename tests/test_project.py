@@ -1,4 +1,4 @@
-"""The rules about the repository itself: who may import whom, and what stays equal or empty."""
+"""Rules of the repository: import order, empty __init__ files, file lengths, declared dependencies."""
 
 import ast
 import re
@@ -30,12 +30,13 @@ SEPARATE = {("objectives", "data")}  # they meet at avatar/types.py
 
 
 def part(module: str) -> str:
-    """What has a rank: the package or module under avatar, or the script."""
+    """The unit that has a rank: the package or module under avatar, or the script."""
     return module.removeprefix("avatar.").split(".")[0]
 
 
 def imports(module: str, source: str) -> set[str]:
-    """The project's modules that `source` imports, anywhere in it; `module` names it, with .__init__ for a package."""
+    """The project's modules that `source` imports, also within functions; `module` is its name, with .__init__ for a
+    package."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -61,10 +62,10 @@ def modules() -> dict[str, Path]:
     return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
 
 
-def test_imports_go_down_the_ranks():
+def test_modules_import_only_lower_ranks():
     found = []
     for name, file in modules().items():
-        if name != "avatar.__init__":  # empty, by another test, and above all ranks
+        if name != "avatar.__init__":  # without a rank, and empty by another test
             assert part(name) in RANK, f"{name} has no rank: give {part(name)} one in RANKS"
             found += violations(name, file.read_text())
     assert not found, "\n".join(found)
@@ -81,13 +82,13 @@ def test_imports_go_down_the_ranks():
         ("avatar.nn.rope", "from .. import models"),
         ("avatar.types", "from avatar.nn import rope"),
         ("avatar.data.shards", "from avatar.metrics.drift import drift"),  # the same rank
-        ("avatar.objectives.dmd", "from avatar.data.shards import ShardClips"),  # lower, but they don't know each other
+        ("avatar.objectives.dmd", "from avatar.data.shards import ShardClips"),  # a lower rank, but in SEPARATE
         ("avatar.data.shards", "from avatar.objectives.dmd import losses"),
         ("avatar.training.fit", "import train"),
         ("distill", "from train import main"),
     ],
 )
-def test_a_planted_import_upwards_is_caught(module, source):
+def test_an_import_of_a_higher_rank_is_detected(module, source):
     assert len(violations(module, source)) == 1
 
 
@@ -101,7 +102,7 @@ def test_a_planted_import_upwards_is_caught(module, source):
         ("avatar.models.__init__", "from .video_dit import VideoDiT"),
     ],
 )
-def test_an_import_downwards_or_inside_is_allowed(module, source):
+def test_an_import_of_a_lower_rank_or_the_same_package_is_allowed(module, source):
     assert not violations(module, source)
 
 
@@ -127,7 +128,7 @@ def test_files_have_at_most_300_lines():
     assert not {name: length for name, length in lengths.items() if length > 300 and name not in LONG}
 
 
-def test_packages_do_not_import_each_other_in_a_circle():
+def test_packages_have_no_circular_imports():
     edges = {(part(name), part(other)) for name, file in modules().items() for other in imports(name, file.read_text())}
     edges = {(a, b) for a, b in edges if a != b}
     while leaves := {b for _, b in edges} - {a for a, _ in edges}:
@@ -135,14 +136,14 @@ def test_packages_do_not_import_each_other_in_a_circle():
     assert not edges
 
 
-# Modules whose name differs from their distribution's.
+# Modules whose names differ from those of their distributions.
 DISTRIBUTIONS = {"PIL": "pillow", "hydra": "hydra-core", "espeakng_loader": "espeakng-loader"}
 
 
 def test_third_party_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["speech"]]
-    declared = {re.split(r"[<>=; ]", requirement, maxsplit=1)[0].lower() for requirement in wanted}
+    required = [*project["dependencies"], *project["optional-dependencies"]["speech"]]
+    declared = {re.split(r"[<>=; ]", requirement, maxsplit=1)[0].lower() for requirement in required}
     found = set()
     for file in modules().values():
         for node in ast.walk(ast.parse(file.read_text())):
@@ -154,17 +155,17 @@ def test_third_party_imports_are_declared():
     assert not {name for name in found if DISTRIBUTIONS.get(name, name).replace("_", "-").lower() not in declared}
 
 
-def test_the_workflow_runs_what_ci_runs_on_every_supported_python():
+def test_the_workflow_runs_the_ci_script_on_every_supported_python():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     job = workflow["jobs"]["test"]
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
     assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
 
 
-def test_conda_environment_lists_what_pyproject_does():
+def test_conda_environment_lists_the_dependencies_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    required = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
-    assert sorted(pip) == sorted([*wanted, "--editable ."])
+    assert sorted(pip) == sorted([*required, "--editable ."])
     assert f"python{project['requires-python']}" in conda

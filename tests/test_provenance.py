@@ -1,4 +1,4 @@
-"""Recorded results say where they come from."""
+"""Recorded results contain their command, machine, versions and revision."""
 
 import json
 import sys

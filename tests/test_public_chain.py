@@ -63,7 +63,7 @@ def published(tmp_path_factory) -> Path:
     return folder
 
 
-def test_published_weights_become_a_student_that_streams(published, tmp_path):
+def test_published_weights_are_distilled_to_a_student_that_streams(published, tmp_path):
     world = ("autoencoder=wan21", f"autoencoder.weights='{published}'")
     words = ("text_encoder=umt5", f"text.weights='{published}'", "text.max_tokens=32")
     weights = f"model.weights='{published}/transformer'"

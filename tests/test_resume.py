@@ -16,12 +16,12 @@ from tests import ranks
 from tests.data.shard_sets import sample, write_set
 from tests.stages import ANY_DATA, FILTERS, SMALL_NET, TINY, composed, fitted, random_bundle
 
-MEANT = (
+INTENDED = (
     "ignore:You're resuming from a checkpoint",
     "ignore:The dirpath has changed",
     "ignore:Using ModelCheckpoint with manual",
 )
-pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *MEANT)]
+pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *INTENDED)]
 
 
 def losses(folder: Path) -> dict[int, tuple[str, ...]]:
@@ -54,12 +54,12 @@ def check_resumed(
     tmp_path: Path,
     script: str,
     *overrides: str,
-    passes: int = 4,
+    micro_batches: int = 4,
     updates: int = 4,
     accumulate: int = 1,
     tiny: Sequence[str] = TINY,
 ) -> None:
-    """Compare a run of 8 micro-batches with one resumed after `passes` micro-batches, or `updates` updates."""
+    """Compare a run of 8 micro-batches with one resumed after `micro_batches` micro-batches, or `updates` updates."""
     often = ["+callbacks.checkpoint.save_top_k=-1", f"callbacks.checkpoint.every_n_train_steps={updates}"]
     shared = [f"steps={8 // accumulate}", f"accumulate={accumulate}", f"data.buckets.batch_multiple_of={accumulate}"]
     overrides = (*shared, *often, *SMALL_NET, *overrides)
@@ -68,7 +68,7 @@ def check_resumed(
     resumed = fitted(script, tmp_path / "resumed", f"resume='{middle}'", *overrides, tiny=tiny)
     expected = losses(tmp_path / "whole")
     assert list(expected) == list(range(8)) and len(set(expected.values())) == 8
-    assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(passes, 8)}
+    assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(micro_batches, 8)}
     assert resumed.read_bytes() == whole.read_bytes()
 
 
@@ -105,8 +105,8 @@ def test_causal_training_resumes_exactly(tmp_path, cache, bundles, objective):
 
 @pytest.mark.parametrize(
     "critic_steps, rhythm",
-    [(5, {"passes": 4, "updates": 4}), (2, {"passes": 2, "updates": 1, "accumulate": 2})],
-    ids=["every pass", "every other pass"],
+    [(5, {"micro_batches": 4, "updates": 4}), (2, {"micro_batches": 2, "updates": 1, "accumulate": 2})],
+    ids=["every micro-batch", "every other micro-batch"],
 )
 def test_distribution_matching_resumes_exactly_between_student_updates(tmp_path, cache, bundles, critic_steps, rhythm):
     arguments = ["objective=dmd", f"init='{bundles['causal_teacher']}'", f"teacher='{bundles['teacher']}'"]
@@ -164,10 +164,9 @@ def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkey
         fitted("train", tmp_path / "cut", "steps=6", *SMALL_NET, cache)
     saved = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     message = capsys.readouterr().err
-    assert stop.value.args == (numbers[0],) and f"go on with resume={saved}" in message
-    assert (
-        f"{signal.Signals(numbers[0]).name}: stopping after this batch" in message
-    )  # handled by the project, not by Lightning
+    assert stop.value.args == (numbers[0],) and f"continue with resume={saved}" in message
+    # Handled by ExactResume, not by Lightning.
+    assert f"{signal.Signals(numbers[0]).name}: stopping after this batch" in message
     assert not (tmp_path / "cut" / "teacher.safetensors").exists()
     resumed = fitted("train", tmp_path / "resumed", "steps=6", *SMALL_NET, cache, f"resume='{saved}'")
     expected = list(losses(tmp_path / "whole").values())
@@ -188,8 +187,8 @@ def test_a_signal_between_micro_batches_loses_nothing(tmp_path, cache, monkeypat
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def killed_in_its_midst(script: str, folder: str, *overrides: str) -> None:
-    """A run that is killed by SIGKILL in its sixth micro-batch."""
+def fit_and_be_killed(script: str, folder: str, *overrides: str) -> None:
+    """Train a run that gets SIGKILL in its sixth micro-batch."""
     FlowMatching.training_step = signalled(5, signal.SIGKILL)
     fitted(script, Path(folder), *overrides)
 
@@ -200,7 +199,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, cache):
     whole = fitted("train", tmp_path / "whole", *often)
     if not (child := os.fork()):
         try:
-            killed_in_its_midst("train", str(tmp_path / "run"), *often)
+            fit_and_be_killed("train", str(tmp_path / "run"), *often)
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
@@ -217,7 +216,7 @@ def test_resume_last_without_a_checkpoint_starts_from_scratch(tmp_path, cache):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path, cache, strategy):
-    """So does a run whose second process alone gets SIGTERM."""
+    """A run in which only the second process gets SIGTERM resumes exactly too."""
     often = [
         "steps=8",
         "data.buckets.batch_multiple_of=2",
@@ -227,16 +226,16 @@ def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path, cache, strategy
     ]
     often += [f"trainer={strategy}", "trainer.devices=2"]
     whole, killed, stopped = (str(tmp_path / name) for name in ("whole", "killed", "stopped"))
-    ranks.run(2, ("tests.test_resume:killed_in_its_midst", ["train", killed, *often]), ends=-signal.SIGKILL)
-    ranks.run(2, ("tests.test_resume:second_is_stopped", ["train", stopped, *often]))
+    ranks.run(2, ("tests.test_resume:fit_and_be_killed", ["train", killed, *often]), exit_code=-signal.SIGKILL)
+    ranks.run(2, ("tests.test_resume:fit_with_second_stopped", ["train", stopped, *often]))
     resumed = [("tests.ranks:fit", ["train", folder, *often, "resume=last"]) for folder in (killed, stopped)]
     ranks.run(2, ("tests.ranks:fit", ["train", whole, *often]), *resumed)
     expected, *got = (Path(folder, "teacher.safetensors").read_bytes() for folder in (whole, killed, stopped))
     assert got == [expected] * 2
 
 
-def second_is_stopped(script: str, folder: str, *overrides: str) -> None:
-    """A run of two processes: only the second gets SIGTERM, and both stop before their next batch."""
+def fit_with_second_stopped(script: str, folder: str, *overrides: str) -> None:
+    """Train with two processes: only the second gets SIGTERM, and both stop before their next batch."""
     if os.environ["RANK"] == "1":
         FlowMatching.training_step = signalled(3, signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
@@ -253,8 +252,8 @@ def test_a_sharded_run_resumes_with_another_number_of_processes(tmp_path, cache,
     begun, resumed = str(tmp_path / "begun"), str(tmp_path / "resumed")
     ranks.run(first, ("tests.ranks:fit", ["train", begun, *run, *often, f"trainer.devices={first}"]))
     (middle,) = Path(begun, "checkpoints").glob("step=3.ckpt")
-    go_on = [*run, f"trainer.devices={second}", f"resume='{middle}'"]
-    ranks.run(second, ("tests.ranks:fit", ["train", resumed, *go_on]))
+    continued = [*run, f"trainer.devices={second}", f"resume='{middle}'"]
+    ranks.run(second, ("tests.ranks:fit", ["train", resumed, *continued]))
     expected, got = (load_file(Path(folder, "teacher.safetensors")) for folder in (begun, resumed))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -264,12 +263,17 @@ def test_a_sharded_run_resumes_with_another_number_of_processes(tmp_path, cache,
 def test_an_error_on_one_rank_ends_all_ranks(tmp_path, cache, strategy):
     """No checkpoint is saved: it needs all ranks, and they would wait for the failed one."""
     run = ["steps=4", "data.buckets.batch_multiple_of=2", *SMALL_NET, cache, f"trainer={strategy}", "trainer.devices=2"]
-    ranks.run(2, ("tests.test_resume:second_fails", ["train", str(tmp_path / "run"), *run]), ends=1, within=90)
+    ranks.run(
+        2,
+        ("tests.test_resume:fit_with_second_failing", ["train", str(tmp_path / "run"), *run]),
+        exit_code=1,
+        timeout=90,
+    )
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
-def second_fails(script: str, folder: str, *overrides: str) -> None:
-    """A run of two processes: only the second raises an error."""
+def fit_with_second_failing(script: str, folder: str, *overrides: str) -> None:
+    """Train with two processes: only the second raises an error."""
     if os.environ["RANK"] == "1":
         FlowMatching.training_step = failing(2)
     fitted(script, Path(folder), *overrides)

@@ -1,4 +1,4 @@
-"""The waiting policy of OpenMP threads is set before torch is imported, and a user's own setting is kept."""
+"""The waiting policy of OpenMP threads is set before torch is imported, and the user's setting is kept."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from avatar import threads
 ROOT = Path(__file__).parents[1]
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
-# Runs a script like `python NAME.py`, and prints the environment when torch is imported.
+# Runs a script like `python NAME.py`, and prints the environment at the import of torch.
 RUN = """
 import os, runpy, sys
 

@@ -1,4 +1,4 @@
-"""What a command prints for an error: one line and exit code 2 for the user's, a traceback for a bug."""
+"""Errors of commands: a user error is printed as one line with exit code 2, a bug with its traceback."""
 
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ class BrokenSamples(torch.utils.data.Dataset):
 
 @pytest.fixture
 def train(monkeypatch, capsys, tmp_path):
-    """A call of train.py in this process: its arguments -> its exit code and what it wrote on stderr."""
+    """A function that calls train.py in this process: arguments -> exit code and stderr."""
 
     def call(*arguments: str, task=fit.fit) -> tuple[int, str]:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -95,7 +95,7 @@ def test_a_former_name_is_rejected_with_the_new_one(train, tmp_path, former, now
     assert not (tmp_path / "run").exists()
 
 
-def test_names_that_only_begin_like_a_former_one_are_accepted():
+def test_names_that_only_share_a_prefix_with_a_former_one_are_accepted():
     check_overrides(["scene=full", "trainer=ddp", "worlds=1", "data.buckets.budgets=1", "--cfg", "job"])
 
 
@@ -148,12 +148,12 @@ def test_errors_of_a_data_loaders_worker_keep_their_kind(kind, message):
         ("objective._target_=avatar.objectives.nothing.Nothing", "avatar.objectives.nothing"),
         ("objective._target_=avatar.objectives.flow_matching.Nothing", "Nothing"),
         ("seed=${nothing}", "nothing"),
-        ("autoencoder=states puppet=64px", "autoencoder=states go together"),
+        ("autoencoder=states puppet=64px", "only with autoencoder=states: leave out puppet="),
         ("device=abacus", "device=abacus; expected auto, cpu, cuda"),
-        ("device=cuda:99", "device=cuda:99; this machine has"),
+        ("device=cuda:99", "got device=cuda:99; this machine has"),
     ],
 )
-def test_a_mistake_in_the_config_is_one_line(train, mistake, message):
+def test_a_config_error_is_one_line(train, mistake, message):
     code, stderr = train(*TINY, *SMALL_NET, *mistake.split(), "steps=1")
     assert code == 2 and message in stderr and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
 
@@ -164,7 +164,7 @@ def test_a_run_folder_that_cannot_be_created_is_one_line(train, tmp_path):
     assert code == 2 and stderr.startswith("error: ") and "hydra.run.dir=FOLDER" in stderr
 
 
-def test_system_errors_of_writing_are_the_users(tmp_path, monkeypatch):
+def test_system_errors_while_writing_are_user_errors(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FileAccessError, match="choose another folder"):
         write_text(tmp_path / "file" / "a.txt", "text")

@@ -1,4 +1,4 @@
-"""Published weights become a bundle that other commands take, and go back to diffusers' layout."""
+"""Conversion of published weights to a bundle, and back to diffusers' layout."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def config(**changes):
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
-def test_there_and_back(kind, tmp_path):
+def test_converted_weights_round_trip(kind, tmp_path):
     weights, path = saved("t2v", tmp_path / "in"), tmp_path / "wan.safetensors"
     convert(config(model={"weights": str(weights), "kind": kind}, out=str(path)))
     net = bundle.load(str(path), kinds=[kind])
@@ -47,7 +47,7 @@ def test_there_and_back(kind, tmp_path):
     assert all(torch.equal(tensor, again[name]) for name, tensor in theirs().state_dict().items())
 
 
-def test_nothing_is_overwritten_and_user_errors_are_raised(tmp_path):
+def test_files_are_not_overwritten_and_missing_settings_are_rejected(tmp_path):
     weights = str(saved("t2v", tmp_path / "in"))
     taken = tmp_path / "taken.safetensors"
     taken.write_text("mine")
@@ -63,21 +63,21 @@ def test_nothing_is_overwritten_and_user_errors_are_raised(tmp_path):
 @pytest.mark.parametrize(
     "net, encoders, message",
     [
-        (network("i2v"), {}, "no image encoder for a network that takes its features"),
-        (network(), {"image": CLIP}, "an image encoder for a network that takes none"),
+        (network("i2v"), {}, "got no image encoder for a network with an image projection"),
+        (network(), {"image": CLIP}, "got an image encoder for a network without an image projection"),
         (network(strides=[4, 8]), {}, "audio of 9 tokens × 160 features for a network that"),
         (network(), {"text": BYTES}, "text as bytes for a model that takes features"),
     ],
 )
 def test_encoders_that_do_not_fit_the_network_are_rejected(net, encoders, message, tmp_path):
-    """Before any weights are read: those named here don't exist."""
+    """Before any weights are read: the paths given here don't exist."""
     cfg = config(model={"weights": str(tmp_path / "none"), "network": net}, out=str(tmp_path / "a.safetensors"))
     cfg.update(encoders)
     with pytest.raises(ValueError, match=message):
         convert(cfg)
 
 
-def test_image_to_video_weights_with_an_image_encoder_become_a_bundle(tmp_path):
+def test_image_to_video_weights_are_converted_with_their_image_encoder(tmp_path):
     model = {"weights": str(saved("i2v", tmp_path / "in")), "network": network("i2v")}
     convert(config(model=model, image=CLIP, out=str(tmp_path / "a.safetensors")))
     config_of = bundle.origin_of(bundle.load(str(tmp_path / "a.safetensors"))).config

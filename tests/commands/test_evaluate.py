@@ -1,4 +1,4 @@
-"""An evaluation of any bundle leaves a whole report: random networks, a few frames, all the way to the pictures."""
+"""An evaluation of any kind of bundle writes a complete report with plots: random networks, a few frames."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ MANY = [1.0, 0.8, 0.6, 0.4, 0.2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where the bundles are, and the clips that all evaluations share."""
+    """The folder of the bundles and of the clips, which all evaluations share."""
     folder = tmp_path_factory.mktemp("evaluate")
     random_autoencoder(folder / "autoencoder.safetensors")
     return folder
@@ -36,7 +36,7 @@ def pixels(folder: Path, kind: str) -> list[str]:
     return [f"autoencoder.path='{folder / 'autoencoder.safetensors'}'", f"student='{bundle}'"]
 
 
-def test_a_student_beside_its_teacher(folder):
+def test_student_and_teacher_are_evaluated_together(folder):
     teacher = random_bundle(folder / "its_teacher.safetensors", "teacher", *PIXELS)
     report = evaluated(folder, "student", *pixels(folder, "student"), f"teacher='{teacher}'")
     assert report["teacher"]["clips"] == report["student"]["clips"] == 2 and report["teacher"] != report["student"]
@@ -49,14 +49,14 @@ def test_a_student_beside_its_teacher(folder):
     assert "](contact_sheet.png)" in page
 
 
-def test_a_teacher_alone_is_scored_whole_clip_by_whole_clip(folder):
+def test_a_bidirectional_teacher_is_evaluated_without_streaming(folder):
     report = evaluated(folder, "teacher", *pixels(folder, "teacher"), "teacher=null")
     assert report["stream"] is None and report["teacher"] is None
     page = (folder / "teacher" / "report.md").read_text()
     assert "## Stream" not in page and "](contact_sheet.png)" in page
 
 
-def test_motion_and_control_are_scored_where_clips_are_long_enough(folder):
+def test_motion_and_control_are_scored_if_clips_are_long_enough(folder):
     bundle = random_bundle(folder / "labels.safetensors", "student", *STATES)
     many = ("clips=4", "latents=12", "others=4", "control=2", "schedule=mixed", "scene=full", "autoencoder=states")
     report = evaluated(folder, "control", *many, f"student='{bundle}'", "teacher=null")
@@ -70,7 +70,7 @@ def test_motion_and_control_are_scored_where_clips_are_long_enough(folder):
     assert "## Control" in (folder / "control" / "report.md").read_text()
 
 
-def test_a_causal_teacher_takes_the_many_steps_it_was_trained_for(folder):
+def test_a_causal_teacher_is_sampled_with_the_timesteps_of_its_plan(folder):
     plan = {"times": MANY, "chunk": 2, "first_chunk": 1, "window": 8, "context": "clean"}
     bundle = random_bundle(folder / "many.safetensors", "causal_teacher", *STATES, plan=plan)
     report = evaluated(folder, "causal", "autoencoder=states", f"student='{bundle}'", "teacher=null")

@@ -1,4 +1,4 @@
-"""Checkpoints are looked into without running what they carry, be they files or folders."""
+"""Checkpoints, as files or folders, are inspected without running pickled code."""
 
 import os
 import pickle
@@ -17,8 +17,8 @@ pytestmark = [
 ]
 
 
-class Bomb:
-    """A pickle of it makes a file when it is read."""
+class Code:
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -36,47 +36,47 @@ def weights() -> dict[str, torch.Tensor]:
 def folder(tmp_path, weights) -> Path:
     path = tmp_path / "step=1.ckpt"
     dcp.save({"state_dict": weights, "optimizer_0": {"lr": 0.1}}, checkpoint_id=path)
-    torch.save({"global_step": 1}, path / run_checkpoint.BESIDE_WEIGHTS)
+    torch.save({"global_step": 1}, path / run_checkpoint.META_FILE)
     return path
 
 
-def test_files_and_folders_tell_the_shapes_of_weights(tmp_path, weights, folder):
+def test_shapes_are_read_from_files_and_folders(tmp_path, weights, folder):
     expected = {name: weight.shape for name, weight in weights.items()}
     torch.save({"state_dict": weights}, tmp_path / "file.ckpt")
     assert run_checkpoint.shapes(tmp_path / "file.ckpt") == expected
     assert run_checkpoint.shapes(folder) == expected
 
 
-def test_the_newest_is_the_one_that_was_written_to_its_end_last(tmp_path, weights, folder):
-    end = folder / run_checkpoint.BESIDE_WEIGHTS
+def test_newest_is_the_last_complete_checkpoint(tmp_path, weights, folder):
+    end = folder / run_checkpoint.META_FILE
     torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
     for newest, other in ((folder, tmp_path / "last.ckpt"), (tmp_path / "last.ckpt", end)):
         os.utime(end if newest == folder else newest, (2, 2))
         os.utime(other, (1, 1))
         assert run_checkpoint.newest(tmp_path) == newest
     os.utime(end, (3, 3))
-    end.unlink()  # as in a run that was killed while it saved
+    end.unlink()  # as after a kill while the checkpoint was saved
     assert run_checkpoint.newest(tmp_path) == tmp_path / "last.ckpt"
     assert run_checkpoint.newest(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("where", ["file", "beside", "description", "dotted", "value"])
-def test_what_carries_code_is_refused_before_it_runs(tmp_path, weights, folder, where):
-    bomb, path = Bomb(tmp_path / "ran"), folder
+@pytest.mark.parametrize("where", ["file", "meta file", "metadata", "dotted", "value"])
+def test_pickled_code_is_rejected_and_never_run(tmp_path, weights, folder, where):
+    code, path = Code(tmp_path / "ran"), folder
     if where == "file":
         path = tmp_path / "file.ckpt"
-        torch.save({"state_dict": weights, "more": bomb}, path)
-    elif where == "beside":
-        torch.save({"more": bomb}, folder / run_checkpoint.BESIDE_WEIGHTS)
-    elif where == "description":
-        (folder / ".metadata").write_bytes(pickle.dumps(bomb))
-    elif where == "dotted":  # a function that one of torch's own modules happens to have imported
+        torch.save({"state_dict": weights, "more": code}, path)
+    elif where == "meta file":
+        torch.save({"more": code}, folder / run_checkpoint.META_FILE)
+    elif where == "metadata":
+        (folder / ".metadata").write_bytes(pickle.dumps(code))
+    elif where == "dotted":  # a function of a module that an allowed module of torch imports
         name = b"\x8c'torch.distributed.checkpoint.filesystem\x8c\tos.system\x93"
         (folder / ".metadata").write_bytes(b"\x80\x04" + name + b"\x8c\x04true\x85R.")
     else:
         path = tmp_path / "step=2.ckpt"
-        dcp.save({"state_dict": weights, "optimizer_0": {"lr": bomb}}, checkpoint_id=path)
-        torch.save({}, path / run_checkpoint.BESIDE_WEIGHTS)
+        dcp.save({"state_dict": weights, "optimizer_0": {"lr": code}}, checkpoint_id=path)
+        torch.save({}, path / run_checkpoint.META_FILE)
     with pytest.raises(ValueError, match="no checkpoint of a training run"):
         run_checkpoint.shapes(path)
-    assert not bomb.path.exists()
+    assert not code.path.exists()

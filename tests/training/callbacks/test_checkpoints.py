@@ -1,4 +1,4 @@
-"""A checkpoint is saved at the end of a run that fails, unless ranks that didn't would have to help."""
+"""A failed run saves a checkpoint, unless it has several ranks and only one of them failed."""
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint

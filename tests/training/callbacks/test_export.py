@@ -1,4 +1,4 @@
-"""The bundle at the end of a run: half-precision weights say the same, and what is no number isn't written."""
+"""The exported bundle: half-precision weights compute the same, and NaN or infinite weights are not written."""
 
 from types import SimpleNamespace
 
@@ -20,8 +20,8 @@ def export(path, net, precision: str = "float16") -> None:
     Export(str(path), "autoencoder", {}, None, precision).on_fit_end(trainer, SimpleNamespace(net=net))
 
 
-def test_statistics_beyond_half_precision_survive_it(tmp_path):
-    """The variance of unnormalised latents is in the hundred thousands, and float16 ends at 65,504."""
+def test_buffers_keep_their_precision(tmp_path):
+    """The variance of unnormalised latents is some 100,000; float16 ends at 65,504."""
     net = bundle.new(NETWORK).eval()
     net.normalise.variance[:] = 2.4e5
     export(tmp_path / "a.safetensors", net)
@@ -34,7 +34,7 @@ def test_statistics_beyond_half_precision_survive_it(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "precision"), [(float("nan"), "float32"), (1e6, "float16")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path, value, precision):
+def test_nonfinite_weights_are_rejected(tmp_path, value, precision):
     net = bundle.new(NETWORK)
     with torch.no_grad():
         next(net.parameters()).view(-1)[0] = value

@@ -1,4 +1,4 @@
-"""Updates whose losses or gradients are no numbers are left out or end the run, and their batches are kept."""
+"""Updates with NaN or infinite losses or gradients are skipped or end the run, and their batches are saved."""
 
 import itertools
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]
 
 
 @pytest.fixture
-def spoil(monkeypatch):
-    """Let the loss of these calls be NaN, or have gradients that are."""
+def corrupt(monkeypatch):
+    """A function that makes the losses of these calls, or only their gradients, NaN."""
     flow_matching, calls = losses.flow_matching, []
 
-    def spoilt_at(*which: int, gradients: bool = False) -> None:
-        def spoilt(*arguments):
+    def corrupt_at(*which: int, gradients: bool = False) -> None:
+        def corrupted(*arguments):
             calls.append(1)
             loss = flow_matching(*arguments)
             if len(calls) - 1 not in which:
                 return loss
             return loss + (loss - loss.detach()).sqrt() if gradients else loss * float("nan")
 
-        monkeypatch.setattr(losses, "flow_matching", spoilt)
+        monkeypatch.setattr(losses, "flow_matching", corrupted)
 
-    return spoilt_at
+    return corrupt_at
 
 
 def weights_after(folder: Path, *overrides: str) -> list[dict]:
-    """The network's weights after each update."""
+    """Train for four updates, and return the network's weights after each."""
     often = ["callbacks.checkpoint.every_n_train_steps=1", "+callbacks.checkpoint.save_top_k=-1"]
     fitted("train", folder, *SMALL_NET, *often, "steps=4", "+trainer.limit_val_batches=0", *overrides)
     paths = [folder / "checkpoints" / f"step={n}.ckpt" for n in range(1, 5)]
@@ -42,8 +42,8 @@ def weights_after(folder: Path, *overrides: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["loss", "gradients"])
-def test_an_update_that_is_no_number_is_left_out_and_its_batch_kept(tmp_path, spoil, caplog, gradients):
-    spoil(1, gradients=gradients)
+def test_a_nonfinite_update_is_skipped_and_its_batch_saved(tmp_path, corrupt, caplog, gradients):
+    corrupt(1, gradients=gradients)
     states = weights_after(tmp_path / "run", "callbacks.nonfinite_guard.skips=1")
     (path,) = (tmp_path / "run" / "nonfinite").iterdir()
     batch = torch.load(path, weights_only=True)
@@ -53,22 +53,22 @@ def test_an_update_that_is_no_number_is_left_out_and_its_batch_kept(tmp_path, sp
     assert same == [True, False, False] and all(w.isfinite().all() for w in states[-1].values())
 
 
-def test_more_in_a_row_than_may_be_left_out_end_the_run(tmp_path, spoil):
-    spoil(1, 2)
+def test_more_consecutive_updates_than_may_be_skipped_end_the_run(tmp_path, corrupt):
+    corrupt(1, 2)
     with pytest.raises(ValueError, match=r"a loss is nan after 2 updates.*nonfinite"):
         weights_after(tmp_path / "run", "callbacks.nonfinite_guard.skips=1")
     assert len(list((tmp_path / "run" / "nonfinite").iterdir())) == 2
 
 
-def update(finite: NonFiniteGuard, gradient: float, elsewhere: bool = False) -> bool:
-    """Whether an update with this gradient is left out, when another rank found something or didn't."""
+def is_skipped(guard: NonFiniteGuard, gradient: float, elsewhere: bool = False) -> bool:
+    """Whether the guard skips an update with this gradient; `elsewhere`: another rank found NaN or infinity."""
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.full((2,), gradient)
     optimizer = torch.optim.SGD([weight], lr=1.0)
     strategy = SimpleNamespace(reduce_boolean_decision=lambda found, all: found or elsewhere, barrier=lambda: None)
     trainer = SimpleNamespace(strategy=strategy, global_step=7, global_rank=0)
-    finite.on_train_batch_start(trainer, None, Keyed(["a"]), 0)
-    finite.on_before_optimizer_step(trainer, None, optimizer)
+    guard.on_train_batch_start(trainer, None, Keyed(["a"]), 0)
+    guard.on_before_optimizer_step(trainer, None, optimizer)
     return weight.grad is None
 
 
@@ -77,17 +77,17 @@ class Keyed:
     keys: list[str]
 
 
-def test_what_another_rank_found_leaves_the_update_out_here_too(tmp_path):
-    finite = NonFiniteGuard(str(tmp_path), skips=1)
-    assert update(finite, 1.0, elsewhere=True) and finite.skipped == 1
+def test_all_ranks_skip_an_update_if_one_of_them_does(tmp_path):
+    guard = NonFiniteGuard(str(tmp_path), skips=1)
+    assert is_skipped(guard, 1.0, elsewhere=True) and guard.skipped == 1
     with pytest.raises(ValueError, match="loss of another rank"):
-        update(finite, 1.0, elsewhere=True)
+        is_skipped(guard, 1.0, elsewhere=True)
 
 
-def test_updates_left_out_are_counted_in_a_row_and_across_checkpoints(tmp_path):
-    nan, finite = float("nan"), NonFiniteGuard(str(tmp_path), skips=1)
-    assert [update(finite, gradient) for gradient in (nan, 1.0, nan)] == [True, False, True]
+def test_consecutive_skips_are_counted_across_checkpoints(tmp_path):
+    nan, guard = float("nan"), NonFiniteGuard(str(tmp_path), skips=1)
+    assert [is_skipped(guard, gradient) for gradient in (nan, 1.0, nan)] == [True, False, True]
     resumed = NonFiniteGuard(str(tmp_path), skips=1)
-    resumed.load_state_dict(finite.state_dict())
+    resumed.load_state_dict(guard.state_dict())
     with pytest.raises(ValueError, match="norm of gradients is nan"):
-        update(resumed, nan)
+        is_skipped(resumed, nan)

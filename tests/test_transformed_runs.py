@@ -1,4 +1,4 @@
-"""Prepared networks in whole runs of one process and of two: compiled, adapted, in half precision."""
+"""Runs with transformed networks on one and two processes: compiled, with LoRA, in half precision."""
 
 from pathlib import Path
 
@@ -25,7 +25,10 @@ RUN = (
     "data.buckets.max_latents_per_batch=32",
     "data.buckets.batch_multiple_of=2",
 )
-TRACED = ("transforms=large", "+transforms.net.compiled.backend=aot_eager")  # all that inductor does but its code
+TRACED = (
+    "transforms=large",
+    "+transforms.net.compiled.backend=aot_eager",
+)  # inductor without code generation
 ADAPTED = ("transforms=lora", "transforms.net.lora.rank=2", "transforms.net.compiled=null", "callbacks.ema.decay=0.0")
 DMD = (
     "objective=dmd",
@@ -40,13 +43,13 @@ HALF = "trainer.precision=bf16-mixed"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Runs of one process and of two, of the first objective and of the last."""
+    """Runs of one process and of two, of flow matching and of distribution matching."""
     folder, states = tmp_path_factory.mktemp("runs"), ("autoencoder=states", "model=states", "model.network.layers=2")
     bundles = {kind: random_bundle(folder / f"{kind}.safetensors", kind, *states) for kind in ("student", "teacher")}
     dmd = [*RUN, *DMD, f"init='{bundles['student']}'", f"teacher='{bundles['teacher']}'"]
 
     def job(name: str, call: str, script: str, *overrides: str) -> tuple[str, list[str]]:
-        return f"tests.test_prepared_runs:{call}", [script, str(folder / name), *overrides]
+        return f"tests.test_transformed_runs:{call}", [script, str(folder / name), *overrides]
 
     plain = [
         job("flow", "fit", "train", *RUN),
@@ -80,21 +83,21 @@ def fit(script: str, folder: str, *overrides: str) -> None:
 
 
 def fit_adapted(script: str, folder: str, *overrides: str) -> None:
-    """A run whose bundle, loaded, computes what its adapted network does; and no adapter is left as it was."""
+    """Train with LoRA; assert that all adapters have changed, and that the loaded bundle equals the adapted network."""
 
     def check(export: Export, trainer, module) -> None:
         adapters = {name: p for name, p in module.named_parameters() if "lora_B" in name}
         assert adapters and {name.partition(".")[0] for name in adapters} == set(module._modules) - {"teacher"}
-        assert all(whole(adapter).any() for adapter in adapters.values())
+        assert all(full_tensor(adapter).any() for adapter in adapters.values())
         got = output(module.net, trainer)
         if trainer.is_global_zero:
             torch.testing.assert_close(output(bundle.load(str(export.path)), trainer), got, rtol=1e-5, atol=1e-5)
 
-    ending_with(check, script, folder, *overrides)
+    fit_and_check(check, script, folder, *overrides)
 
 
 def fit_half(script: str, folder: str, *overrides: str) -> None:
-    """A run whose weights and optimisers' states are in fp32 to its end."""
+    """Train in bf16; assert that weights and optimiser states are fp32 at the end."""
 
     def check(export: Export, trainer, module) -> None:
         assert {p.dtype for p in module.parameters()} == {torch.float32}
@@ -103,12 +106,14 @@ def fit_half(script: str, folder: str, *overrides: str) -> None:
             assert {state.dtype for state in states} <= {torch.float32}
         assert output(module.net, trainer).dtype == torch.float32
 
-    ending_with(check, script, folder, *overrides)
+    fit_and_check(check, script, folder, *overrides)
 
 
 def fit_traced(script: str, folder: str, *overrides: str) -> None:
-    """A run whose blocks were compiled: passed over in silence, they'd compute the same. Whole, but in rollouts, whose
-    caches are written to amid a block."""
+    """Train with compiled blocks; assert that they were compiled, since uncompiled ones would compute the same.
+
+    There are no graph breaks, except in rollouts, whose caches are written within a block.
+    """
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
@@ -118,14 +123,14 @@ def fit_traced(script: str, folder: str, *overrides: str) -> None:
     assert script == "distill" or not counters["graph_break"], counters
 
 
-def ending_with(check, script: str, folder: str, *overrides: str) -> None:
+def fit_and_check(check, script: str, folder: str, *overrides: str) -> None:
     on_fit_end = Export.on_fit_end
 
-    def both(self, trainer, module):
+    def export_and_check(self, trainer, module):
         on_fit_end(self, trainer, module)
         check(self, trainer, module)
 
-    Export.on_fit_end = both
+    Export.on_fit_end = export_and_check
     try:
         fitted(script, Path(folder), *overrides)
     finally:
@@ -139,7 +144,7 @@ def output(net, trainer) -> torch.Tensor:
     return Bidirectional().velocity(net.eval(), x, torch.full(x.shape[:3:2], 0.5), batch.conditioning, x)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -166,7 +171,7 @@ def test_a_transformed_run_equals_one_process(folder, run, alone):
 
 
 def test_adapters_train_and_base_weights_stay_frozen(folder):
-    """What is learned whole, and what gets an update by adapters, has moved; nothing else has."""
+    """Only layers that are trained directly or by adapters have changed."""
     before = load_file(folder / "student.safetensors")
     after = load_bundle(folder / "dmd_lora")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -176,7 +181,7 @@ def test_adapters_train_and_base_weights_stay_frozen(folder):
 
 @pytest.mark.parametrize("run", ["flow", "dmd"])
 def test_half_precision_loses_little_under_sharding(folder, run):
-    """Of distribution matching the critic's losses: the student's is what little critic and teacher differ by."""
+    """Compares the critic's losses for distribution matching: the student's is a small difference of two networks."""
     expected, got = ([float(row[0]) for row in losses(path).values()] for path in (folder / run, half(folder, run)))
     assert len(set(expected)) > 1 and got != expected and got == pytest.approx(expected, rel=0.01)
 
