@@ -12,7 +12,7 @@ COMMANDS = {
     "convert": "convert published weights to a bundle, or a bundle to diffusers' layout",
     "summarize": "print parameters, FLOPs and memory of a model, without allocating it",
     "demo": "train, distil, stream and score a small avatar on the CPU",
-    "gallery": "draw a page of the puppet world",
+    "gallery": "draw an overview image of the puppet world",
 }
 USAGE = "usage: python -m avatar COMMAND [key=value ...]"
 
