@@ -1,7 +1,7 @@
-"""Pictures that are as they shall be, taken over packet by packet: nothing is lost, and encoding is saved.
+"""Cutting of H.264 streams at packets: it copies videos that need no change, without re-encoding.
 
-With packets counted in the order of decoding and frames in that of showing, a stream can be cut at c where its first c
-packets are its first c frames: neither side needs the other. A clip can start there if packet c is a key frame as well.
+Count packets in decoding order and frames in presentation order. A stream can be cut at c if its first c packets are
+its first c frames: then neither side needs the other. A clip can start at c if, in addition, packet c is a key frame.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,67 +14,76 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from avatar.data.preprocess.clips import BITEXACT, VideoClip
-from avatar.data.preprocess.picture import FORMAT
-from avatar.data.preprocess.probe import Probe, opened, picture_stream
+from avatar.data.preprocess.probe import Probe, open_source, video_stream
+from avatar.data.preprocess.video_frames import FORMAT
 from avatar.errors import FileAccessError
 from avatar.types import FRAME_RATE
 
-CODEC = "h264"  # what encoded clips are, so that readers meet nothing else
-LENGTH_PREFIXED = b"\x01"  # how the header of H.264 begins in MP4 and Matroska, unlike in a transport stream
-IDR = 5  # the kind of NAL unit of pictures at which decoding can begin whatever came before; key frames may be others
-MOST_LOST = 2  # groups of frames at a clip's end
-MOST_TREMBLE_S = 0.019  # of a time stamp off the grid, for its picture to be the one shown at the interval's middle
+CODEC = "h264"  # of encoded clips too, so that a data set has one codec
+LENGTH_PREFIXED = b"\x01"  # first byte of the H.264 header in MP4 and Matroska, unlike in a transport stream
+IDR = 5  # NAL unit type of frames at which decoding can start; other types may be marked as key frames too
+MAX_LOST_GROUPS = 2  # groups of frames lost at the end of a clip
+MAX_TIME_ERROR_S = 0.019  # of a time stamp against the grid, so that its frame is shown at the middle of its interval
 
 
 @dataclass(frozen=True)
-class Cuts:
-    """Where a stream whose frame i is the grid's frame i can be cut."""
+class CutPoints:
+    """Frames at which a stream can be cut. Frame i of the stream is frame i of the grid."""
 
     frame_of: Int[np.ndarray, " packets"]  # the frame in each packet
-    possible: Bool[np.ndarray, " packets+1"]  # a cut before packet, and frame, c
-    starts: Int[np.ndarray, " keys"]  # sorted
+    allowed: Bool[np.ndarray, " packets+1"]  # whether the stream can be cut before packet, and frame, c
+    starts: Int[np.ndarray, " keys"]  # frames at which a clip can start, sorted
 
-    def start_between(self, first: int, last: int) -> int | None:
-        """The last frame from `first` to `last` that a clip can start with."""
+    def last_start_between(self, first: int, last: int) -> int | None:
+        """The last frame in [first, last] at which a clip can start."""
         found = self.starts[(self.starts >= first) & (self.starts <= last)]
         return int(found[-1]) if len(found) else None
 
-    def lengths(self, start: int, most: int, stride: int) -> Int[np.ndarray, " n"] | None:
-        """All 1 + s·k of at most `most` that a clip from `start` on can be copied with; None if it can't start there,
-        or if cutting it would lose more than a few frames, wherever its shot ends."""
+    def clip_lengths(self, start: int, most: int, stride: int) -> Int[np.ndarray, " n"] | None:
+        """All lengths 1 + s·k up to `most` with which a clip can be copied from `start` on.
+
+        None if it can't start there, or if a cut could lose more than `MAX_LOST_GROUPS` groups of frames for some end
+        of the shot.
+        """
         if start not in self.starts:
             return None
-        wanted = np.arange(1, min(most, len(self.frame_of) - start) + 1, stride)
-        found = wanted[self.possible[start + wanted]]
-        return found if np.diff([*found, wanted[-1]]).max() <= MOST_LOST * stride else None
+        candidates = np.arange(1, min(most, len(self.frame_of) - start) + 1, stride)
+        found = candidates[self.allowed[start + candidates]]
+        return found if np.diff([*found, candidates[-1]]).max() <= MAX_LOST_GROUPS * stride else None
 
 
-class Copied:
-    """Pictures that are left where they are until `copy`; a clip of them has one of the lengths at which the stream can
-    be cut."""
+class CopiedVideo:
+    """Counts the frames of a clip that `copy_clips` will copy; its length is the last one at which a cut is possible.
+
+    Args:
+        lengths: lengths at which the stream can be cut (`CutPoints.clip_lengths`).
+    """
 
     def __init__(self, lengths: Int[np.ndarray, " n"]):
-        self.how, self.frames = "copied", 0
-        self._lengths, self._taken, self._before = set(lengths.tolist()), 0, None
+        self.method, self.frames = "copied", 0
+        self._lengths, self._pushed, self._previous = set(lengths.tolist()), 0, None
 
-    def take(self, picture: av.VideoFrame) -> None:
-        if picture is self._before:  # shown for longer, since the next packet makes no frame
+    def push(self, frame: av.VideoFrame) -> None:
+        if frame is self._previous:  # repeated, since the next packet has no frame: later cuts would be shifted
             self._lengths.clear()
-        self._taken, self._before = self._taken + 1, picture
-        if self._taken in self._lengths:
-            self.frames = self._taken
+        self._pushed, self._previous = self._pushed + 1, frame
+        if self._pushed in self._lengths:
+            self.frames = self._pushed
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
-def cuts(path: Path, found: Probe) -> Cuts | None:
-    """None for a stream that isn't H.264 of 8 bits 4:2:0 on the grid, or whose key frames aren't all IDR pictures."""
-    if found.codec != CODEC or found.pixel_format != FORMAT or found.interlaced or found.discarded:
+def find_cut_points(path: Path, info: Probe) -> CutPoints | None:
+    """Read all packets of a stream for its cut points.
+
+    None for a stream that isn't 8-bit 4:2:0 H.264 on the grid, or that has key frames that aren't IDR frames.
+    """
+    if info.codec != CODEC or info.pixel_format != FORMAT or info.interlaced or info.discarded:
         return None
     times, keys = [], []
-    with opened(path) as container:
-        stream = picture_stream(container)
+    with open_source(path) as container:
+        stream = video_stream(container)
         header = stream.codec_context.extradata or b""
         if not header.startswith(LENGTH_PREFIXED) or stream.time_base is None:
             return None
@@ -82,25 +91,32 @@ def cuts(path: Path, found: Probe) -> Cuts | None:
         for packet in container.demux(stream):
             if packet.pts is None:
                 continue
-            if packet.is_keyframe and IDR not in _units(bytes(packet), size):
+            if packet.is_keyframe and IDR not in _nal_unit_types(bytes(packet), size):
                 return None
             times.append(packet.pts * tick)
             keys.append(packet.is_keyframe)
     times, keys = np.array(times), np.array(keys)
     frame_of = np.argsort(np.argsort(times, kind="stable"), kind="stable")
-    off = times - found.start_s - frame_of / FRAME_RATE
-    if np.abs(off).max() > MOST_TREMBLE_S:
+    error = times - info.start_s - frame_of / FRAME_RATE
+    if np.abs(error).max() > MAX_TIME_ERROR_S:
         return None
     numbers = np.arange(len(times))
-    possible = np.concatenate([[True], np.maximum.accumulate(frame_of) == numbers])
-    return Cuts(frame_of, possible, np.flatnonzero(keys & possible[:-1] & (frame_of == numbers)))
+    allowed = np.concatenate([[True], np.maximum.accumulate(frame_of) == numbers])
+    return CutPoints(frame_of, allowed, np.flatnonzero(keys & allowed[:-1] & (frame_of == numbers)))
 
 
-def copy(path: Path, clips: Sequence[VideoClip], cut: Cuts) -> None:
-    """Writes the pictures of clips, in the order of their starts, from the source's packets."""
-    for clip, packets in zip(clips, _packets(path, clips), strict=True):
-        frames = cut.frame_of[clip.start : clip.start + clip.frames] - clip.start
-        delay = int((np.arange(clip.frames) - frames).max())  # what decoding is ahead of showing
+def copy_clips(path: Path, clips: Sequence[VideoClip], cut_points: CutPoints) -> None:
+    """Write the videos of clips from the packets of their source.
+
+    Args:
+        clips: sorted by start.
+
+    Raises:
+        FileAccessError: the file has become shorter since it was probed.
+    """
+    for clip, packets in zip(clips, _clip_packets(path, clips), strict=True):
+        frames = cut_points.frame_of[clip.start : clip.start + clip.frames] - clip.start
+        delay = int((np.arange(clip.frames) - frames).max())  # of presentation after decoding, in frames
         with av.open(str(clip.video), "w", format="mp4", options=BITEXACT | {"movflags": "faststart"}) as file:
             stream = file.add_stream_from_template(packets[0].stream)
             for number, (packet, frame) in enumerate(zip(packets, frames, strict=True)):
@@ -110,30 +126,30 @@ def copy(path: Path, clips: Sequence[VideoClip], cut: Cuts) -> None:
                 file.mux(packet)
 
 
-def _units(packet: bytes, size: int) -> set[int]:
-    """The kinds of NAL units in a packet, whose lengths are told by so many bytes."""
-    kinds, at = set(), 0
+def _nal_unit_types(packet: bytes, size: int) -> set[int]:
+    """The types of the NAL units in a packet, each preceded by its length in `size` bytes."""
+    types, at = set(), 0
     while at + size < len(packet):
-        kinds.add(packet[at + size] & 31)
+        types.add(packet[at + size] & 31)
         at += size + int.from_bytes(packet[at : at + size], "big")
-    return kinds
+    return types
 
 
-def _packets(path: Path, clips: Sequence[VideoClip]) -> Iterator[list[av.Packet]]:
-    """The packets of each clip, in one pass through the file; errors of who writes them don't come in here."""
-    left = list(clips)
-    with opened(path) as container:
-        taken: list[av.Packet] = []
-        demuxed = (packet for packet in container.demux(picture_stream(container)) if packet.pts is not None)
+def _clip_packets(path: Path, clips: Sequence[VideoClip]) -> Iterator[list[av.Packet]]:
+    """Read the packets of each clip in one pass. Errors of writing occur in the caller, outside of `open_source`."""
+    remaining = list(clips)
+    with open_source(path) as container:
+        packets: list[av.Packet] = []
+        demuxed = (packet for packet in container.demux(video_stream(container)) if packet.pts is not None)
         for number, packet in enumerate(demuxed):
-            if not left:
+            if not remaining:
                 return
-            if number >= left[0].start:
-                taken.append(packet)
-            if number + 1 == left[0].start + left[0].frames:
-                yield taken
-                left, taken = left[1:], []
-    if left:
+            if number >= remaining[0].start:
+                packets.append(packet)
+            if number + 1 == remaining[0].start + remaining[0].frames:
+                yield packets
+                remaining, packets = remaining[1:], []
+    if remaining:
         raise FileAccessError(
-            f"{path} has fewer frames than when it was probed; let nothing write to it, and start again"
+            f"{path} has fewer frames than when it was probed: make sure that nothing writes to it, and run again"
         )

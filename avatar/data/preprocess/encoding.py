@@ -1,4 +1,4 @@
-"""Latents, audio features and text features of clips, encoded once for training. Each encoder may be None."""
+"""Latents, audio features and text features of clips, encoded before training. Each encoder is optional."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +20,24 @@ from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 
 @dataclass(frozen=True)
 class Encoders:
-    """The encoders of a data set, recorded by their fingerprints."""
+    """The encoders of a data set; None where there is none. Their fingerprints are stored."""
 
     autoencoder: VideoAutoencoder | None = None
     audio: AudioEncoder | None = None
     text: TextEncoder | None = None
 
     def check(self, temporal_stride: int, multiple: int) -> None:
-        """Raise UserError for clips of other strides than the autoencoder's."""
+        """Raises UserError if the strides of the clips differ from the autoencoder's."""
         net = self.autoencoder
         if net is not None and (net.temporal_stride != temporal_stride or multiple % net.spatial_stride):
             raise UserError(
-                f"clips of 1 + {temporal_stride} k frames and sides of multiples of {multiple}, but the autoencoder's "
-                f"strides are {net.temporal_stride} and {net.spatial_stride}; set rules.temporal_stride and "
-                "rules.multiple to these"
+                f"got rules.temporal_stride={temporal_stride} and rules.multiple={multiple}; expected the strides of "
+                f"the autoencoder, {net.temporal_stride} frames and multiples of {net.spatial_stride} pixels: change "
+                "these settings or the autoencoder"
             )
 
-    def line(self) -> dict[str, Any]:
-        """The fingerprint of each encoder, for `meta.json`."""
+    def fingerprints(self) -> dict[str, Any]:
+        """The fingerprint of each encoder, as stored in `meta.json`."""
         return {
             "latent": None if self.autoencoder is None else {"autoencoder": self.autoencoder.fingerprint},
             "audio_features": None if self.audio is None else self.audio.fingerprint,
@@ -49,30 +49,30 @@ class Encoders:
         stem: Path,
         frames: UInt8[np.ndarray, "f h w 3"] | None,
         reference: Path,
-        around: Float32[np.ndarray, " s"],
+        audio: Float32[np.ndarray, " s"],
         clip: slice,
         caption: str | None,
     ) -> None:
-        """`latent.npy`, `ref_latent.npy`, `afeat.npy`, `text.npy`, for the encoders that are given.
+        """Write `latent.npy`, `ref_latent.npy`, `afeat.npy` and `text.npy`, each if its encoder is given.
 
         Args:
-            stem: A path that these names are appended to.
-            frames: The clip's pictures; None without an autoencoder.
-            reference: The path of `ref.png`.
-            around: The audio of the clip and of some frames before and after it.
-            clip: The clip's frames within `around`.
-            caption: None writes no text features.
+            stem: path to which these names are appended.
+            frames: RGB frames of the clip; None without an autoencoder.
+            reference: path of `ref.png`.
+            audio: samples of the clip and of the frames before and after it that its features depend on.
+            clip: the frames of the clip within `audio`.
+            caption: None: no text features.
 
         Raises:
-            Rejected: "bad_caption" if the text encoder rejects it.
+            Rejected: "bad_caption" if the text encoder rejects the caption.
         """
         if self.autoencoder is not None:
             assert frames is not None
-            _save(stem, "latent", self._latent(frames))
-            with Image.open(reference) as picture:
-                _save(stem, "ref_latent", self._latent(np.asarray(picture)[None]))
+            _save(stem, "latent", self._encode_frames(frames))
+            with Image.open(reference) as image:
+                _save(stem, "ref_latent", self._encode_frames(np.asarray(image)[None]))
         if self.audio is not None:
-            features = audio_timeline.features_until(self.audio, torch.from_numpy(around), first=-1 - clip.start)
+            features = audio_timeline.features_until(self.audio, torch.from_numpy(audio), first=-1 - clip.start)
             _save(stem, "afeat", features[clip, None].half())
         if self.text is not None and caption is not None:
             try:
@@ -81,8 +81,8 @@ class Encoders:
                 raise Rejected("bad_caption", str(error)) from None
 
     @torch.inference_mode()
-    def _latent(self, frames: UInt8[np.ndarray, "f h w 3"]) -> Tensor:
-        """`c l h w` in fp16."""
+    def _encode_frames(self, frames: UInt8[np.ndarray, "f h w 3"]) -> Tensor:
+        """Encode frames to a latent, `c l h w`, in fp16."""
         assert self.autoencoder is not None
         device = next(self.autoencoder.parameters(), torch.zeros(())).device
         video = from_uint8(torch.from_numpy(frames.copy()).to(device))

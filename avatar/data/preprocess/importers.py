@@ -1,8 +1,8 @@
-"""Data sets that come as annotations of videos: TalkVid's JSON list and HDTF's text files, over local videos.
+"""Importers of annotated data sets: TalkVid's JSON list and HDTF's text files, with local videos.
 
-Both name clips of longer videos. A video may lie there whole, and its clips become spans of it; or it was cut already,
-and each clip is a file of its own. Videos that are not there are left out, and told: an importer gives the sources
-and notes, sentences for the user.
+Both annotate clips of longer videos. A video may be complete, and its clips become spans of it; or it was cut before,
+and each clip is a file. An importer returns the sources, and notes: sentences for the user, such as about videos that
+do not exist.
 """
 
 import json
@@ -15,55 +15,55 @@ from avatar.data.preprocess.sources import SUFFIXES, Source, Span
 from avatar.errors import UserError
 
 TALKVID_SCORES = {"dover_scores": "dover", "cotracker_ratio": "cotracker"}
-RADIO = "RD"  # HDTF's subset whose videos are named "Radio" and a number, whoever speaks
+RADIO = "RD"  # HDTF's subset whose videos are named "Radio" and a number, independently of the speaker
 
 
 def talkvid(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
-    """Sources of TalkVid's list (`id`, `start-time`, `end-time`, `info`, scores), and notes.
+    """Sources and notes of TalkVid's list (`id`, `start-time`, `end-time`, `info`, scores).
 
-    A clip's video is `ID.mp4`, already cut, or `VIDEO.mp4` by the id of the YouTube video, whole.
+    The video of a clip is `ID.mp4`, already cut, or `VIDEO.mp4`, complete, by the id of the YouTube video.
 
     Raises:
-        UserError: the file is no such list.
+        UserError: the file is not such a list, or `videos` does not exist.
     """
     try:
         entries = json.loads(annotations.read_text(encoding="utf-8"))
         clips = [(entry["id"], _talkvid_span(entry), entry["info"]["Video Link"]) for entry in entries]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{annotations} is no list in TalkVid's layout ({type(error).__name__}: {error}); wanted objects with id, "
-            "start-time, end-time and info, as in filtered_video_clips.json"
+            f"{annotations} is not a list in TalkVid's layout ({type(error).__name__}: {error}); expected objects with "
+            "id, start-time, end-time and info: give a file such as filtered_video_clips.json"
         ) from error
-    files, whole, cut, missing = _by_stem(videos), defaultdict(list), [], []
+    files, complete, cut, missing = _files_by_stem(videos), defaultdict(list), [], []
     for clip, span, link in clips:
         if clip in files:
-            cut.append(_source(videos, files[clip], [_all_of(span)]))
+            cut.append(_source(videos, files[clip], [_without_times(span)]))
         elif (video := _youtube_id(link)) in files:
-            whole[video].append(span)
+            complete[video].append(span)
         else:
             missing.append(clip)
-    return _sorted(cut + [_source(videos, files[video], spans) for video, spans in whole.items()]), _notes(
+    return _sorted(cut + [_source(videos, files[video], spans) for video, spans in complete.items()]), _notes(
         {f"are not in {videos}": missing}
     )
 
 
 def hdtf(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
-    """Sources of a folder with HDTF's `XX_annotion_time.txt`, `XX_crop_wh.txt` and `XX_resolution.txt` (XX: RD, WDA,
-    WRA), and notes.
+    """Sources and notes of HDTF's `XX_annotion_time.txt`, `XX_crop_wh.txt` and `XX_resolution.txt` (XX: RD, WDA, WRA).
 
-    A video is `NAME.mp4`, whole, or `NAME_0.mp4`, `NAME_1.mp4` …, cut. The lines of `XX_crop_wh.txt` are left, width,
-    top, height, in pixels of a picture as high as `XX_resolution.txt` says; without both a clip isn't cropped. A number
-    at the end of a name counts the videos of a person, but for "Radio", which is the place.
+    A video is `NAME.mp4`, complete, or `NAME_0.mp4`, `NAME_1.mp4` …, already cut. A line of `XX_crop_wh.txt` is left,
+    width, top and height, in pixels of a frame with the height given in `XX_resolution.txt`; without both, a clip isn't
+    cropped. A number at the end of a name counts the videos of a person, except for "Radio", which is the place.
 
     Raises:
-        UserError: there are no such files, or a line in them can't be read.
+        UserError: there are no such files, they have an invalid line, or `videos` does not exist.
     """
     times = sorted(annotations.glob("*_annotion_time.txt"))
     if not times:
         raise UserError(
-            f"no XX_annotion_time.txt in {annotations}; wanted the folder HDTF_dataset of HDTF's repository"
+            f"no XX_annotion_time.txt in {annotations}; expected the folder HDTF_dataset of HDTF's repository: check "
+            "the path"
         )
-    files, sources, missing, uncropped = _by_stem(videos), [], [], []
+    files, sources, missing, uncropped = _files_by_stem(videos), [], [], []
     for file in times:
         subset = file.name.removesuffix("_annotion_time.txt")
         crops, heights = _table(annotations / f"{subset}_crop_wh.txt"), _table(annotations / f"{subset}_resolution.txt")
@@ -74,24 +74,28 @@ def hdtf(annotations: Path, videos: Path) -> tuple[list[Source], list[str]]:
             for number, clip in enumerate(clips):
                 start, _, end = clip.partition("-")
                 window = [_number(text, file) for text in crops.get(f"{name}_{number}", ())]
-                spans.append(Span(_clock(start, file), _clock(end, file), person, None, _crop(window, height)))
+                spans.append(Span(_seconds(start, file), _seconds(end, file), person, None, _crop(window, height)))
             cut = {number: f"{name}_{number}" for number in range(len(clips)) if f"{name}_{number}" in files}
             if name in files:
                 sources.append(_source(videos, files[name], spans))
             elif cut:
-                sources += [_source(videos, files[stem], [_all_of(spans[number])]) for number, stem in cut.items()]
+                sources += [
+                    _source(videos, files[stem], [_without_times(spans[number])]) for number, stem in cut.items()
+                ]
             else:
                 missing.append(name)
                 continue
             uncropped += [f"{name}_{number}" for number, span in enumerate(spans) if span.crop is None]
-    where = f"have no window, for XX_crop_wh.txt or XX_resolution.txt in {annotations} doesn't name them: not cropped"
-    return _sorted(sources), _notes({f"are not in {videos}": missing, where: uncropped})
+    no_window = f"are not cropped, since XX_crop_wh.txt or XX_resolution.txt in {annotations} has no entry for them"
+    return _sorted(sources), _notes({f"are not in {videos}": missing, no_window: uncropped})
 
 
 def _notes(names: dict[str, list[str]]) -> list[str]:
-    """A sentence for each thing that can be said of some videos or clips."""
+    """One sentence per non-empty list, from the statement that is its key."""
     return [
-        f"{len(some)} annotated ones {reason}; such as {', '.join(some[:3])}" for reason, some in names.items() if some
+        f"{len(some)} annotated clips or videos {statement}, such as {', '.join(some[:3])}"
+        for statement, some in names.items()
+        if some
     ]
 
 
@@ -122,14 +126,14 @@ def _crop(window: list[float], height: float | None) -> tuple[float, float, floa
 
 
 def _table(path: Path) -> dict[str, list[str]]:
-    """Lines of a name, with or without .mp4, and words."""
+    """Read lines of a name, with or without .mp4, and words; empty if there is no file."""
     if not path.is_file():
         return {}
     rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return {row[0].removesuffix(".mp4"): row[1:] for row in rows}
 
 
-def _clock(text: str, file: Path) -> float:
+def _seconds(text: str, file: Path) -> float:
     """Seconds of "01:35" or "1:02:03"."""
     seconds = 0.0
     for part in text.split(":"):
@@ -141,17 +145,20 @@ def _number(text: str, file: Path) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"{file} and its neighbours have {text!r} where a number or mm:ss-mm:ss is wanted") from None
+        raise UserError(
+            f"got {text!r} in {file} or in the files of the same subset; expected a number or mm:ss-mm:ss: correct the "
+            "line"
+        ) from None
 
 
-def _by_stem(videos: Path) -> dict[str, Path]:
+def _files_by_stem(videos: Path) -> dict[str, Path]:
     if not videos.is_dir():
-        raise UserError(f"no folder videos={videos}; give the folder that the annotated videos are in")
+        raise UserError(f"no folder videos={videos}; give the folder of the annotated videos")
     return {file.stem: file.absolute() for file in sorted(videos.rglob("*")) if file.suffix.lower() in SUFFIXES}
 
 
-def _all_of(span: Span) -> Span:
-    """The span when its file holds nothing else."""
+def _without_times(span: Span) -> Span:
+    """The span of a file that was cut to it."""
     return Span(0.0, None, span.person, span.caption, span.crop, span.scores)
 
 

@@ -1,9 +1,9 @@
-"""One source, from its file to a folder of samples and a line that says what became of it.
+"""Preprocessing of one source, from its file to a folder of samples and a status line.
 
-    probe ─► reject ─► sound on the picture's axis ─► pictures on the grid ─► shots ─► clips ─► scores ─► encodings
+    probe ─► reject ─► audio on the video's time axis ─► frames on the grid ─► shots ─► clips ─► scores ─► encodings
 
-The file is decoded once, a frame at a time; a clip is written while it goes by. The folder gets its name when all is
-done, so that it is either whole or not there, and it is a function of the file, the rules and the tools alone.
+The file is decoded once, frame by frame, and clips are written meanwhile. The folder gets its final name at the end, so
+that it is complete if it exists. Its content is a function of the file, the rules and the models alone.
 """
 
 import json
@@ -11,31 +11,32 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avatar.data.preprocess import copying, picture, samples, scores
-from avatar.data.preprocess.clips import ClipWriter, Encoded, VideoClip
+from avatar.data.preprocess import copying, samples, scores, video_frames
+from avatar.data.preprocess.audio import SourceAudio, level_db, read_source_audio, silent_audio
+from avatar.data.preprocess.clips import ClipWriter, EncodedVideo, VideoClip
 from avatar.data.preprocess.probe import Probe, probe
 from avatar.data.preprocess.reasons import Rejected, repair
 from avatar.data.preprocess.rules import Models, Rules
-from avatar.data.preprocess.samples import Part, dumps
+from avatar.data.preprocess.samples import Segment, dumps
 from avatar.data.preprocess.shots import CutDetector
-from avatar.data.preprocess.sound import Sound, level_db, read_sound, silence
 from avatar.data.preprocess.sources import Source, read_sidecar
 from avatar.types import FRAME_RATE, SAMPLES_PER_FRAME
 
 
-def stage(source: Source, staging: Path, rules: Rules, tools: Models) -> dict[str, Any]:
-    """The source's line, from its folder `staging/KEY`, which is made if it isn't there or if the source has changed.
+def stage(source: Source, staging: Path, rules: Rules, models: Models) -> dict[str, Any]:
+    """Preprocess a source into `staging/KEY`, unless that exists for the same stamp, and return the status line.
 
     Raises:
         OSError: the folder can't be written.
     """
     final, stamp = staging / source.key, source.stamp()
-    if (line := staged(final)) is not None and line["stamp"] == stamp:
+    if (line := _read_line(final)) is not None and line["stamp"] == stamp:
         return line
     temporary = staging / f".{source.key}.{os.getpid()}.tmp"
     temporary.mkdir(parents=True)
@@ -44,7 +45,7 @@ def stage(source: Source, staging: Path, rules: Rules, tools: Models) -> dict[st
             "key": source.key,
             "source": source.name,
             "stamp": stamp,
-            **SourceProcessor(source, temporary, rules, tools).run(),
+            **SourceProcessor(source, temporary, rules, models).run(),
         }
         text = dumps(line)
         (temporary / "line.json").write_text(text, encoding="utf-8")
@@ -53,31 +54,32 @@ def stage(source: Source, staging: Path, rules: Rules, tools: Models) -> dict[st
         os.rename(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return json.loads(text)  # as a later run will read it
+    return json.loads(text)  # as a later run reads it
 
 
-def staged(folder: Path) -> dict[str, Any] | None:
-    """The line of a source's folder, if that is there."""
+def _read_line(folder: Path) -> dict[str, Any] | None:
+    """The status line of a staged source; None if it isn't staged."""
     path = folder / "line.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 class SourceProcessor:
-    """The stages of one source, and what they found so far."""
+    """Runs the stages of one source and collects the content of its status line."""
 
-    def __init__(self, source: Source, folder: Path, rules: Rules, tools: Models):
-        self.source, self.folder, self.rules, self.tools = source, folder, rules, tools
-        self.found: Probe | None = None
-        self.sound = Sound(np.zeros(0, np.float32), None)
+    def __init__(self, source: Source, folder: Path, rules: Rules, models: Models):
+        self.source, self.folder, self.rules, self.models = source, folder, rules, models
+        self.info: Probe | None = None
+        self.audio = SourceAudio(np.zeros(0, np.float32), None)
         self.repairs: list[dict[str, str]] = []
-        self.clips: list[dict[str, Any]] = []  # one line each, accepted or not
-        self._kept: list[tuple[VideoClip, Part]] = []
-        self._cuts: copying.Cuts | None = None
+        self.clips: list[dict[str, Any]] = []  # a status line each, accepted or rejected
+        self._kept: list[tuple[VideoClip, Segment]] = []
+        self._cut_points: copying.CutPoints | None = None
 
     def run(self) -> dict[str, Any]:
+        """Process the source; if it is rejected, its folder is empty."""
         reason = detail = None
         try:
-            self._make()
+            self._process()
             accepted = [clip for clip in self.clips if clip["status"] == "accepted"]
             if not accepted:
                 codes = Counter(clip["reason"] for clip in self.clips)
@@ -92,179 +94,179 @@ class SourceProcessor:
             "reason": reason,
             "detail": detail,
             "repairs": self.repairs,
-            "probe": self.found.line() if self.found else None,
-            "audio": {"offset_s": self.sound.offset_s, "clipped": self.sound.clipped, "sha256": self.sound.sha256},
+            "probe": self.info.to_dict() if self.info else None,
+            "audio": {"offset_s": self.audio.offset_s, "clipped": self.audio.clipped, "sha256": self.audio.sha256},
             "clips": self.clips,
         }
 
-    def _make(self) -> None:
+    def _process(self) -> None:
         rules, path = self.rules, self.source.path
         sidecar = read_sidecar(path)
-        found = self.found = probe(path)
-        self.repairs += picture.timing_repairs(found)
-        frames = round(found.seconds * FRAME_RATE)
+        info = self.info = probe(path)
+        self.repairs += video_frames.timing_repairs(info)
+        frames = round(info.seconds * FRAME_RATE)
         if frames < rules.shortest:
-            raise Rejected("too_short", f"{found.seconds:.2f} s, wanted {rules.shortest} frames")
-        if rules.faces == "reject" and self.tools.detectors.face is None:
+            raise Rejected("too_short", f"{info.seconds:.2f} s, wanted {rules.shortest} frames")
+        if rules.faces == "reject" and self.models.detectors.face is None:
             raise Rejected("no_face", "no face detector was given, and faces=reject")
-        frames = self._hear(found, frames)
-        parts = self._parts(found, frames, sidecar)
-        self._cut(found, parts)
-        for clip, part in self._kept:
-            self._finish(clip, part)
+        frames = self._read_audio(info, frames)
+        segments = self._find_segments(info, frames, sidecar)
+        self._write_clips(info, segments)
+        for clip, segment in self._kept:
+            self._write_sample(clip, segment)
         for file in self.folder.glob("*.first.png"):
             file.unlink()
 
-    def _hear(self, found: Probe, frames: int) -> int:
-        """Reads and judges the sound; gives the frames that picture and sound have in common."""
+    def _read_audio(self, info: Probe, frames: int) -> int:
+        """Read and check the audio, and return the number of frames that have video and audio."""
         rules = self.rules
-        if not found.audio and rules.no_audio == "reject":
+        if not info.audio and rules.no_audio == "reject":
             raise Rejected("no_audio", "no sound stream")
-        self.sound = read_sound(self.source.path, found.start_s) if found.audio else silence(frames / FRAME_RATE)
-        self.repairs += self.sound.repairs
-        if found.audio and (level := level_db(self.sound.samples)) < rules.silent_db:
+        path, seconds = self.source.path, frames / FRAME_RATE
+        self.audio = read_source_audio(path, info.start_s) if info.audio else silent_audio(seconds)
+        self.repairs += self.audio.repairs
+        if info.audio and (level := level_db(self.audio.samples)) < rules.silent_db:
             raise Rejected("silent", f"{level:.1f} dB of full scale, wanted {rules.silent_db}")
-        if self.sound.clipped >= rules.clipped:
+        if self.audio.clipped >= rules.clipped:
             raise Rejected(
-                "clipped", f"{self.sound.clipped:.2%} of samples at full scale, wanted < {rules.clipped:.2%}"
+                "clipped", f"{self.audio.clipped:.2%} of samples at full scale, wanted < {rules.clipped:.2%}"
             )
-        sound_frames = len(self.sound.samples) / SAMPLES_PER_FRAME
-        if abs(sound_frames - frames) > rules.av_length_s * FRAME_RATE:
+        audio_frames = len(self.audio.samples) / SAMPLES_PER_FRAME
+        if abs(audio_frames - frames) > rules.av_length_s * FRAME_RATE:
             raise Rejected(
-                "av_length", f"picture lasts {frames / FRAME_RATE:.2f} s, sound {sound_frames / FRAME_RATE:.2f} s"
+                "av_length", f"picture lasts {frames / FRAME_RATE:.2f} s, sound {audio_frames / FRAME_RATE:.2f} s"
             )
-        if abs(sound_frames - frames) > 1:
+        if abs(audio_frames - frames) > 1:
             self.repairs.append(
-                repair("av_length", f"sound ends {(sound_frames - frames) / FRAME_RATE:+.3f} s from the picture")
+                repair("av_length", f"sound ends {(audio_frames - frames) / FRAME_RATE:+.3f} s from the picture")
             )
-        if 0 < frames - sound_frames <= 1:  # less than a frame is missing: silence, rather than a frame less
-            missing = frames * SAMPLES_PER_FRAME - len(self.sound.samples)
-            padded = np.pad(self.sound.samples, (0, missing))
-            self.sound = Sound(padded, self.sound.sha256, self.sound.offset_s, self.sound.clipped, self.sound.repairs)
-        return min(frames, len(self.sound.samples) // SAMPLES_PER_FRAME)
+        if 0 < frames - audio_frames <= 1:  # at most one frame is missing: pad with silence to keep the frame
+            missing = frames * SAMPLES_PER_FRAME - len(self.audio.samples)
+            self.audio = replace(self.audio, samples=np.pad(self.audio.samples, (0, missing)))
+        return min(frames, len(self.audio.samples) // SAMPLES_PER_FRAME)
 
-    def _parts(self, found: Probe, frames: int, sidecar: dict[str, Any]) -> list[Part]:
-        """The spans that can be used, in the order of time; the others get their lines."""
-        parts: list[Part] = []
+    def _find_segments(self, info: Probe, frames: int, sidecar: dict[str, Any]) -> list[Segment]:
+        """Segments of the valid spans, sorted by time; invalid spans are recorded as rejected."""
+        segments: list[Segment] = []
         for span in sorted(self.source.spans, key=lambda span: span.start_s):
             start = max(round(span.start_s * FRAME_RATE), 0)
             end = frames if span.end_s is None else min(round(span.end_s * FRAME_RATE), frames)
             try:
-                if parts and start < parts[-1].end:
+                if segments and start < segments[-1].end:
                     raise Rejected("overlap", f"from {span.start_s:.2f} s, inside an earlier span")
                 if end - start < self.rules.shortest:
                     raise Rejected("too_short", f"{max(end - start, 0)} frames from {span.start_s:.2f} s")
-                form = picture.form_of(found, span.crop, self.rules.side, self.rules.multiple)
+                conversion = video_frames.conversion_for(info, span.crop, self.rules.side, self.rules.multiple)
             except Rejected as rejected:
-                self._refuse(start, max(end - start, 0), rejected)
+                self._record_rejection(start, max(end - start, 0), rejected)
                 continue
-            self.repairs += [made for made in form.repairs if made not in self.repairs]
+            self.repairs += [found for found in conversion.repairs if found not in self.repairs]
             person, caption = span.person or sidecar["person_id"], span.caption or sidecar["caption"]
-            parts.append(Part(start, end, person, caption, {**sidecar["scores"], **span.scores}, form))
-        return parts
+            segments.append(Segment(start, end, person, caption, {**sidecar["scores"], **span.scores}, conversion))
+        return segments
 
-    def _cut(self, found: Probe, parts: Sequence[Part]) -> None:
-        """Decodes the file up to the last part's end and makes the clips of its shots."""
-        if not parts:
+    def _write_clips(self, info: Probe, segments: Sequence[Segment]) -> None:
+        """Decode the file up to the end of the last segment and write the clips of its shots."""
+        if not segments:
             return
-        unchanged = self.rules.pictures == "copy" and any(not part.form.filters for part in parts)
-        self._cuts = copying.cuts(self.source.path, found) if unchanged else None
-        left, clip, shot = list(parts), None, -1
-        part, former, cut = self._begun(left)
-        begin, most = part.start, 0  # where the next clip starts; how long the one that is open may get
-        for number, shown in enumerate(picture.pictures(self.source.path, found, parts[-1].end)):
-            if number >= part.end:
-                clip = self._close(clip, part)
-                part, former, cut = self._begun(left)
-                begin = part.start
-            if number < part.start:
+        copies = self.rules.pictures == "copy" and any(not segment.conversion.filters for segment in segments)
+        self._cut_points = copying.find_cut_points(self.source.path, info) if copies else None
+        remaining, writer, shot = list(segments), None, -1
+        segment, convert, is_cut = self._next_segment(remaining)
+        next_start, max_frames = segment.start, 0  # start of the next clip, limit of the open clip
+        for number, decoded in enumerate(video_frames.read_frames(self.source.path, info, segments[-1].end)):
+            if number >= segment.end:
+                writer = self._close_clip(writer, segment)
+                segment, convert, is_cut = self._next_segment(remaining)
+                next_start = segment.start
+            if number < segment.start:
                 continue
-            formed = former(shown)
-            look = scores.look(formed)
-            if cut(look):
-                clip, shot, begin = self._close(clip, part), shot + 1, number
-            if number == begin:
-                most, begin = self._reach(part, number)
-                clip = self._writer(part, number, shot, most)
-            if clip is not None:
-                clip.take(formed, look)
-                if clip.taken == most:
-                    clip = self._close(clip, part)
-        self._close(clip, part)
-        if copied := [clip for clip, _ in self._kept if clip.pictures == "copied"]:
-            assert self._cuts is not None
-            copying.copy(self.source.path, copied, self._cuts)
+            frame = convert(decoded)
+            stats = scores.frame_stats(frame)
+            if is_cut(stats):
+                writer, shot, next_start = self._close_clip(writer, segment), shot + 1, number
+            if number == next_start:
+                max_frames, next_start = self._clip_limits(segment, number)
+                writer = self._open_clip(segment, number, shot, max_frames)
+            if writer is not None:
+                writer.push(frame, stats)
+                if writer.pushed == max_frames:
+                    writer = self._close_clip(writer, segment)
+        self._close_clip(writer, segment)
+        if copied := [clip for clip, _ in self._kept if clip.video_method == "copied"]:
+            assert self._cut_points is not None
+            copying.copy_clips(self.source.path, copied, self._cut_points)
 
-    def _begun(self, left: list[Part]) -> tuple[Part, picture.FrameTransform, CutDetector]:
-        """The next part, and what goes through its pictures."""
-        part = left.pop(0)
-        return part, picture.FrameTransform(part.form), CutDetector(self.rules.cut)
+    def _next_segment(self, remaining: list[Segment]) -> tuple[Segment, video_frames.FrameConverter, CutDetector]:
+        """Remove the first segment from `remaining`, and return it with a new converter and cut detector."""
+        segment = remaining.pop(0)
+        return segment, video_frames.FrameConverter(segment.conversion), CutDetector(self.rules.cut)
 
-    def _reach(self, part: Part, start: int) -> tuple[int, int]:
-        """The most frames of a clip that starts there, and where the next one of its shot does: if possible with a
-        frame from which on pictures can be copied."""
+    def _clip_limits(self, segment: Segment, start: int) -> tuple[int, int]:
+        """The maximum length of a clip, and the start of the next one, if possible one that can be copied."""
         rules, last = self.rules, start + self.rules.longest
-        if self._cuts is None or part.form.filters:
+        if self._cut_points is None or segment.conversion.filters:
             return rules.longest, last
         first = start + rules.shortest + rules.temporal_stride
-        after = self._cuts.start_between(first, last + rules.temporal_stride) or last
-        return min(rules.longest, after - start), after
+        following = self._cut_points.last_start_between(first, last + rules.temporal_stride) or last
+        return min(rules.longest, following - start), following
 
-    def _writer(self, part: Part, start: int, shot: int, most: int) -> ClipWriter:
+    def _open_clip(self, segment: Segment, start: int, shot: int, max_frames: int) -> ClipWriter:
         rules, stem, lengths = self.rules, self.folder / f"{start:07d}", None
-        if self._cuts is not None and not part.form.filters:
-            lengths = self._cuts.lengths(start, most, rules.temporal_stride)
+        if self._cut_points is not None and not segment.conversion.filters:
+            lengths = self._cut_points.clip_lengths(start, max_frames, rules.temporal_stride)
         if lengths is None:
             video = stem.with_name(f"{stem.name}.video.mp4")
-            pictures = Encoded(video, rules.temporal_stride, rules.preset, rules.crf)
+            output = EncodedVideo(video, rules.temporal_stride, rules.preset, rules.crf)
         else:
-            pictures = copying.Copied(lengths)
-        return ClipWriter(stem, start, shot, self.tools.detectors, pictures)
+            output = copying.CopiedVideo(lengths)
+        return ClipWriter(stem, start, shot, self.models.detectors, output)
 
-    def _close(self, writer: ClipWriter | None, part: Part) -> None:
-        """Finishes a clip that is open, and judges it."""
+    def _close_clip(self, writer: ClipWriter | None, segment: Segment) -> None:
+        """Finish the open clip, if any, and keep or reject it."""
         if writer is None:
             return
         clip = writer.close()
         try:
-            self._judge(clip)
+            self._check_clip(clip)
         except Rejected as rejected:
             self._reject(clip, rejected)
         else:
-            self._kept.append((clip, part))
+            self._kept.append((clip, segment))
 
-    def _judge(self, clip: VideoClip) -> None:
-        rules = self.rules
+    def _check_clip(self, clip: VideoClip) -> None:
+        rules, detections = self.rules, clip.detections
         if clip.frames < rules.shortest:
             raise Rejected("too_short", f"{clip.frames} frames of a shot, wanted {rules.shortest}")
-        if clip.still >= rules.frozen_s * FRAME_RATE:
-            raise Rejected("frozen", f"{clip.still / FRAME_RATE:.2f} s without change, wanted < {rules.frozen_s}")
-        if clip.seen.faces is not None and rules.faces == "reject":
-            if clip.seen.most_faces > 1:
-                raise Rejected("multi_face", f"{clip.seen.most_faces} faces")
-            if without := int(np.isnan(clip.seen.faces).any(axis=1).sum()):
+        if clip.longest_freeze >= rules.frozen_s * FRAME_RATE:
+            seconds = clip.longest_freeze / FRAME_RATE
+            raise Rejected("frozen", f"{seconds:.2f} s without change, wanted < {rules.frozen_s}")
+        if detections.faces is not None and rules.faces == "reject":
+            if detections.max_faces > 1:
+                raise Rejected("multi_face", f"{detections.max_faces} faces")
+            if without := int(np.isnan(detections.faces).any(axis=1).sum()):
                 raise Rejected("no_face", f"{without} of {clip.frames} frames without a face")
 
-    def _finish(self, clip: VideoClip, part: Part) -> None:
-        """All files of a sample; its reference is the first picture of the farthest other clip of the same shot."""
+    def _write_sample(self, clip: VideoClip, segment: Segment) -> None:
+        """Write a sample; its reference is the first frame of the most distant other clip of the same shot."""
         others = [other for other, _ in self._kept if other.shot == clip.shot and other is not clip]
         reference = max(others, key=lambda other: abs(other.start - clip.start), default=clip)
-        origin = {
+        source_info = {
             "source": self.source.name,
-            "audio_offset_s": self.sound.offset_s if self.sound.sha256 else None,
-            "repairs": sorted({made["code"] for made in self.repairs}),
+            "audio_offset_s": self.audio.offset_s if self.audio.sha256 else None,
+            "repairs": sorted({found["code"] for found in self.repairs}),
         }
         try:
-            self.clips.append(samples.write(clip, part, reference, self.sound, origin, self.tools))
+            self.clips.append(samples.write(clip, segment, reference, self.audio, source_info, self.models))
         except Rejected as rejected:
             self._reject(clip, rejected)
 
     def _reject(self, clip: VideoClip, rejected: Rejected) -> None:
         for file in self.folder.glob(f"{clip.stem.name}.*"):
-            if file != clip.first:  # which may be another's reference
+            if file != clip.first_frame:  # it may be the reference of another clip
                 file.unlink()
-        self._refuse(clip.start, clip.frames, rejected)
+        self._record_rejection(clip.start, clip.frames, rejected)
 
-    def _refuse(self, start: int, frames: int, rejected: Rejected) -> None:
+    def _record_rejection(self, start: int, frames: int, rejected: Rejected) -> None:
         line = {"status": "rejected", "start_s": start / FRAME_RATE, "frames": frames}
         self.clips.append(line | {"reason": rejected.code, "detail": rejected.detail})

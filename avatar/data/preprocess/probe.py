@@ -1,4 +1,4 @@
-"""What a video file says of itself: all of its packets and its first frames, before anything is decoded at length."""
+"""Probe of a video file: reads all packets and decodes the first frames, before the file is decoded completely."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +14,26 @@ import av.error
 from avatar.data.preprocess.reasons import Rejected
 from avatar.media.decode import TEXT_CODECS
 
-FIRST_FRAMES = 5  # that are looked at for interlacing
-MOST_STEP_SPREAD_S = 0.001  # between the longest and the shortest step of a constant frame rate
-MOST_MISSING_S = 0.5  # of what the container claims
+FIRST_FRAMES = 5  # that are checked for interlacing
+MAX_STEP_SPREAD_S = 0.001  # between the longest and the shortest step of a constant frame rate
+MAX_MISSING_S = 0.5  # that the file may be shorter than the container's header claims
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The picture stream of a file, in seconds of the file's clock."""
+    """Properties of the video stream of a file; times in seconds of the file's clock.
+
+    The fields are stored in the status line of the source.
+    """
 
     width: int  # as stored, before any rotation
     height: int
     pixel_format: str
-    limited_range: bool  # luma from 16 to 235, or nothing said
-    rotation: int  # quarter turns counter-clockwise that make it upright, 0 to 3
-    pixel_aspect: float  # width by height of a stored pixel
+    limited_range: bool  # luma from 16 to 235; also if the file does not specify it
+    rotation: int  # counter-clockwise quarter turns that make the frame upright, 0 to 3
+    pixel_aspect: float  # width / height of a stored pixel
     interlaced: bool
-    claimed: int  # frames by the container's header; 0: nothing said
+    claimed: int  # frames by the container's header; 0: not specified
     packets: int
     discarded: int  # packets before the first frame to be shown, for decoding only
     start_s: float
@@ -47,28 +50,37 @@ class Probe:
     def frame_rate(self) -> float:
         return (self.packets - self.discarded) / self.seconds if self.seconds > 0 else 0.0
 
-    def line(self) -> dict[str, Any]:
-        """For a source's line."""
+    @property
+    def has_variable_rate(self) -> bool:
+        """Whether the steps between frames differ by more than the rounding of a container."""
+        return self.step_spread_s > MAX_STEP_SPREAD_S + 1e-6
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `probe` in a status line."""
         return {**asdict(self), "frame_rate": self.frame_rate}
 
 
 def probe(path: Path) -> Probe:
-    """Raises Rejected: empty, unreadable, corrupt, no_video, frame_count, too_short."""
+    """Read all packets and the first frames of a file.
+
+    Raises:
+        Rejected: empty, unreadable, corrupt, no_video, frame_count, too_short.
+    """
     try:
         if path.stat().st_size == 0:
             raise Rejected("empty", "0 bytes")
     except OSError as error:
         raise Rejected("unreadable", error.strerror or str(error)) from None
-    with opened(path) as container:
-        stream = picture_stream(container)
+    with open_source(path) as container:
+        stream = video_stream(container)
         first = list(islice(container.decode(stream), FIRST_FRAMES))
         if not first:
             raise Rejected("corrupt", "no frame can be decoded")
         turns = first[0].rotation // 90 % 4
         interlaced = any(frame.interlaced_frame for frame in first)
         limited = first[0].color_range != 2 and not first[0].format.name.startswith("yuvj")
-    with opened(path) as container:
-        stream = picture_stream(container)
+    with open_source(path) as container:
+        stream = video_stream(container)
         times, ends, discarded, last = [], [], 0, 0.0
         ticks = {stream.index: float(stream.time_base or 0) for stream in container.streams}
         for packet in container.demux():
@@ -87,7 +99,7 @@ def probe(path: Path) -> Probe:
         claimed_s = float((container.duration or 0) / av.time_base) + float((container.start_time or 0) / av.time_base)
         if stream.frames and stream.frames != packets:
             raise Rejected("frame_count", f"claims {stream.frames} frames, holds {packets}")
-        if claimed_s - last > MOST_MISSING_S:
+        if claimed_s - last > MAX_MISSING_S:
             raise Rejected("frame_count", f"claims {claimed_s:.2f} s, holds {last:.2f} s")
         if len(times) < 2:
             raise Rejected("too_short", f"{len(times)} frames")
@@ -106,7 +118,7 @@ def probe(path: Path) -> Probe:
             packets,
             discarded,
             times[0],
-            max(ends) if max(ends) > times[-1] else times[-1] + steps[-1],  # where packets say no duration
+            max(ends) if max(ends) > times[-1] else times[-1] + steps[-1],  # if packets have no duration
             max(steps) - min(steps),
             stream.codec_context.name,
             bool(container.streams.audio),
@@ -114,15 +126,15 @@ def probe(path: Path) -> Probe:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[av.container.InputContainer]:
-    """A file for reading on one thread; what FFmpeg can't read in it is rejected as corrupt.
+def open_source(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a file for reading on one thread; any FFmpeg error inside the block rejects the file as corrupt.
 
-    Nothing may be written inside the block: its errors would be taken for the source's.
+    Write nothing inside the block: errors of writing would be attributed to the source.
     """
     try:
         with av.open(str(path)) as container:
             for stream in container.streams.video:
-                stream.codec_context.thread_count = 1  # sources are prepared side by side
+                stream.codec_context.thread_count = 1  # sources are preprocessed in parallel
             yield container
     except (av.error.FileNotFoundError, av.error.PermissionError) as error:
         raise Rejected("unreadable", error.strerror or str(error)) from None
@@ -130,14 +142,9 @@ def opened(path: Path) -> Iterator[av.container.InputContainer]:
         raise Rejected("corrupt", error.strerror or str(error)) from None
 
 
-def picture_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The first stream of pictures; FFmpeg reads text as a film of a terminal, which is none."""
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first video stream, without text files, which FFmpeg reads as video of a terminal."""
     streams = [s for s in container.streams.video if s.codec_context.name not in TEXT_CODECS]
     if not streams:
         raise Rejected("no_video", f"streams: {', '.join(s.type for s in container.streams) or 'none'}")
     return streams[0]
-
-
-def varies(found: Probe) -> bool:
-    """Whether the steps between frames differ by more than a container's rounding."""
-    return found.step_spread_s > MOST_STEP_SPREAD_S + 1e-6

@@ -1,51 +1,56 @@
-"""Why a source, or a part of one, can't be used, and what was mended on the way: one code for each."""
+"""Codes of rejections, which exclude a source or a clip, and of repairs, conversions that were applied to a source."""
 
 REJECTS = {
     "empty": "the file has no bytes",
-    "unreadable": "the file is gone, or may not be read",
-    "corrupt": "it can't be opened or decoded to its end",
-    "no_video": "there is no picture stream in it",
-    "no_audio": "there is no sound in it",
-    "frame_count": "it claims another length than it holds",
-    "resolution": "the size of the picture changes on the way",
-    "nonfinite": "the sound has samples that are NaN or infinite",
+    "unreadable": "the file is missing, or may not be read",
+    "corrupt": "the file can't be opened, or can't be decoded completely",
+    "no_video": "the file has no video stream",
+    "no_audio": "the file has no audio",
+    "frame_count": "the header claims another length than the file has",
+    "resolution": "the frame size changes within the stream",
+    "nonfinite": "the audio has samples that are NaN or infinite",
     "antiphase": "the channels cancel each other when averaged",
-    "silent": "the sound is below the limit as a whole",
+    "silent": "the level of the complete audio is below the limit",
     "clipped": "too many samples are at full scale",
-    "av_length": "picture and sound end too far from each other",
-    "too_short": "too few frames, of the source or between two cuts",
-    "too_small": "the picture has fewer pixels than the autoencoder's stride",
-    "crop": "the annotated window reaches out of the picture, which may have been cropped to it already",
-    "frozen": "the picture stands still for too long",
-    "no_face": "no face, or no detector to find one",
+    "av_length": "video and audio end too far apart",
+    "too_short": "too few frames in the source, or between two cuts",
+    "too_small": "the frame has fewer pixels than the autoencoder's stride",
+    "crop": "the annotated window exceeds the frame, which may have been cropped to it already",
+    "frozen": "the video does not change for too long",
+    "no_face": "no face, or no face detector",
     "multi_face": "more than one face",
-    "bad_caption": "its sidecar or caption can't be used",
-    "overlap": "the annotated span lies partly in an earlier one",
-    "duplicate": "the same sound as an earlier source's",
+    "bad_caption": "the sidecar or the caption is invalid",
+    "overlap": "the annotated span overlaps an earlier one",
+    "duplicate": "the audio is the same as that of an earlier source",
 }
 
 REPAIRS = {
     "vfr": "variable frame rate, resampled by time stamps",
-    "frame_rate": "constant frame rate other than the clock's, resampled by time stamps",
-    "rotated": "turned upright as the display matrix says, which is then gone",
+    "frame_rate": "constant frame rate other than 25 Hz, resampled by time stamps",
+    "rotated": "rotated by the display matrix, which is then removed",
     "interlaced": "deinterlaced",
-    "aspect": "pixels made square",
+    "aspect": "scaled to square pixels",
     "pixel_format": "converted to 8 bits, 4:2:0, limited range",
-    "cropped": "cropped as the annotation says",
-    "resized": "scaled down to the wanted size",
+    "cropped": "cropped to the annotated window",
+    "resized": "scaled down to the configured size",
     "odd_size": "cropped to a multiple of the autoencoder's stride",
-    "start_offset": "sound that starts before or after the picture, cut or preceded by silence",
-    "audio_gap": "silence put where sound is missing between time stamps",
-    "audio_overlap": "sound that came twice for the same time stamps taken once",
+    "start_offset": "audio that starts before or after the video, cut or preceded by silence",
+    "audio_gap": "gaps between audio time stamps filled with silence",
+    "audio_overlap": "repeated audio for the same time stamps dropped",
     "downmix": "channels averaged",
-    "sample_rate": "sound resampled",
-    "av_length": "the longer one of picture and sound cut at the other's end",
-    "no_audio": "silence put where there is no sound, as asked",
+    "sample_rate": "audio resampled",
+    "av_length": "the longer one of video and audio cut at the end of the other",
+    "no_audio": "silence in place of missing audio, by rules.no_audio=keep",
 }
 
 
 class Rejected(Exception):
-    """A source or a part of one that can't be used, with a code of REJECTS and what was found."""
+    """A source, or a part of one, that can't be used.
+
+    Args:
+        code: a key of REJECTS.
+        detail: what was found, for the status line.
+    """
 
     def __init__(self, code: str, detail: str):
         assert code in REJECTS, code
@@ -57,6 +62,6 @@ class Rejected(Exception):
 
 
 def repair(code: str, detail: str) -> dict[str, str]:
-    """What was mended, as it stands in a source's line."""
+    """A repair as it is stored in the status line of a source; `code` is a key of REPAIRS."""
     assert code in REPAIRS, code
     return {"code": code, "detail": detail}

@@ -1,4 +1,4 @@
-"""The files of one sample beside its pictures: sound, reference, labels, scores, encodings."""
+"""Files of one sample in addition to its video: audio, reference, labels, scores, encodings, metadata."""
 
 import functools
 import json
@@ -12,11 +12,11 @@ from jaxtyping import Float32, UInt8
 
 from avatar.conditioning.audio_timeline import receptive_field_frames
 from avatar.data.preprocess import scores
-from avatar.data.preprocess.clips import VideoClip, write_sound
+from avatar.data.preprocess.audio import SourceAudio, level_db
+from avatar.data.preprocess.clips import VideoClip, write_flac
 from avatar.data.preprocess.detectors import Detections
-from avatar.data.preprocess.picture import Form
 from avatar.data.preprocess.rules import Models
-from avatar.data.preprocess.sound import Sound, level_db
+from avatar.data.preprocess.video_frames import FrameConversion
 from avatar.media.decode import read_video
 from avatar.provenance import versions
 from avatar.types import FRAME_RATE, REGIONS, SAMPLES_PER_FRAME
@@ -25,114 +25,122 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Part:
-    """A span on the grid, with what is known of its person, and how its pictures are formed."""
+class Segment:
+    """A span of a source in frames of the grid, [start, end), with its annotation and frame conversion."""
 
     start: int
     end: int
     person: str | None
     caption: str | None
     scores: Mapping[str, float | None]
-    form: Form
+    conversion: FrameConversion
 
 
 def write(
-    clip: VideoClip, part: Part, reference: VideoClip, sound: Sound, origin: Mapping[str, Any], tools: Models
+    clip: VideoClip,
+    segment: Segment,
+    reference: VideoClip,
+    audio: SourceAudio,
+    source_info: Mapping[str, Any],
+    models: Models,
 ) -> dict[str, Any]:
-    """Writes a clip's files beside its pictures, all but what depends on other sources; gives its line.
+    """Write the files of a clip that depend on its source alone, without its video, and return its status line.
 
     Args:
-        reference: The clip whose first picture is the sample's reference; the clip itself where there is no other.
-        origin: What is said of the source in `meta.json`.
+        reference: the clip whose first frame is the reference of the sample; the clip itself if there is no other.
+        source_info: entries of `meta.json` about the source.
 
     Raises:
-        Rejected: "bad_caption" where the text encoder refuses it.
+        Rejected: "bad_caption" if the text encoder rejects the caption.
     """
-    samples = _frames_of(sound, clip.start, clip.frames)
-    voiced = scores.speech_activity(samples)
-    frames = read_video(clip.video)[0] if tools.need_frames else None
-    _encode(clip, part, reference, sound, frames, tools)
-    write_sound(clip.file("audio.flac"), samples)
-    shutil.copyfile(reference.first, clip.file("ref.png"))
-    np.save(clip.file("vad.npy"), voiced.astype(np.uint8))
-    for name, found in (("face", clip.seen.faces), ("lips", clip.seen.mouths), ("body", clip.seen.bodies)):
+    samples = _samples_of(audio, clip.start, clip.frames)
+    speech = scores.speech_activity(samples)
+    frames = read_video(clip.video)[0] if models.need_frames else None
+    _encode(clip, segment, reference, audio, frames, models)
+    write_flac(clip.file("audio.flac"), samples)
+    shutil.copyfile(reference.first_frame, clip.file("ref.png"))
+    np.save(clip.file("vad.npy"), speech.astype(np.uint8))
+    detections = clip.detections
+    for name, found in (("face", detections.faces), ("lips", detections.mouths), ("body", detections.bodies)):
         if found is not None:
             np.save(clip.file(f"{name}.npy"), found)
-    if part.caption is not None:
-        clip.file("txt").write_text(part.caption, encoding="utf-8")
+    if segment.caption is not None:
+        clip.file("txt").write_text(segment.caption, encoding="utf-8")
+    mouth_motion = detections.mouth_motion
     measured = {
-        **part.scores,
+        **segment.scores,
         "motion": clip.motion,
         "sharpness": clip.sharpness,
-        "loudness_db": level_db(samples) if sound.sha256 else None,
-        "speech": float(voiced.mean()) if sound.sha256 else None,
-        "sync_proxy": None if (moved := clip.seen.mouth_motion) is None else scores.sync_proxy(samples, moved),
+        "loudness_db": level_db(samples) if audio.sha256 else None,
+        "speech": float(speech.mean()) if audio.sha256 else None,
+        "sync_proxy": None if mouth_motion is None else scores.sync_proxy(samples, mouth_motion),
     }
-    for name, scorer in tools.scorers.items():
+    for name, scorer in models.scorers.items():
         assert frames is not None
         measured[name] = scorer(frames, samples)
-    known = {
+    line = {
         "start_s": clip.start / FRAME_RATE,
         "frames": clip.frames,
-        "height": part.form.height,
-        "width": part.form.width,
+        "height": segment.conversion.height,
+        "width": segment.conversion.width,
         "shot": clip.shot,
-        "pictures": clip.pictures,
-        "person_id": part.person,
-        "regions": _regions(clip.seen),
+        "pictures": clip.video_method,
+        "person_id": segment.person,
+        "regions": _regions(detections),
         "scores": {name: _finite(value) for name, value in measured.items()},
     }
-    meta = known | {
-        **origin,
+    meta = line | {
+        **source_info,
         "schema": SCHEMA,
         "fps": FRAME_RATE,
         "reference": "inside" if reference is clip else "outside",
         "vad": "level",
-        "faces": None if clip.seen.faces is None else {"most": clip.seen.most_faces},
-        "body": None if clip.seen.bodies is None else {"points": clip.seen.bodies.shape[1]},
-        **tools.encoders.line(),
+        "faces": None if detections.faces is None else {"most": detections.max_faces},
+        "body": None if detections.bodies is None else {"points": detections.bodies.shape[1]},
+        **models.encoders.fingerprints(),
         "versions": _versions(),
     }
     clip.file("meta.json").write_text(dumps(meta), encoding="utf-8")
-    return {"status": "accepted", "stem": clip.stem.name, **known}
+    return {"status": "accepted", "stem": clip.stem.name, **line}
 
 
 def dumps(content: Any) -> str:
-    """JSON of one line, the same for the same content."""
+    """Deterministic JSON on one line."""
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def _regions(seen: Detections) -> list[str]:
-    """Those of REGIONS that masks can be made of, in some frame: without boxes of mouths they are estimated."""
-    boxes = {"face": seen.faces, "lips": seen.faces if seen.mouths is None else seen.mouths}
+def _regions(detections: Detections) -> list[str]:
+    """Regions with a mask in at least one frame; mouths are estimated from faces if the detector finds none."""
+    boxes = {"face": detections.faces, "lips": detections.faces if detections.mouths is None else detections.mouths}
     return [name for name in REGIONS if (found := boxes[name]) is not None and np.isfinite(found).any()]
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    return versions()  # which takes longer than to write a sample
+    return versions()  # cached, since it takes longer than writing a sample
 
 
 def _encode(
     clip: VideoClip,
-    part: Part,
+    segment: Segment,
     reference: VideoClip,
-    sound: Sound,
+    audio: SourceAudio,
     frames: UInt8[np.ndarray, "f h w 3"] | None,
-    tools: Models,
+    models: Models,
 ) -> None:
-    audio = tools.encoders.audio
-    left, right = receptive_field_frames(audio) if audio else (0, 0)
-    around = _frames_of(sound, clip.start - left, left + clip.frames + right)
-    tools.encoders.write(clip.stem, frames, reference.first, around, slice(left, left + clip.frames), part.caption)
+    encoder = models.encoders.audio
+    left, right = receptive_field_frames(encoder) if encoder else (0, 0)
+    samples = _samples_of(audio, clip.start - left, left + clip.frames + right)
+    window = slice(left, left + clip.frames)
+    models.encoders.write(clip.stem, frames, reference.first_frame, samples, window, segment.caption)
 
 
-def _frames_of(sound: Sound, start: int, frames: int) -> Float32[np.ndarray, " s"]:
-    """The sound of frames of the grid, zeros where there is none."""
+def _samples_of(audio: SourceAudio, start: int, frames: int) -> Float32[np.ndarray, " s"]:
+    """The samples of frames of the grid, zero-padded outside of the source."""
     first, last = start * SAMPLES_PER_FRAME, (start + frames) * SAMPLES_PER_FRAME
-    part = sound.samples[max(first, 0) : max(last, 0)]
+    samples = audio.samples[max(first, 0) : max(last, 0)]
     before = max(-first, 0)
-    return np.pad(part, (before, last - first - before - len(part)))
+    return np.pad(samples, (before, last - first - before - len(samples)))
 
 
 def _finite(value: float | None) -> float | None:

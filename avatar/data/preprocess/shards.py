@@ -1,7 +1,7 @@
-"""From staged sources to a data set: duplicates, splits, tar shards, and the index that ends it.
+"""Assembly of a data set from staged sources: duplicates, splits, tar shards, and the index.
 
-All is a function of the sources' lines and files, in an order of its own, so that it doesn't matter when and by which
-process they were staged. A sample's place is drawn by its key: neighbours in a shard are strangers.
+The result is a function of the sources' status lines and files, independent of the order and the process in which they
+were staged. Samples are ordered by a hash of their keys, so that neighbours in a shard are unrelated.
 """
 
 import hashlib
@@ -19,21 +19,21 @@ from avatar.files import atomic_path
 from avatar.provenance import versions
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
-Line = dict[str, Any]  # of a source
+Line = dict[str, Any]  # the status line of a source
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An accepted clip and where its files are staged."""
+    """An accepted clip with its key, its split and the folder of its staged files."""
 
     key: str
     split: str
-    group: str  # of persons and sources that must not be parted
-    clip: Mapping[str, Any]
+    group: str  # of persons and sources that share a split
+    clip: Mapping[str, Any]  # its status line
     folder: Path
 
     def files(self) -> Iterator[tuple[str, bytes]]:
-        """Names within the sample and contents, sorted; the metadata with what only the whole set knows."""
+        """Read the files as sorted pairs of name and content; `meta.json` gets the key, split and group."""
         stem = self.clip["stem"]
         for file in sorted(self.folder.glob(f"{stem}.*")):
             name, content = file.name.removeprefix(f"{stem}."), file.read_bytes()
@@ -43,8 +43,8 @@ class Sample:
             yield name, content
 
 
-def without_duplicates(lines: Sequence[Line]) -> list[Line]:
-    """Lines by name, of which all but the first of those with the same sound are rejected."""
+def reject_duplicates(lines: Sequence[Line]) -> list[Line]:
+    """Lines sorted by source name; of sources with the same audio, all but the first are rejected."""
     first: dict[str, str] = {}
     kept = []
     for line in sorted(lines, key=lambda line: line["source"]):
@@ -57,13 +57,17 @@ def without_duplicates(lines: Sequence[Line]) -> list[Line]:
 
 
 def samples(lines: Sequence[Line], staging: Path, splits: Mapping[str, float]) -> list[Sample]:
-    """The accepted clips in the order of their shards.
+    """Accepted clips in the order in which they are written.
 
-    Clips of one person, or of one source, share a split, and so do all that are linked by them. A split is drawn from a
-    hash of the group's name, so that it stays the same when sources of others are added.
+    Clips that are linked by persons or sources, directly or indirectly, form a group and share a split. The split is
+    drawn from a hash of the group's name, so that it stays the same when unrelated sources are added.
+
+    Args:
+        staging: folder with one subfolder per source, named by its key.
+        splits: share of each split; the shares sum to 1.
     """
     group_of = _groups(lines)
-    found = []
+    accepted_samples = []
     for line in lines:
         if line["status"] != "accepted":
             continue
@@ -71,20 +75,23 @@ def samples(lines: Sequence[Line], staging: Path, splits: Mapping[str, float]) -
         for number, clip in enumerate(sorted(accepted, key=lambda clip: clip["start_s"])):
             group = group_of[line["source"]]
             key = f"{line['key']}-{number:04d}"
-            found.append(Sample(key, _split(group, splits), group, clip, staging / line["key"]))
+            accepted_samples.append(Sample(key, _split(group, splits), group, clip, staging / line["key"]))
     order = list(splits)
-    return sorted(found, key=lambda sample: (order.index(sample.split), _hash(sample.key), sample.key))
+    return sorted(accepted_samples, key=lambda sample: (order.index(sample.split), _hash(sample.key), sample.key))
 
 
-def write(folder: Path, found: Sequence[Sample], most_bytes: int) -> list[dict[str, Any]]:
-    """Tars of at most so many bytes (or of one sample), `SPLIT-000000.tar` …; gives what the index says of each.
+def write(folder: Path, members: Sequence[Sample], max_bytes: int) -> list[dict[str, Any]]:
+    """Write the shards `SPLIT-000000.tar` … and return their entries in the index.
 
-    A shard of the wanted name is written again: whether it is the wanted one is quicker to make sure of than to ask.
+    An existing shard is written again: that is faster than a check of its content.
+
+    Args:
+        max_bytes: of the files in a shard, unless it has only one sample.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Any]] = []
-    for split, members in _by_split(found).items():
-        for number, part in enumerate(_parts(members, most_bytes)):
+    for split, split_members in _by_split(members).items():
+        for number, part in enumerate(_parts(split_members, max_bytes)):
             path = folder / f"{split}-{number:06d}.tar"
             with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for sample in part:
@@ -103,7 +110,7 @@ def write(folder: Path, found: Sequence[Sample], most_bytes: int) -> list[dict[s
 
 
 def index(lines: Sequence[Line], shards: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `index.json` says of a whole data set."""
+    """Content of `index.json`."""
     splits = {}
     for split in dict.fromkeys(shard["split"] for shard in shards):
         members = [entry for shard in shards if shard["split"] == split for entry in shard["samples"]]
@@ -126,15 +133,15 @@ def index(lines: Sequence[Line], shards: Sequence[Mapping[str, Any]], config: Ma
 
 
 def counts(lines: Sequence[Line]) -> dict[str, int]:
-    """Sources by what became of them: "accepted" or a reason's code."""
+    """Number of sources by result: "accepted" or the code of a rejection."""
     return dict(sorted(Counter(line["reason"] or "accepted" for line in lines).items()))
 
 
 def _rejected(line: Line, detail: str) -> Line:
-    """The line of a duplicate."""
-    verdict = {"status": "rejected", "reason": "duplicate", "detail": detail}
-    clips = [clip | verdict if clip["status"] == "accepted" else clip for clip in line["clips"]]
-    return line | verdict | {"clips": clips}
+    """The status line of a duplicate."""
+    result = {"status": "rejected", "reason": "duplicate", "detail": detail}
+    clips = [clip | result if clip["status"] == "accepted" else clip for clip in line["clips"]]
+    return line | result | {"clips": clips}
 
 
 def _clip_counts(lines: Sequence[Line]) -> dict[str, int]:
@@ -143,7 +150,7 @@ def _clip_counts(lines: Sequence[Line]) -> dict[str, int]:
 
 
 def _groups(lines: Sequence[Line]) -> dict[str, str]:
-    """Source → the least name of all that it is linked to by persons they share; persons and sources are nodes."""
+    """Group of each source: the first name, in sorted order, of its connected component of persons and sources."""
     linked: dict[str, set[str]] = defaultdict(set)
     for line in lines:
         source = f"source {line['source']}"
@@ -163,26 +170,26 @@ def _groups(lines: Sequence[Line]) -> dict[str, str]:
 
 
 def _split(group: str, splits: Mapping[str, float]) -> str:
-    drawn, passed = int(_hash(group)[:12], 16) / 16**12, 0.0
+    drawn, cumulative = int(_hash(group)[:12], 16) / 16**12, 0.0
     for name, share in splits.items():
-        passed += share
-        if drawn < passed:
+        cumulative += share
+        if drawn < cumulative:
             return name
-    return [name for name, share in splits.items() if share > 0][-1]  # where shares sum to a little less than 1
+    return [name for name, share in splits.items() if share > 0][-1]  # if rounding makes the shares sum to less than 1
 
 
-def _by_split(found: Sequence[Sample]) -> dict[str, list[Sample]]:
+def _by_split(members: Sequence[Sample]) -> dict[str, list[Sample]]:
     splits = defaultdict(list)
-    for sample in found:
+    for sample in members:
         splits[sample.split].append(sample)
     return splits
 
 
-def _parts(members: Sequence[Sample], most_bytes: int) -> Iterator[list[Sample]]:
+def _parts(members: Sequence[Sample], max_bytes: int) -> Iterator[list[Sample]]:
     part, size = [], 0
     for sample in members:
         more = sum(file.stat().st_size for file in sample.folder.glob(f"{sample.clip['stem']}.*"))
-        if part and size + more > most_bytes:
+        if part and size + more > max_bytes:
             yield part
             part, size = [], 0
         part.append(sample)
@@ -192,7 +199,7 @@ def _parts(members: Sequence[Sample], most_bytes: int) -> Iterator[list[Sample]]
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time and no owner: the same content makes the same bytes
+    member = tarfile.TarInfo(name)  # without time and owner: the same content gives the same bytes
     member.size, member.mode = len(content), 0o644
     tar.addfile(member, io.BytesIO(content))
 

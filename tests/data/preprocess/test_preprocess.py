@@ -1,4 +1,4 @@
-"""The command: from files to a data set that WebDataset reads, whatever interrupts it."""
+"""The preprocess command: from files to a data set that WebDataset reads, with and without interruptions."""
 
 import functools
 import io
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Three good ones, a copy and two bad ones."""
+    """Three valid videos, a copy and two invalid ones."""
     folder = tmp_path_factory.mktemp("Videos mit ä")
     for seed, name in enumerate(("ann 1.mov", "ann 2.mov", "Bob.mov")):
         talk(folder / name, seed=seed)
@@ -55,14 +55,14 @@ def videos(tmp_path_factory):
     return folder
 
 
-def prepared(videos: Path, out: Path, *overrides: str) -> Path:
+def run_preprocess(videos: Path, out: Path, *overrides: str) -> Path:
     changes = OmegaConf.from_dotlist([*TINY, *overrides])
-    preprocess.preprocess(OmegaConf.merge(composed(), changes, {"source": str(videos), "out": str(out)}))
+    preprocess.preprocess(OmegaConf.merge(compose_config(), changes, {"source": str(videos), "out": str(out)}))
     return out
 
 
 @functools.cache
-def composed():
+def compose_config():
     with initialize_config_dir(cli.CONFIGS, version_base="1.3"):
         cfg = compose("preprocess", overrides=["source=?", "out=?", "folder=/tmp"])
     OmegaConf.set_struct(cfg, False)
@@ -70,7 +70,7 @@ def composed():
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All but the stamps, which tell when the sources were last written."""
+    """All files but the stamps, which depend on the times of the sources."""
     files = [file for file in out.rglob("*") if file.is_file() and file.name not in ("stamps.json", ".lock")]
     return {file.relative_to(out).as_posix(): file.read_bytes() for file in files}
 
@@ -78,12 +78,12 @@ def contents(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def data(videos, tmp_path_factory):
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in videos.iterdir()}
-    out = prepared(videos, tmp_path_factory.mktemp("out") / "set")
+    out = run_preprocess(videos, tmp_path_factory.mktemp("out") / "set")
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in videos.iterdir()} == before
     return out
 
 
-def test_every_source_has_a_line_with_what_became_of_it(data):
+def test_every_source_has_a_status_line(data):
     lines = [json.loads(line) for line in (data / "sources.jsonl").read_text().splitlines()]
     assert {line["source"]: line["reason"] for line in lines} == {
         "Bob.mov": None,
@@ -99,7 +99,7 @@ def test_every_source_has_a_line_with_what_became_of_it(data):
     assert not (data / ".staging").exists()
 
 
-def test_webdataset_reads_what_the_index_says(data):
+def test_webdataset_reads_the_samples_of_the_index(data):
     index = json.loads((data / "index.json").read_text())
     groups: dict[str, set] = {}
     for shard in index["shards"]:
@@ -107,20 +107,20 @@ def test_webdataset_reads_what_the_index_says(data):
         assert [sample["__key__"] for sample in samples] == [entry["key"] for entry in shard["samples"]]
         for sample, entry in zip(samples, shard["samples"], strict=True):
             assert re.fullmatch("[a-z0-9_-]+", sample["__key__"])
-            wanted = {"video.mp4", "audio.flac", "ref.png", "vad.npy", "meta.json"}
+            expected = {"video.mp4", "audio.flac", "ref.png", "vad.npy", "meta.json"}
             meta = json.loads(sample["meta.json"])
-            wanted |= {"txt"} if meta["person_id"] == "ann" else set()
-            assert {name for name in sample if not name.startswith("__")} == wanted
+            expected |= {"txt"} if meta["person_id"] == "ann" else set()
+            assert {name for name in sample if not name.startswith("__")} == expected
             assert (meta["split"], meta["frames"], meta["fps"]) == (shard["split"], entry["frames"], 25)
             assert meta["frames"] % 4 == 1 and entry["regions"] == meta["regions"] == []
             groups.setdefault(meta["person_id"] or meta["source"], set()).add(shard["split"])
             assert sample.get("txt", b"").decode() == entry["caption"]
-            if "txt" in wanted:
+            if "txt" in expected:
                 assert entry["caption"] == "eine Frau, die grüßt"
     assert groups.keys() == {"ann", "Bob.mov"} and all(len(splits) == 1 for splits in groups.values())
 
 
-def test_the_report_is_one_file_with_reasons_histograms_and_pictures(data):
+def test_report_is_one_file_with_reasons_histograms_and_images(data):
     page = (data / "report.html").read_text()
     assert "6 clips" in page and "3 rejected" in page
     for code in ("corrupt", "duplicate", "silent"):
@@ -129,21 +129,21 @@ def test_the_report_is_one_file_with_reasons_histograms_and_pictures(data):
     assert "http" not in page and not re.search(r"src='(?!data:)", page)
 
 
-def test_a_finished_set_is_left_alone_and_another_config_or_source_refused(data, videos, tmp_path, capsys):
+def test_finished_set_is_unchanged_and_other_configs_or_sources_are_rejected(data, videos, tmp_path, capsys):
     before = contents(data)
-    prepared(videos, data)
+    run_preprocess(videos, data)
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match=r"rules\.crf.*another folder"):
-        prepared(videos, data, "rules.crf=30")
+        run_preprocess(videos, data, "rules.crf=30")
     with pytest.raises(FileExistsError, match="other sources"):
-        prepared(videos / "Bob.mov", data)
+        run_preprocess(videos / "Bob.mov", data)
     assert contents(data) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match=r"thesis\.tex"):
-        prepared(videos, tmp_path / "mine")
+        run_preprocess(videos, tmp_path / "mine")
     with pytest.raises(ValueError, match="outside of the sources"):
-        prepared(videos, videos)
+        run_preprocess(videos, videos)
     assert {file.name for file in videos.iterdir()} >= {"Bob.mov"} and not (videos / "config.json").exists()
 
 
@@ -155,66 +155,66 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoded(videos, weights, tmp_path_factory):
     shipped = ("encode=${shipped}", f"shipped.autoencoder.path={weights}")
-    return prepared(videos / "ann 1.mov", tmp_path_factory.mktemp("out") / "set", *shipped)
+    return run_preprocess(videos / "ann 1.mov", tmp_path_factory.mktemp("out") / "set", *shipped)
 
 
-def test_the_shipped_encoders_write_what_they_make_of_the_stored_clip(encoded, videos, weights):
-    """As `encode='${shipped}'` says, but for the weights."""
+def test_shipped_encoders_encode_the_stored_clip(encoded, videos, weights):
+    """With `encode='${shipped}'`, but random weights of the autoencoder."""
     net, audio = bundle.load(str(weights)), LogMel()
-    heard = audio.encode(torch.from_numpy(read_audio(videos / "ann 1.mov")))
+    expected_features = audio.encode(torch.from_numpy(read_audio(videos / "ann 1.mov")))
     (shard,) = (encoded / "shards").iterdir()
     found = {sample["__key__"]: sample for sample in webdataset.WebDataset(str(shard), shardshuffle=False)}
     assert len(found) == 2
     for sample in found.values():
         meta = json.loads(sample["meta.json"])
-        frames = read_video(stored(encoded, sample["video.mp4"]))[0]
-        reference = read_video(stored(encoded, sample["ref.png"]))[0]
+        frames = read_video(write_temporary(encoded, sample["video.mp4"]))[0]
+        reference = read_video(write_temporary(encoded, sample["ref.png"]))[0]
         for name, pixels in (("latent.npy", frames), ("ref_latent.npy", reference)):
             with torch.inference_mode():
-                wanted = net.encode(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None] / 127.5 - 1)[0]
-            assert array(sample[name]).dtype == np.float16
-            np.testing.assert_allclose(array(sample[name]), wanted, atol=2e-3, rtol=2e-3)
+                expected = net.encode(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None] / 127.5 - 1)[0]
+            assert load_array(sample[name]).dtype == np.float16
+            np.testing.assert_allclose(load_array(sample[name]), expected, atol=2e-3, rtol=2e-3)
         first = round(25 * meta["start_s"])
-        features = array(sample["afeat.npy"])
+        features = load_array(sample["afeat.npy"])
         assert features.dtype == np.float16 and features.shape == (meta["frames"], 1, audio.dim)
-        np.testing.assert_allclose(features[:, 0], heard[first : first + meta["frames"]], atol=3e-3)
-        assert (bytes(array(sample["text.npy"])[:-1].astype(np.uint8) - 3)).decode() == "eine Frau, die grüßt"
+        np.testing.assert_allclose(features[:, 0], expected_features[first : first + meta["frames"]], atol=3e-3)
+        assert (bytes(load_array(sample["text.npy"])[:-1].astype(np.uint8) - 3)).decode() == "eine Frau, die grüßt"
         assert meta["latent"] == {"autoencoder": net.origin.fingerprint} and meta["audio_features"] == audio.fingerprint
 
 
-def stored(out: Path, content: bytes) -> Path:
+def write_temporary(out: Path, content: bytes) -> Path:
     (out.parent / "part").write_bytes(content)
     return out.parent / "part"
 
 
-def array(content: bytes) -> np.ndarray:
+def load_array(content: bytes) -> np.ndarray:
     return np.load(io.BytesIO(content))
 
 
-def test_encodings_are_the_same_again_and_other_weights_under_the_same_name_refused(encoded, videos, weights, tmp_path):
+def test_encodings_are_deterministic_and_other_weights_of_the_same_path_rejected(encoded, videos, weights, tmp_path):
     (tmp_path / "again").mkdir()
     shipped = ("encode=${shipped}", f"shipped.autoencoder.path={weights}")
-    assert contents(prepared(videos / "ann 1.mov", tmp_path / "again" / "set", *shipped)) == contents(encoded)
+    assert contents(run_preprocess(videos / "ann 1.mov", tmp_path / "again" / "set", *shipped)) == contents(encoded)
     before = weights.read_bytes()
     try:
         random_autoencoder(weights, channels=5)
         with pytest.raises(FileExistsError, match=r"encoders\.latent"):
-            prepared(videos / "ann 1.mov", encoded, *shipped)
+            run_preprocess(videos / "ann 1.mov", encoded, *shipped)
     finally:
         weights.write_bytes(before)
 
 
-def test_a_set_inside_the_folder_of_its_sources_can_be_gone_on_with(tmp_path, monkeypatch):
-    talk(tmp_path / "film.mov", seconds=1.2)
+def test_unfinished_set_inside_the_folder_of_its_sources_is_continued(tmp_path, monkeypatch):
+    talk(tmp_path / "video.mov", seconds=1.2)
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "finish", lambda *arguments: None)  # as if killed after the last source
-        prepared(tmp_path, tmp_path / "set")
+        patch.setattr(preprocess, "finish", lambda *arguments: None)  # as if the run was killed after the last source
+        run_preprocess(tmp_path, tmp_path / "set")
     assert list((tmp_path / "set" / ".staging").rglob("*.video.mp4"))
-    prepared(tmp_path, tmp_path / "set")
+    run_preprocess(tmp_path, tmp_path / "set")
     assert json.loads((tmp_path / "set" / "index.json").read_text())["sources"] == {"accepted": 1}
 
 
-def test_the_death_of_a_worker_is_told_and_what_is_staged_is_kept(videos, tmp_path, monkeypatch):
+def test_dead_worker_is_reported_and_staged_sources_are_kept(videos, tmp_path, monkeypatch):
     class Broken:
         def __init__(self, *arguments): ...
 
@@ -223,11 +223,11 @@ def test_the_death_of_a_worker_is_told_and_what_is_staged_is_kept(videos, tmp_pa
             future.set_exception(BrokenProcessPool())
             return future
 
-        def shutdown(self, **how): ...
+        def shutdown(self, **options): ...
 
     monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Broken)
     with pytest.raises(OSError, match=r"worker died.*(Bob|ann|copy|silent|text).*run again with fewer workers"):
-        prepared(videos, tmp_path / "other", "workers=2")
+        run_preprocess(videos, tmp_path / "other", "workers=2")
     assert not (tmp_path / "other" / "index.json").exists() and (tmp_path / "other" / ".staging").is_dir()
 
 
@@ -244,51 +244,51 @@ def test_the_death_of_a_worker_is_told_and_what_is_staged_is_kept(videos, tmp_pa
         ("rules.longest_s=0.5", "longest_s"),
     ],
 )
-def test_mistakes_are_told(videos, tmp_path, override, message):
+def test_invalid_settings_are_rejected(videos, tmp_path, override, message):
     with pytest.raises(Exception, match=message) as error:
-        prepared(videos, tmp_path / "out", override)
+        run_preprocess(videos, tmp_path / "out", override)
     assert isinstance(error.value.__cause__ or error.value, ValueError)
-    assert not (tmp_path / "out").exists()  # so that the mended command can have it
+    assert not (tmp_path / "out").exists()  # so that the corrected command can use it
 
 
-def test_two_runs_into_one_folder_are_refused(videos, tmp_path):
+def test_two_runs_into_one_folder_are_rejected(videos, tmp_path):
     (tmp_path / "set").mkdir()
     with preprocess._locked(tmp_path / "set"), pytest.raises(ValueError, match="another run"):
-        prepared(videos, tmp_path / "set")
+        run_preprocess(videos, tmp_path / "set")
 
 
 class Killed(BaseException):
-    """The end, in the middle."""
+    """Stands for the end of the process."""
 
 
-SLOW_MOMENTS = [pytest.param(moment, marks=pytest.mark.slow) for moment in range(24) if moment != 22]
+SLOW_STEPS = [pytest.param(step, marks=pytest.mark.slow) for step in range(24) if step != 22]
 
 
-@pytest.mark.parametrize("moment", [22, *SLOW_MOMENTS])
-def test_stopped_at_any_file_it_goes_on_to_the_same_set(data, videos, tmp_path, monkeypatch, moment):
-    """Stopped before or after the n-th renaming; nothing is cleaned up from then on, as after a kill."""
+@pytest.mark.parametrize("step", [22, *SLOW_STEPS])
+def test_run_that_was_killed_at_any_rename_continues_to_the_same_set(data, videos, tmp_path, monkeypatch, step):
+    """Killed before or after the n-th rename; nothing is cleaned up from then on, as after SIGKILL."""
     count, dead = 0, False
 
     def rename(source, target, _rename=os.rename):
         nonlocal count, dead
         count += 1
-        dead = count == moment // 2 + 1
-        if not dead or moment % 2:
+        dead = count == step // 2 + 1
+        if not dead or step % 2:
             _rename(source, target)
         if dead:
             raise Killed
 
-    def cleaning(function):
+    def unless_dead(function):
         return lambda *args, **kwargs: None if dead else function(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "replace", rename)
-        patch.setattr(shutil, "rmtree", cleaning(shutil.rmtree))
-        patch.setattr(Path, "unlink", cleaning(Path.unlink))
+        patch.setattr(shutil, "rmtree", unless_dead(shutil.rmtree))
+        patch.setattr(Path, "unlink", unless_dead(Path.unlink))
         with pytest.raises(Killed):
-            prepared(videos, tmp_path / "set")
-    prepared(videos, tmp_path / "set")
+            run_preprocess(videos, tmp_path / "set")
+    run_preprocess(videos, tmp_path / "set")
     assert contents(tmp_path / "set") == contents(data)
 
 
@@ -311,9 +311,7 @@ def kill_workers(process: subprocess.Popen, children: list[int]) -> None:
     "stop, code, message",
     [(kill, -signal.SIGKILL, ""), (interrupt, 130, ""), (kill_workers, 2, "error: a worker died")],
 )
-def test_stopped_for_real_it_goes_on_to_the_same_set_and_leaves_nobody_behind(
-    data, videos, tmp_path, stop, code, message
-):
+def test_killed_process_continues_to_the_same_set_and_leaves_no_workers(data, videos, tmp_path, stop, code, message):
     out = tmp_path / "set"
     arguments = [f"source='{videos}'", f"out='{out}'", *TINY, "workers=1", f"hydra.run.dir='{tmp_path}/run'"]
     process = subprocess.Popen(
@@ -323,7 +321,7 @@ def test_stopped_for_real_it_goes_on_to_the_same_set_and_leaves_nobody_behind(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job ignores
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore SIGINT
     )
     deadline = time.monotonic() + 300  # the machine may be busy
     while not list(out.glob(".staging/*/line.json")):  # at least one source is staged
@@ -338,5 +336,5 @@ def test_stopped_for_real_it_goes_on_to_the_same_set_and_leaves_nobody_behind(
     while any(Path(f"/proc/{pid}/stat").exists() for pid in children):
         assert time.monotonic() < deadline, "workers outlive the run"
         time.sleep(0.05)
-    prepared(videos, out)
+    run_preprocess(videos, out)
     assert contents(out) == contents(data)

@@ -1,4 +1,4 @@
-"""Which clips share a split, which are duplicates, and what stands in the tars: without a video."""
+"""Splits, duplicates and content of shards, without videos."""
 
 import json
 import tarfile
@@ -32,12 +32,12 @@ def line(name: str, persons: tuple = (None,), sha: str | None = None) -> dict:
 @pytest.fixture
 def staging(tmp_path):
     def fill(lines):
-        for one in lines:
-            folder = tmp_path / "staging" / one["key"]
+        for source in lines:
+            folder = tmp_path / "staging" / source["key"]
             folder.mkdir(parents=True)
-            for clip in one["clips"]:
+            for clip in source["clips"]:
                 (folder / f"{clip['stem']}.meta.json").write_text('{"fps": 25}')
-                (folder / f"{clip['stem']}.video.mp4").write_bytes(one["key"].encode() * 300)
+                (folder / f"{clip['stem']}.video.mp4").write_bytes(source["key"].encode() * 300)
         return tmp_path / "staging"
 
     return fill
@@ -51,8 +51,8 @@ def splits_of(lines, staging) -> dict[str, set]:
     return found
 
 
-def test_a_person_or_source_is_never_in_two_splits(tmp_path):
-    """Sources 0 … 59, each of a person of its own and of one that it shares with the next but two."""
+def test_persons_and_sources_are_in_one_split_each(tmp_path):
+    """60 sources, each with a person of its own and one that it shares with two other sources."""
     lines = [line(f"s{n}", (f"own {n}", f"shared {n // 3}")) for n in range(60)]
     lines.append(line("bridge", ("shared 4", "shared 9")))
     found = splits_of(lines, tmp_path)
@@ -61,7 +61,7 @@ def test_a_person_or_source_is_never_in_two_splits(tmp_path):
     assert set.union(*found.values()) == {"train", "dev", "test"}
 
 
-def test_sources_of_nobody_known_are_split_by_source_in_the_wanted_shares(tmp_path):
+def test_sources_without_persons_are_split_by_share(tmp_path):
     lines = [line(f"s{n}", (None, None)) for n in range(2000)]
     found = splits_of(lines, tmp_path)
     found.pop(None)
@@ -70,28 +70,28 @@ def test_sources_of_nobody_known_are_split_by_source_in_the_wanted_shares(tmp_pa
     assert share == pytest.approx(0.2, abs=0.03)
 
 
-def test_a_split_stays_when_other_sources_come(tmp_path):
+def test_split_is_unchanged_by_additional_sources(tmp_path):
     few = [line(f"s{n}", (f"p{n}",)) for n in range(20)]
     more = [*few, *(line(f"t{n}", (f"q{n}",)) for n in range(20))]
     after = splits_of(more, tmp_path)
     assert all(after[name] == splits for name, splits in splits_of(few, tmp_path).items())
 
 
-def test_all_but_the_first_of_one_sound_are_duplicates_whatever_the_order():
+def test_duplicates_are_rejected_independently_of_order():
     lines = [line("b", sha="x"), line("a", sha="x"), line("c", sha="y"), line("d"), line("e")]
-    lines[3]["audio"] = lines[4]["audio"] = {"sha256": None}  # no sound: not the same one
+    lines[3]["audio"] = lines[4]["audio"] = {"sha256": None}  # no audio: not duplicates
     for order in (lines, lines[::-1]):
-        judged = {one["key"]: one for one in shards.without_duplicates(order)}
-        assert [key for key, one in judged.items() if one["reason"] == "duplicate"] == ["b"]
-        assert "a.mp4" in judged["b"]["detail"]
-        assert judged["b"]["clips"][0]["reason"] == "duplicate"
+        lines_by_key = {source["key"]: source for source in shards.reject_duplicates(order)}
+        assert [key for key, source in lines_by_key.items() if source["reason"] == "duplicate"] == ["b"]
+        assert "a.mp4" in lines_by_key["b"]["detail"]
+        assert lines_by_key["b"]["clips"][0]["reason"] == "duplicate"
 
 
-def test_tars_hold_whole_samples_up_to_the_size_in_an_order_of_their_own(tmp_path, staging):
+def test_shards_hold_complete_samples_up_to_max_bytes_in_hash_order(tmp_path, staging):
     lines = [line(f"s{n}") for n in range(12)]
     found = shards.samples(lines, staging(lines), {"train": 1.0})
-    assert [sample.key for sample in found] != sorted(sample.key for sample in found)  # strangers are neighbours
-    written = shards.write(tmp_path / "shards", found, most_bytes=2_000)
+    assert [sample.key for sample in found] != sorted(sample.key for sample in found)  # neighbours are unrelated
+    written = shards.write(tmp_path / "shards", found, max_bytes=2_000)
     names = []
     for shard in written:
         with tarfile.open(tmp_path / shard["file"]) as tar:
@@ -105,11 +105,11 @@ def test_tars_hold_whole_samples_up_to_the_size_in_an_order_of_their_own(tmp_pat
     assert {entry["caption"] for shard in written for entry in shard["samples"]} == {""}
     index = shards.index(lines, written, {})
     assert index["splits"]["train"] == {"samples": 12, "seconds": 12.0, "groups": 12}
-    again = shards.write(tmp_path / "again" / "shards", found, most_bytes=2_000)
+    again = shards.write(tmp_path / "again" / "shards", found, max_bytes=2_000)
     assert [shard["sha256"] for shard in again] == [shard["sha256"] for shard in written]
 
 
-def test_metadata_says_the_split(tmp_path, staging):
+def test_metadata_has_key_split_and_group(tmp_path, staging):
     lines = [line("a", ("ann",))]
     (sample,) = shards.samples(lines, staging(lines), {"train": 0.0, "dev": 1.0})
     meta = json.loads(dict(sample.files())["meta.json"])

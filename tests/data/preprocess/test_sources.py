@@ -1,4 +1,4 @@
-"""What is found to be prepared, by what name, and what annotations make of it."""
+"""Finding sources, their names and keys, sidecars, and importers of annotations."""
 
 import json
 import re
@@ -21,11 +21,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_folder_gives_its_videos_by_name_in_order_and_nothing_else(folder):
+def test_find_lists_only_videos_of_a_folder_sorted_by_name(folder):
     assert [source.name for source in find(str(folder))] == ["Grüße [1].webm", "a.MOV", "b.mp4", "deep/er/c v1.5.mkv"]
 
 
-def test_keys_are_safe_for_shards_and_unlike_each_other(folder):
+def test_keys_are_unique_and_valid_in_shards(folder):
     sources = [
         *find(str(folder)),
         Source("b/x.mp4", Path("x")),
@@ -39,7 +39,7 @@ def test_keys_are_safe_for_shards_and_unlike_each_other(folder):
     assert len(Source("x" * 300 + ".mp4", Path("x")).key) < 60
 
 
-def test_patterns_lists_and_files_name_the_same_videos(folder):
+def test_find_accepts_patterns_lists_and_files(folder):
     listed = folder / "list.txt"
     listed.write_text("# two of them\nb.mp4\n\ndeep/er/c v1.5.mkv\n")
     two = ["b.mp4", "deep/er/c v1.5.mkv"]
@@ -51,11 +51,11 @@ def test_patterns_lists_and_files_name_the_same_videos(folder):
     ]  # no pattern: it exists
 
 
-def test_what_is_not_there_is_told(folder):
+def test_find_rejects_missing_files_and_duplicate_names(folder):
     (folder / "list.txt").write_text("lost.mp4\n")
     (folder / "empty").mkdir()
     for source in ("nowhere", str(folder / "list.txt")):
-        with pytest.raises(FileNotFoundError, match=r"check|mend"):
+        with pytest.raises(FileNotFoundError, match=r"check|correct"):
             find(source)
     with pytest.raises(ValueError, match="no video in"):
         find(str(folder / "empty"))
@@ -64,7 +64,7 @@ def test_what_is_not_there_is_told(folder):
         find([str(folder / "b.mp4"), str(folder / "empty")])
 
 
-def test_a_changed_file_or_sidecar_changes_the_stamp(folder):
+def test_stamp_depends_on_sidecar(folder):
     (source,) = find(str(folder / "b.mp4"))
     before = source.stamp()
     assert source.stamp() == before
@@ -72,15 +72,15 @@ def test_a_changed_file_or_sidecar_changes_the_stamp(folder):
     assert source.stamp() != before
 
 
-def test_sidecars_give_caption_person_and_scores(folder):
+def test_read_sidecar_returns_caption_person_and_scores(folder):
     assert read_sidecar(folder / "b.mp4") == {"caption": None, "person_id": None, "scores": {}}
     (folder / "b.txt").write_text(" ein Mann \n", encoding="utf-8")
     assert read_sidecar(folder / "b.mp4")["caption"] == "ein Mann"
     (folder / "b.json").write_text(
         json.dumps({"caption": "a man", "person_id": 7, "scores": {"dover": 0.5, "iqa": None}})
     )
-    message = {"caption": "a man", "person_id": "7", "scores": {"dover": 0.5, "iqa": None}}
-    assert read_sidecar(folder / "b.mp4") == message
+    expected = {"caption": "a man", "person_id": "7", "scores": {"dover": 0.5, "iqa": None}}
+    assert read_sidecar(folder / "b.mp4") == expected
     for content in ("[1]", '{"caption": 3}', '{"scores": {"dover": "good"}}', '{"scores": [1]}', "{"):
         (folder / "b.json").write_text(content)
         with pytest.raises(Rejected, match="bad_caption"):
@@ -88,7 +88,7 @@ def test_sidecars_give_caption_person_and_scores(folder):
 
 
 def entry(clip: str, video: str, start: float, end: float, person: str, **more) -> dict:
-    """A clip of TalkVid's list, with the keys of its published one."""
+    """A clip of TalkVid's list, with the keys of the published list."""
     return {
         "id": clip,
         "height": 1080,
@@ -104,7 +104,7 @@ def entry(clip: str, video: str, start: float, end: float, person: str, **more) 
     }
 
 
-def test_talkvids_list_over_whole_and_over_cut_videos(tmp_path):
+def test_talkvid_imports_complete_and_cut_videos(tmp_path):
     head = {"scores": {"avg_movement": 97.9, "min_movement": 89.4}}
     clips = [
         entry("videoAAA-scene2-scene1", "AAA_-1", 20.0, 30.5, "597", description="an older man in a suit"),
@@ -126,21 +126,21 @@ def test_talkvids_list_over_whole_and_over_cut_videos(tmp_path):
         (tmp_path / name).touch()
     sources, notes = talkvid(tmp_path / "clips.json", tmp_path)
     assert len(notes) == 1 and notes[0].startswith("1 ") and "videoCCC-scene1-scene1" in notes[0]
-    whole, cut = sources
-    assert (whole.name, cut.name) == ("AAA_-1.mp4", "videoBBB-scene1-scene1.mp4")
-    assert [(span.start_s, span.end_s) for span in whole.spans] == [(0.1, 5.14), (20.0, 30.5)]
-    assert whole.spans[0].scores == {
+    complete, cut = sources
+    assert (complete.name, cut.name) == ("AAA_-1.mp4", "videoBBB-scene1-scene1.mp4")
+    assert [(span.start_s, span.end_s) for span in complete.spans] == [(0.1, 5.14), (20.0, 30.5)]
+    assert complete.spans[0].scores == {
         "dover": 8.9,
         "cotracker": 0.93,
         "head_avg_movement": 97.9,
         "head_min_movement": 89.4,
     }
-    assert whole.spans[1].scores == {} and whole.spans[1].caption == "an older man in a suit"
-    assert {span.person for span in whole.spans} == {"talkvid-597"}
+    assert complete.spans[1].scores == {} and complete.spans[1].caption == "an older man in a suit"
+    assert {span.person for span in complete.spans} == {"talkvid-597"}
     assert [(span.start_s, span.end_s, span.person) for span in cut.spans] == [(0.0, None, "talkvid-12")]
 
 
-def test_hdtfs_text_files_over_whole_and_over_cut_videos(tmp_path):
+def test_hdtf_imports_complete_and_cut_videos(tmp_path):
     lists, videos = tmp_path / "HDTF_dataset", tmp_path / "videos"
     lists.mkdir()
     videos.mkdir()
@@ -153,17 +153,17 @@ def test_hdtfs_text_files_over_whole_and_over_cut_videos(tmp_path):
     sources, (missing, uncropped) = hdtf(lists, videos)
     assert "Radio12, LostMan" in missing and str(videos) in missing
     assert uncropped.startswith("2 ") and "KevinBrady2_0, KevinBrady2_1" in uncropped and "not cropped" in uncropped
-    cut, whole = sources
-    assert [(span.start_s, span.end_s) for span in whole.spans] == [(30.0, 60.0), (3690.0, 3750.0)]
-    left, top, width, height = whole.spans[1].crop  # the file has left, width, top, height
+    cut, complete = sources
+    assert [(span.start_s, span.end_s) for span in complete.spans] == [(30.0, 60.0), (3690.0, 3750.0)]
+    left, top, width, height = complete.spans[1].crop  # the file has left, width, top, height
     assert (left * 720, top * 720, width * 720, height * 720) == pytest.approx((557, 36, 478, 478))
-    assert {span.person for span in whole.spans} == {"RD-Radio11"}
+    assert {span.person for span in complete.spans} == {"RD-Radio11"}
     assert [(span.start_s, span.end_s, span.person, span.crop) for span in cut.spans] == [
         (0.0, None, "WRA-KevinBrady", None)
     ]
 
 
-def test_windows_of_unknown_scale_are_told(tmp_path):
+def test_hdtf_notes_windows_without_resolution(tmp_path):
     (tmp_path / "RD_annotion_time.txt").write_text("Radio1.mp4 00:00-01:00\nRadio2.mp4 00:00-01:00\n")
     (tmp_path / "RD_crop_wh.txt").write_text("Radio1_0.mp4 412 599 0 599\nRadio2_0.mp4 412 599 0 599\n")
     for name in ("Radio1.mp4", "Radio2.mp4"):
@@ -178,7 +178,7 @@ def test_windows_of_unknown_scale_are_told(tmp_path):
     assert hdtf(tmp_path, tmp_path)[1] == []
 
 
-def test_what_is_no_annotation_is_told(tmp_path):
+def test_importers_reject_invalid_annotations(tmp_path):
     (tmp_path / "clips.json").write_text('[{"id": "a"}]')
     with pytest.raises(ValueError, match="TalkVid's layout"):
         talkvid(tmp_path / "clips.json", tmp_path)

@@ -1,6 +1,6 @@
-"""One page about a data set, to look at: what was accepted and rejected and why, histograms, a contact sheet.
+"""HTML report of a data set: accepted and rejected sources with reasons, histograms, a contact sheet.
 
-Pictures are inside the file, so that it can be sent as it is.
+Images are embedded, so that the page is a single file.
 """
 
 import base64
@@ -19,8 +19,8 @@ from avatar.data.preprocess.reasons import REJECTS, REPAIRS
 from avatar.data.preprocess.shards import Line, Sample
 from avatar.types import FRAME_RATE
 
-SHOWN, THUMB = 24, 128  # pictures on the contact sheet, and their height in pixels
-PANELS = 12  # histograms at most: those that few clips have come last
+CONTACTS, THUMBNAIL = 24, 128  # images on the contact sheet, and their height in pixels
+MAX_HISTOGRAMS = 12  # scores that the most clips have come first
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem } td, th { padding: .15rem 1rem .15rem 0; text-align: left }
@@ -28,25 +28,36 @@ td.n { text-align: right } img.sheet { height: 128px; margin: 2px } img { max-wi
 """
 
 
-def html(title: str, lines: Sequence[Line], index: Mapping[str, Any], found: Sequence[Sample]) -> str:
-    """The page, from the sources' lines, the index and the samples, whose files must still be staged."""
+def html(title: str, lines: Sequence[Line], index: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """Render the report.
+
+    Args:
+        lines: status lines of the sources.
+        index: content of `index.json`.
+        samples: accepted clips, whose staged files still exist.
+    """
     seconds = sum(split["seconds"] for split in index["splits"].values())
-    repairs = Counter(made["code"] for line in lines for made in {m["code"]: m for m in line["repairs"]}.values())
+    repairs = Counter(code for line in lines for code in {repair["code"] for repair in line["repairs"]})
     rejected = [line for line in lines if line["status"] == "rejected"]
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>",
         f"<h1>{escape(title)}</h1>",
-        f"<p>{len(found)} clips, {seconds / 60:.1f} minutes, of {len(lines)} sources, {len(rejected)} rejected.</p>",
+        f"<p>{len(samples)} clips, {seconds / 60:.1f} minutes, of {len(lines)} sources, {len(rejected)} rejected.</p>",
         _table("Splits", ["", "clips", "minutes", "groups"], _splits(index)),
-        _table("Sources", ["", "sources", "what it means"], _reasons(index["sources"], REJECTS)),
-        _table("Clips", ["", "clips", "what it means"], _reasons(index["clips"], REJECTS)),
-        _table("Mended", ["", "sources", "how"], _reasons(dict(sorted(repairs.items())), REPAIRS)),
+        _table("Sources", ["", "sources", "meaning"], _counts(index["sources"], REJECTS)),
+        _table("Clips", ["", "clips", "meaning"], _counts(index["clips"], REJECTS)),
+        _table("Repairs", ["", "sources", "meaning"], _counts(dict(sorted(repairs.items())), REPAIRS)),
     ]
-    if found:
-        parts += ["<h2>Histograms of clips</h2>", _image(_histograms(found)), "<h2>Contact sheet</h2>", _sheet(found)]
+    if samples:
+        parts += [
+            "<h2>Histograms of clips</h2>",
+            _image(_histograms(samples)),
+            "<h2>Contact sheet</h2>",
+            _contact_sheet(samples),
+        ]
     if rejected:
         rows = [[line["source"], line["reason"], line["detail"]] for line in rejected]
-        parts.append(_table("Rejected sources", ["source", "reason", "what was found"], rows))
+        parts.append(_table("Rejected sources", ["source", "reason", "detail"], rows))
     return "\n".join(parts) + "</html>\n"
 
 
@@ -54,8 +65,8 @@ def _splits(index: Mapping[str, Any]) -> list[list[Any]]:
     return [[name, s["samples"], f"{s['seconds'] / 60:.1f}", s["groups"]] for name, s in index["splits"].items()]
 
 
-def _reasons(counted: Mapping[str, int], meaning: Mapping[str, str]) -> list[list[Any]]:
-    return [[code, count, meaning.get(code, "")] for code, count in counted.items()]
+def _counts(counts: Mapping[str, int], meaning: Mapping[str, str]) -> list[list[Any]]:
+    return [[code, count, meaning.get(code, "")] for code, count in counts.items()]
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -69,12 +80,12 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> st
     return f"<h2>{title}</h2><table><tr>{top}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
-def _histograms(found: Sequence[Sample]) -> bytes:
-    """A PNG: the length, and every score with the share of clips that have it."""
-    values = {"length, s": [sample.clip["frames"] / FRAME_RATE for sample in found]}
-    for name in dict.fromkeys(name for sample in found for name in sample.clip["scores"]):
-        values[name] = [s for sample in found if (s := sample.clip["scores"].get(name)) is not None]
-    chosen = sorted(values.items(), key=lambda item: -len(item[1]))[:PANELS]
+def _histograms(samples: Sequence[Sample]) -> bytes:
+    """Histograms of the length and of the scores, as PNG; titles give the number of clips without the score."""
+    values = {"length, s": [sample.clip["frames"] / FRAME_RATE for sample in samples]}
+    for name in dict.fromkeys(name for sample in samples for name in sample.clip["scores"]):
+        values[name] = [s for sample in samples if (s := sample.clip["scores"].get(name)) is not None]
+    chosen = sorted(values.items(), key=lambda item: -len(item[1]))[:MAX_HISTOGRAMS]
     rows = -(-len(chosen) // 4)
     height = 2.1 * rows
     figure = Figure(figsize=(10, height))
@@ -86,7 +97,7 @@ def _histograms(found: Sequence[Sample]) -> bytes:
     for panel, (name, known) in zip(panels, chosen, strict=False):
         if known:
             panel.hist(np.array(known), bins=24, color="#2e6f95")
-        without = len(found) - len(known)
+        without = len(samples) - len(known)
         panel.set_title(f"{name}{f' ({without} without)' if without else ''}", loc="left", fontsize=9)
         panel.tick_params(labelsize=7)
         panel.locator_params(nbins=4)
@@ -95,14 +106,14 @@ def _histograms(found: Sequence[Sample]) -> bytes:
     return data.getvalue()
 
 
-def _sheet(found: Sequence[Sample]) -> str:
-    """References of clips from all over the set."""
-    chosen = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, SHOWN).astype(int))]
+def _contact_sheet(samples: Sequence[Sample]) -> str:
+    """References of clips, evenly spaced over the data set."""
+    chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, CONTACTS).astype(int))]
     images = []
     for sample in chosen:
         with Image.open(sample.folder / f"{sample.clip['stem']}.ref.png") as image:
             small = image.convert("RGB")
-            small.thumbnail((4 * THUMB, THUMB))
+            small.thumbnail((4 * THUMBNAIL, THUMBNAIL))
         data = io.BytesIO()
         small.save(data, format="jpeg", quality=85)
         images.append(_image(data.getvalue(), "jpeg", f"{sample.key} ({sample.split})"))
@@ -110,5 +121,5 @@ def _sheet(found: Sequence[Sample]) -> str:
 
 
 def _image(data: bytes, kind: str = "png", title: str = "") -> str:
-    shown = f" class='sheet' title='{escape(title)}' alt='{escape(title)}'" if title else " alt='histograms'"
-    return f"<img{shown} src='data:image/{kind};base64,{base64.b64encode(data).decode()}'>"
+    attributes = f" class='sheet' title='{escape(title)}' alt='{escape(title)}'" if title else " alt='histograms'"
+    return f"<img{attributes} src='data:image/{kind};base64,{base64.b64encode(data).decode()}'>"
