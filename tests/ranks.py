@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def launched(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]:
+def launch(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]:
     """Start one process per rank; each calls the functions ("module:function", arguments) in order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -40,7 +40,7 @@ def launched(ranks: int, *jobs: tuple[str, list[Any]]) -> list[subprocess.Popen]
 
 def run(ranks: int, *jobs: tuple[str, list[Any]], exit_code: int = 0, timeout: float = 300) -> None:
     """Call functions in `ranks` processes; assert that each ends with this exit code within `timeout` seconds."""
-    processes = launched(ranks, *jobs)
+    processes = launch(ranks, *jobs)
     timer = threading.Timer(timeout, lambda: [process.kill() for process in processes])
     timer.start()
     errors = [process.communicate()[1] for process in processes]

@@ -216,7 +216,7 @@ def test_pickled_code_is_reported_and_never_run(tmp_path, name):
         torch.save({"generator": code, "state_dict": {"weight": code}}, path)
     read = {
         "a.pt": weight_files.open_weights,
-        "a.ckpt": run_checkpoint.shapes,
+        "a.ckpt": run_checkpoint.read_shapes,
         "folder": lambda path: Wav2Vec2(str(path)),
     }
     with pytest.raises(ValueError, match=r"it contains code: posix\.system"):
@@ -240,7 +240,7 @@ def test_a_damaged_safetensors_file_is_rejected(tmp_path, content):
         content = path.read_bytes()[:200]
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is no checkpoint of a training run"):
-        run_checkpoint.shapes(path)
+        run_checkpoint.read_shapes(path)
     with pytest.raises(ValueError, match=r"not a readable safetensors file .*delete .*; it is then created again"):
         load_tensors(path, ["a"])
 
@@ -258,7 +258,7 @@ def test_a_caption_that_is_too_long_is_rejected_before_training(tmp_path):
 
     folder = write_set(tmp_path / "set", {"train": 4, "dev": 2}, make=make)
     message = (
-        r"train-set-002 of .*train-000000\.tar: got a prompt of 100 bytes, .*; room is for 95.*data\.on_error=skip"
+        r"train-set-002 of .*train-000000\.tar: got a prompt of 100 bytes, .*; expected at most 95.*data\.on_error=skip"
     )
     with pytest.raises(ValueError, match=message):
         shard_clips(folder)
@@ -308,7 +308,7 @@ def test_an_autoencoder_is_trained_by_one_process_only():
 def test_a_prompt_that_is_too_long_is_rejected_before_training(tmp_path):
     text = UMT5(speech_networks.umt5(tmp_path / "umt5"), max_tokens=4)
     text.check("a cat speaking")
-    with pytest.raises(ValueError, match=r"a prompt of 5 tokens.*room is for 4"):
+    with pytest.raises(ValueError, match=r"a prompt of 5 tokens.*expected at most 4"):
         text.check("a cat is speaking")
     folder = write_set(tmp_path / "set", {"train": 1, "dev": 1})
     with pytest.raises(ValueError, match=r"train-set-000 of .*a prompt of \d tokens"):

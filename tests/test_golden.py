@@ -36,7 +36,7 @@ from avatar.training.callbacks import ema
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "golden"
-TOLERANCE = 1e-6  # relative; rounding of float64 leaves some 1e-12
+TOLERANCE = 1e-6  # relative; float64 rounding errors are about 1e-12
 STEPS, BATCH, LATENTS, EVENTS, SIZE = 10, 2, 5, 2, 4
 CHANNELS, FEATURES, AUDIO_TOKENS, IMAGE_FEATURES, MASKS = 3, 6, 2, 5, 4
 PROJECTIONS = 8

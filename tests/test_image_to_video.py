@@ -68,11 +68,11 @@ def test_a_trained_bundle_records_its_image_encoder(stages, encoder, folder):
 def test_a_stream_equals_the_rollout(stages, world, folder):
     cfg = composed("infer", *world, f"student='{stages['causal']}'", f"folder='{folder}'")
     session = infer.open_session(cfg, torch.rand(1, 3, 1, 64, 64))
-    seen, chunk = [], session.rollout.chunk
-    session.rollout.chunk = lambda cond: (seen.append(cond), chunk(cond))[1]
+    conds, chunk = [], session.rollout.chunk
+    session.rollout.chunk = lambda cond: (conds.append(cond), chunk(cond))[1]
     frames = torch.cat([session.push(torch.randn(10 * SAMPLES_PER_FRAME)), session.finish()], dim=1)
-    cond = image_to_video.with_image_conditioning(join(seen, "l"), session.autoencoder, session.image)
-    torch.testing.assert_close(cond.concat_latents, torch.cat([part.concat_latents for part in seen], dim=2))
+    cond = image_to_video.with_image_conditioning(join(conds, "l"), session.autoencoder, session.image)
+    torch.testing.assert_close(cond.concat_latents, torch.cat([part.concat_latents for part in conds], dim=2))
     latents = generate(session.net, cond, session.plan, Noise((cfg.seed,))).latents
     expected = session.autoencoder.decode(torch.cat([cond.reference, latents], dim=2))[0, :, 1:]
     torch.testing.assert_close(frames, expected[:, :10], rtol=1e-4, atol=1e-4)

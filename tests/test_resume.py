@@ -63,13 +63,13 @@ def check_resumed(
     often = ["+callbacks.checkpoint.save_top_k=-1", f"callbacks.checkpoint.every_n_train_steps={updates}"]
     shared = [f"steps={8 // accumulate}", f"accumulate={accumulate}", f"data.buckets.batch_multiple_of={accumulate}"]
     overrides = (*shared, *often, *SMALL_NET, *overrides)
-    whole = fitted(script, tmp_path / "whole", *overrides, tiny=tiny)
-    (middle,) = (tmp_path / "whole" / "checkpoints").glob(f"*step={updates}.ckpt")
+    full = fitted(script, tmp_path / "full", *overrides, tiny=tiny)
+    (middle,) = (tmp_path / "full" / "checkpoints").glob(f"*step={updates}.ckpt")
     resumed = fitted(script, tmp_path / "resumed", f"resume='{middle}'", *overrides, tiny=tiny)
-    expected = losses(tmp_path / "whole")
+    expected = losses(tmp_path / "full")
     assert list(expected) == list(range(8)) and len(set(expected.values())) == 8
     assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(micro_batches, 8)}
-    assert resumed.read_bytes() == whole.read_bytes()
+    assert resumed.read_bytes() == full.read_bytes()
 
 
 def test_flow_matching_resumes_exactly(tmp_path, cache):
@@ -152,13 +152,13 @@ def newest(folder: Path) -> Path:
 
 @pytest.mark.usefixtures("_ctrl_c")
 @pytest.mark.parametrize(
-    "numbers, left",
+    "numbers, remaining",
     [((signal.SIGINT,), 3), ((signal.SIGINT,) * 2, 4), ((signal.SIGTERM,), 3), ((signal.SIGUSR1,), 3)],
     ids=["Ctrl-C", "Ctrl-C twice", "SIGTERM", "SIGUSR1"],
 )
-def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, capsys, numbers, left):
+def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkeypatch, capsys, numbers, remaining):
     """After one signal the current batch is finished; after two it is dropped and repeated by the resumed run."""
-    whole = fitted("train", tmp_path / "whole", "steps=6", *SMALL_NET, cache)
+    full = fitted("train", tmp_path / "full", "steps=6", *SMALL_NET, cache)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stop:
         patch.setattr(FlowMatching, "training_step", signalled(2, *numbers))
         fitted("train", tmp_path / "cut", "steps=6", *SMALL_NET, cache)
@@ -169,9 +169,9 @@ def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkey
     assert f"{signal.Signals(numbers[0]).name}: stopping after this batch" in message
     assert not (tmp_path / "cut" / "teacher.safetensors").exists()
     resumed = fitted("train", tmp_path / "resumed", "steps=6", *SMALL_NET, cache, f"resume='{saved}'")
-    expected = list(losses(tmp_path / "whole").values())
-    assert list(losses(tmp_path / "resumed").values()) == expected[-left:]
-    assert resumed.read_bytes() == whole.read_bytes()
+    expected = list(losses(tmp_path / "full").values())
+    assert list(losses(tmp_path / "resumed").values()) == expected[-remaining:]
+    assert resumed.read_bytes() == full.read_bytes()
 
 
 @pytest.mark.usefixtures("_ctrl_c")
@@ -179,12 +179,12 @@ def test_a_signal_in_the_middle_of_a_batch_loses_nothing(tmp_path, cache, monkey
 def test_a_signal_between_micro_batches_loses_nothing(tmp_path, cache, monkeypatch, times):
     """Accumulated gradients are lost when a run stops at once, so their micro-batches are repeated."""
     shared = ("steps=3", "accumulate=2", "data.buckets.batch_multiple_of=2", *SMALL_NET, cache)
-    whole = fitted("train", tmp_path / "whole", *shared)
+    full = fitted("train", tmp_path / "full", *shared)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(FlowMatching, "training_step", signalled(3, *[signal.SIGINT] * times))
         fitted("train", tmp_path / "cut", *shared)
     resumed = fitted("train", tmp_path / "resumed", *shared, f"resume='{newest(tmp_path / 'cut')}'")
-    assert resumed.read_bytes() == whole.read_bytes()
+    assert resumed.read_bytes() == full.read_bytes()
 
 
 def fit_and_be_killed(script: str, folder: str, *overrides: str) -> None:
@@ -196,7 +196,7 @@ def fit_and_be_killed(script: str, folder: str, *overrides: str) -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
 def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, cache):
     often = ("steps=8", "callbacks.checkpoint.every_n_train_steps=2", *SMALL_NET, cache)
-    whole = fitted("train", tmp_path / "whole", *often)
+    full = fitted("train", tmp_path / "full", *often)
     if not (child := os.fork()):
         try:
             fit_and_be_killed("train", str(tmp_path / "run"), *often)
@@ -204,7 +204,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, cache):
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     resumed = fitted("train", tmp_path / "run", *often, "resume=last")
-    assert resumed.read_bytes() == whole.read_bytes()
+    assert resumed.read_bytes() == full.read_bytes()
 
 
 def test_resume_last_without_a_checkpoint_starts_from_scratch(tmp_path, cache):
@@ -225,12 +225,12 @@ def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path, cache, strategy
         cache,
     ]
     often += [f"trainer={strategy}", "trainer.devices=2"]
-    whole, killed, stopped = (str(tmp_path / name) for name in ("whole", "killed", "stopped"))
+    full, killed, stopped = (str(tmp_path / name) for name in ("full", "killed", "stopped"))
     ranks.run(2, ("tests.test_resume:fit_and_be_killed", ["train", killed, *often]), exit_code=-signal.SIGKILL)
     ranks.run(2, ("tests.test_resume:fit_with_second_stopped", ["train", stopped, *often]))
     resumed = [("tests.ranks:fit", ["train", folder, *often, "resume=last"]) for folder in (killed, stopped)]
-    ranks.run(2, ("tests.ranks:fit", ["train", whole, *often]), *resumed)
-    expected, *got = (Path(folder, "teacher.safetensors").read_bytes() for folder in (whole, killed, stopped))
+    ranks.run(2, ("tests.ranks:fit", ["train", full, *often]), *resumed)
+    expected, *got = (Path(folder, "teacher.safetensors").read_bytes() for folder in (full, killed, stopped))
     assert got == [expected] * 2
 
 
@@ -249,12 +249,12 @@ def test_a_sharded_run_resumes_with_another_number_of_processes(tmp_path, cache,
     sgd = ["objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas", "objective.optimizer.lr=0.3"]
     run = ["steps=6", "data.buckets.batch_multiple_of=2", "trainer=fsdp", *sgd, *SMALL_NET, cache]
     often = ["callbacks.checkpoint.every_n_train_steps=3", "+callbacks.checkpoint.save_top_k=-1"]
-    begun, resumed = str(tmp_path / "begun"), str(tmp_path / "resumed")
-    ranks.run(first, ("tests.ranks:fit", ["train", begun, *run, *often, f"trainer.devices={first}"]))
-    (middle,) = Path(begun, "checkpoints").glob("step=3.ckpt")
+    started, resumed = str(tmp_path / "started"), str(tmp_path / "resumed")
+    ranks.run(first, ("tests.ranks:fit", ["train", started, *run, *often, f"trainer.devices={first}"]))
+    (middle,) = Path(started, "checkpoints").glob("step=3.ckpt")
     continued = [*run, f"trainer.devices={second}", f"resume='{middle}'"]
     ranks.run(second, ("tests.ranks:fit", ["train", resumed, *continued]))
-    expected, got = (load_file(Path(folder, "teacher.safetensors")) for folder in (begun, resumed))
+    expected, got = (load_file(Path(folder, "teacher.safetensors")) for folder in (started, resumed))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -1,9 +1,9 @@
 """Bundles: one safetensors file with weights, build config, component fingerprints and rollout plan.
 
-A network has an origin: `origin_of(net)` gives the config it was built from, the hash of the weights it was loaded with
-and the fingerprints of the components that it belongs to: its latents' autoencoder, and encoders that have weights.
-The folder of an encoder's weights differs between machines, so fingerprints are compared and not paths, unless nothing
-but the path is known, as for published weights.
+A network has an origin, `origin_of(net)`: the config it was built from, the hash of the weights it was loaded with, and
+the fingerprints of its components: the autoencoder of its latents, and the encoders that have weights. The folder of an
+encoder's weights differs between machines, so fingerprints are compared and not paths. Paths are compared only where no
+fingerprint is recorded, as for published weights.
 
 A file is untrusted: its config names registered components (`avatar.models.registry`), and nothing else is built.
 """
@@ -26,15 +26,15 @@ from avatar.models import registry
 from avatar.types import Bundle
 
 FORMAT = 2
-ENCODERS = ("audio", "text", "image")  # that a trained network is used with
+ENCODERS = ("audio", "text", "image")  # parts of a trained network's config
 KINDS = ("autoencoder", "teacher", "causal_teacher", "student")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network comes from."""
+    """Where a network comes from: its config, kind, fingerprint, components and rollout plan."""
 
-    config: Mapping[str, Any]  # `network`; of a trained one also `audio`, `text` and `image`, its encoders
+    config: Mapping[str, Any]  # `network`; for a trained network also its encoders `audio`, `text` and `image`
     kind: str = "new"
     fingerprint: str = "untrained"
     components: Mapping[str, str] = field(default_factory=dict)
@@ -46,23 +46,23 @@ class Origin:
         return self.config["network"]
 
     def build_encoder(self, part: str, weights: str | None = None) -> Any:
-        """The encoder of a part of the config; None where the network has none.
+        """Build the encoder of a part of the config; None where the network has none.
 
         Args:
             part: "audio", "text" or "image".
-            weights: the path of its weights on this machine; None: that of the config.
+            weights: path of its weights on this machine; None: the path in the config.
 
         Raises:
             MissingFileError: no weights at this path.
-            UserError: other weights than those of the training, or a path for an encoder without weights.
+            UserError: other weights than in training, or a path for an encoder without weights.
         """
         if (config := self.config.get(part)) is None:
             if weights is not None:
-                raise UserError(f"weights.{part}={weights}, for a {self.kind} without {part} encoder; leave it out")
+                raise UserError(f"got weights.{part}={weights}, for a {self.kind} without {part} encoder; leave it out")
             return None
         if weights is not None:
             if has_no_weights(config):
-                raise UserError(f"weights.{part}={weights}, for {config.get('name')}, which has none; leave it out")
+                raise UserError(f"got weights.{part}={weights}, for {config.get('name')}, which has none; leave it out")
             config = _with_weights(config, weights)
         try:
             encoder = registry.build(config, registry.PARTS[part])
@@ -73,26 +73,26 @@ class Origin:
 
 
 def new(network: Any) -> Any:
-    """A network with fresh weights.
+    """Build a network with fresh weights.
 
     Args:
         network: a trusted config, `_target_` and constructor arguments, or its registered form.
 
     Raises:
-        UserError: a class that is not in `avatar.models.registry`, or arguments that it does not take.
+        UserError: a class that is not in `avatar.models.registry`, or arguments that it does not have.
     """
     config = OmegaConf.to_container(network, resolve=True) if OmegaConf.is_config(network) else network
     return _build(Origin({"network": registry.registered(config)}))
 
 
 def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
-    """The network of a bundle, in fp32 and eval mode.
+    """Load the network of a bundle, in fp32 and eval mode.
 
     Weights that are stored in fp32 are memory-mapped: all processes of a machine and all networks of the file share
     them until they are written to or moved.
 
     Args:
-        path: of the .safetensors file, which may be untrusted.
+        path: path of the .safetensors file, which may be untrusted.
         kinds: the kinds of bundle that are accepted.
 
     Raises:
@@ -102,10 +102,10 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
     bundle = read(Path(path))
     if bundle.kind not in kinds:
         raise UserError(
-            f"{path} holds a bundle of kind {bundle.kind!r}; wanted {' or '.join(kinds)}: choose another file"
+            f"{path} is a bundle of kind {bundle.kind!r}; expected {' or '.join(kinds)}: choose another file"
         )
     name = fingerprint(bundle.weights)
-    if bundle.kind == "autoencoder":  # a distilled decoder's latents are the large autoencoder's
+    if bundle.kind == "autoencoder":  # a distilled decoder shares the latents of the large autoencoder
         name = bundle.components.get("autoencoder", name)
     origin = Origin(bundle.config, bundle.kind, name, bundle.components, bundle.plan)
     with torch.device("meta"):  # shapes are compared before any memory is allocated
@@ -113,8 +113,8 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
     expected = net.state_dict()
     if wrong := state_dict_mismatches(expected, bundle.weights):
         listed = " ".join("; ".join(wrong[:8]).split())  # names in a file may have line breaks
-        raise UserError(f"{path} does not fit its own config: {listed}; make the bundle anew")
-    if bundle.kind == "autoencoder":  # other libraries' networks may have tensors that are in no state dict
+        raise UserError(f"{path} does not fit its own config: {listed}; write the bundle again")
+    if bundle.kind == "autoencoder":  # networks of other libraries may have tensors outside of the state dict
         net = _build(origin)
     net.load_state_dict({name: w.to(expected[name].dtype) for name, w in bundle.weights.items()}, assign=True)
     return net.eval()
@@ -128,7 +128,7 @@ def origin_of(net: nn.Module) -> Origin:
 
 
 def read(path: Path) -> Bundle:
-    """A bundle as stored, its header checked to be plain data. Raises MissingFileError or UserError."""
+    """Read a bundle and check that its header is plain data. Raises MissingFileError or UserError."""
     if not path.is_file():
         raise MissingFileError(f"no bundle at {path}; give the path of a .safetensors file that a stage wrote")
     try:
@@ -136,7 +136,7 @@ def read(path: Path) -> Bundle:
             header = json.loads((file.metadata() or {}).get("avatar", "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}); copy or make it again") from error
+        raise UserError(f"{path} is not a readable safetensors file ({error}); copy or write it again") from error
     found = header.pop("format", None) if isinstance(header, dict) else None
     if found == 1:
         raise UserError(
@@ -151,7 +151,7 @@ def read(path: Path) -> Bundle:
 
 def _check_header(header: Mapping[str, Any], path: Path) -> None:
     if header.keys() != {"kind", "config", "components", "plan"}:
-        raise UserError(f"{path} has a damaged header, by its fields; make the bundle anew")
+        raise UserError(f"{path} has a damaged header, by its fields; write the bundle again")
     try:
         registry.check_plain(header)
         if isinstance(header["plan"], dict):
@@ -169,11 +169,11 @@ def _check_header(header: Mapping[str, Any], path: Path) -> None:
         "plan": plan is None or isinstance(plan, dict),
     }
     if damaged := [name for name, right in valid.items() if not right]:
-        raise UserError(f"{path} has a damaged header, by its {damaged[0]}; make the bundle anew")
+        raise UserError(f"{path} has a damaged header, by its {damaged[0]}; write the bundle again")
 
 
 def write(bundle: Bundle, path: Path) -> None:
-    """Store a bundle under a temporary name first.
+    """Write a bundle atomically: under a temporary name first.
 
     Trusted configs with `_target_` are stored in their registered form.
 
@@ -197,20 +197,20 @@ def plain_plan(plan: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if plan is None else {name: value for name, value in plan.items() if name != "_target_"}
 
 
-def state_dict_mismatches(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
-    """The names of weights that are missing, unknown or of another shape than a network's."""
-    wrong = [f"missing {name}" for name in wanted.keys() - got.keys()]
-    wrong += [f"unknown {name}" for name in got.keys() - wanted.keys()]
+def state_dict_mismatches(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
+    """Descriptions of weights that are missing, unknown or of another shape than the network's, sorted."""
+    wrong = [f"missing {name}" for name in expected.keys() - got.keys()]
+    wrong += [f"unknown {name}" for name in got.keys() - expected.keys()]
     wrong += [
-        f"{name} is {tuple(got[name].shape)}, wanted {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
+        f"{name} is {tuple(got[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
         if name in got and got[name].shape != tensor.shape
     ]
     return sorted(wrong)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and values."""
+    """Fingerprint of weights: a hash of their names, shapes, precision and values."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -221,10 +221,10 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 def check_latents(net: nn.Module, autoencoder: nn.Module) -> None:
     """Raise UserError for a network that was trained on another autoencoder's latents."""
-    wanted, got = origin_of(net).components.get("autoencoder"), origin_of(autoencoder).fingerprint
-    if wanted is not None and wanted != got:
+    expected, got = origin_of(net).components.get("autoencoder"), origin_of(autoencoder).fingerprint
+    if expected is not None and expected != got:
         raise UserError(
-            f"the {origin_of(net).kind} was trained on latents of autoencoder {wanted}, but got autoencoder {got}; "
+            f"the {origin_of(net).kind} was trained on latents of autoencoder {expected}, but got autoencoder {got}; "
             "pass the autoencoder it was trained with"
         )
 
@@ -241,8 +241,8 @@ def check_encoders(net: nn.Module, config: Mapping[str, Any], encoders: Mapping[
             _check_same(origin, part, encoder)
         elif part in origin.config and origin.config[part] != (got := registry.registered(config.get(part))):
             raise UserError(
-                f"the {origin.kind} was made for {part} from {origin.config[part]}, but got {got}; pass the {part} "
-                "encoder it was made for, or convert published weights anew with this one"
+                f"the {origin.kind} is for {part} from {origin.config[part]}, but got {got}; pass that {part} "
+                "encoder, or convert published weights again with this one"
             )
 
 
@@ -257,19 +257,19 @@ def has_no_weights(config: Mapping[str, Any] | None) -> bool:
 
 
 def _check_same(origin: Origin, part: str, encoder: Any) -> None:
-    if (wanted := origin.components.get(part)) is not None and (got := encoder.fingerprint) != wanted:
+    if (expected := origin.components.get(part)) is not None and (got := encoder.fingerprint) != expected:
         raise UserError(
-            f"the {origin.kind} was trained with {part} by {wanted}, but these weights make {got}; give those that it "
-            "was trained with"
+            f"the {origin.kind} was trained with the {part} encoder {expected}, but got {got}; pass the weights that "
+            "it was trained with"
         )
 
 
 def _with_weights(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
     """The config of an encoder with another path of its weights."""
-    moved = {
+    changed = {
         key: _with_weights(value, weights) if isinstance(value, Mapping) else value for key, value in config.items()
     }
-    return moved | {"weights": weights} if "weights" in moved else moved
+    return changed | {"weights": weights} if "weights" in changed else changed
 
 
 def _build(origin: Origin) -> Any:

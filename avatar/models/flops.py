@@ -1,4 +1,4 @@
-"""Parameters, training memory and FLOPs of a backbone, from its shapes alone: its weights may be on the meta device."""
+"""Parameters, training memory and FLOPs of a backbone, from shapes only: its weights can be on the meta device."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ class ClipShape:
     Args:
         latents: on the timeline, without the sink.
         height, width: of the latents.
-        text_tokens: of the prompt; a byte-level encoder takes no more than its limit.
-        image_tokens: of the image encoder's features, for networks that take them.
+        text_tokens: tokens of the prompt; for a byte-level text embedder they are limited to its `max_bytes`.
+        image_tokens: tokens of the image encoder's features, for networks that take them.
 
     Raises:
         UserError: a size below 1.
@@ -35,7 +35,7 @@ class ClipShape:
 
     def __post_init__(self):
         if min(vars(self).values()) < 1:
-            raise UserError(f"got {self}; expected sizes of at least 1; change the smaller ones")
+            raise UserError(f"got {self}; expected sizes of at least 1: change the smaller ones")
 
 
 def parameters(net: nn.Module) -> int:
@@ -49,13 +49,13 @@ def training_bytes(net: nn.Module) -> int:
 
 
 def forward_flops(net: VideoDiT, clip: ClipShape) -> int:
-    """FLOPs (a multiply-add is two) of one bidirectional forward pass over [sink | clip], batch size 1.
+    """Count the FLOPs (a multiply-add is two) of one bidirectional forward pass over [sink | clip], batch size 1.
 
-    Counts matrix products and attention, by torch's FlopCounterMode over a pass on the meta device; a 20 B network
-    takes two seconds. Call it before transforms: compiled blocks can't run on the meta device.
+    Matrix products and attention are counted, by torch's FlopCounterMode in a pass on the meta device. A 20 B network
+    takes two seconds. Call this before transforms: compiled blocks can't run on the meta device.
     """
     with torch.device("meta") as meta, FlopCounterMode(display=False) as counter:
-        # fp32 as the inputs, whatever the network's precision.
+        # fp32 like the inputs, for a network of any precision.
         weights = {name: torch.empty(parameter.shape) for name, parameter in net.named_parameters()}
         x = torch.empty(1, net.channels, 1 + clip.latents, clip.height, clip.width)
         t = torch.empty(1, 1 + clip.latents)

@@ -1,6 +1,6 @@
 """Published weights from a folder or the Hugging Face cache.
 
-Nothing is downloaded, and no code of a repository runs: weights are safetensors, or pickles of tensors alone.
+Nothing is downloaded, and no code of a repository runs: weights are safetensors, or pickles that contain only tensors.
 """
 
 import pickle
@@ -17,19 +17,19 @@ from avatar.errors import MissingFileError, UserError
 from avatar.files import short_error
 from avatar.models.bundle import fingerprint
 
-# Weights for pre-training only, which files often lack.
+# Weights that only pre-training uses; files often lack them.
 UNUSED = {"masked_spec_embed"}
 BROKEN = (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, KeyError)
 
 
 class FrozenNetwork(torch.nn.Module):
-    """A frozen network `net` with published weights."""
+    """Base class of encoders: a frozen network `net` with published weights."""
 
-    net: Any  # of another library
+    net: Any  # a network of another library
 
     @cached_property
     def weights_hash(self) -> str:
-        """The hash of the weights, whatever their path."""
+        """The hash of the weights, independent of their path."""
         return fingerprint(self.net.state_dict())
 
 
@@ -38,8 +38,8 @@ def folder(weights: str, example: str, parts: str = "") -> Path:
 
     Args:
         weights: a path, or a repository's name in the Hugging Face cache.
-        example: a repository to name in the error if there are no weights.
-        parts: the files needed, as an option of `hf download`.
+        example: a repository that the error names if there are no weights.
+        parts: the files that are needed, as options of `hf download`.
 
     Raises:
         MissingFileError: neither exists; the message names the command that downloads them.
@@ -53,13 +53,13 @@ def folder(weights: str, example: str, parts: str = "") -> Path:
         named = bool(name) and "/" not in name and not Path(owner).exists()
         command = f"hf download {weights} {parts}" if named else f"hf download {example} {parts} --local-dir {weights}"
         raise MissingFileError(
-            f"no weights {weights}, neither as a folder nor in the Hugging Face cache, and none are downloaded here; "
-            f"get them by: {' '.join(command.split())}"
+            f"no weights {weights}, neither as a folder nor in the Hugging Face cache; nothing is downloaded "
+            f"automatically: download them by {' '.join(command.split())}"
         ) from None
 
 
 def file(path: Path, weights: str) -> Path:
-    """A file that weights need. Raises MissingFileError if it is missing."""
+    """The path of a file of published weights. Raises MissingFileError if it does not exist."""
     if not path.is_file():
         raise MissingFileError(
             f"{weights} has no {path.name} in {path.parent}; download the complete repository by: "
@@ -74,9 +74,11 @@ def on(device: torch.device | str, encoder: Any) -> Any:
 
 
 def load(network: Any, path: Path, dtype: torch.dtype | str = torch.float32) -> Any:
-    """A network of transformers' class `network` with the weights in a folder, frozen and in eval mode.
+    """Load a network of transformers, frozen and in eval mode.
 
     Args:
+        network: its class, such as `UMT5EncoderModel`.
+        path: folder of config and weights.
         dtype: of the weights; "auto": as stored.
 
     Raises:
@@ -90,13 +92,13 @@ def load(network: Any, path: Path, dtype: torch.dtype | str = torch.float32) -> 
         )
     except BROKEN as error:
         raise UserError(
-            f"{path} holds no readable weights of a {network.__name__} ({short_error(error)}); get them anew"
+            f"{path} has no readable weights of a {network.__name__} ({short_error(error)}); download them again"
         ) from error
     wrong = [name for name in report["missing_keys"] if name.rpartition(".")[2] not in UNUSED]
     wrong += [str(entry) for entry in report["mismatched_keys"]]
     if wrong:
         raise UserError(
-            f"{path} lacks {len(wrong)} weights of a {network.__name__}, such as {sorted(wrong)[0]}; give the weights "
-            "of such a network"
+            f"{path} lacks {len(wrong)} weights of a {network.__name__}, such as {sorted(wrong)[0]}; pass complete "
+            "weights of this class"
         )
     return net.eval().requires_grad_(False)

@@ -1,8 +1,8 @@
-"""The components that a bundle may name, and the only way from a file's config to an object.
+"""Registry of the components that a bundle can name; only this module builds objects from a file's config.
 
-A bundle may come from anywhere, so its config is data: {"name": "video_dit", "channels": 48, "text": {"name": …}, …}.
-Names come from TABLE, arguments are plain values that are checked against the constructor's annotations, and nothing is
-built before all of a config is checked. Nothing here imports, resolves or calls what a config says.
+A bundle is untrusted, so its config is data: {"name": "video_dit", "channels": 48, "text": {"name": …}, …}. Names come
+from TABLE. Arguments are plain values, checked against the annotations of the constructor, and the complete config is
+checked before anything is built. Nothing is imported, resolved or called because of what a config says.
 """
 
 import importlib
@@ -26,12 +26,12 @@ DEPTHS = {"layers", "num_res_blocks", "layers_per_block", "decoder_layers_per_bl
 
 @dataclass(frozen=True)
 class Component:
-    """A class of the table.
+    """A class that a bundle can name.
 
     Args:
-        path: its module and name, in this file alone.
-        nested: arguments that are components themselves → the names that are allowed there.
-        options: arguments that are keyword arguments of another class → that class.
+        path: its module and name; bundles don't contain it.
+        nested: argument that is itself a component → the names that are allowed for it.
+        options: argument that is a mapping of keyword arguments of another class → the path of that class.
     """
 
     path: str
@@ -83,17 +83,17 @@ NAMES = {component.path: name for name, component in TABLE.items()}
 
 PLAN = "avatar.diffusion.rollout.Plan"
 
-# What constructors raise for values of the right type that make no sense together.
+# Raised by constructors for values that have the right types but do not fit together.
 INVALID = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError, NameError)
 
 
 def registered(config: Any) -> Any:
     """A trusted config in its registered form: `_target_: avatar.models.video_dit.VideoDiT` → `name: video_dit`.
 
-    Registered configs and plain values come back as they are.
+    Registered configs and plain values are returned unchanged.
 
     Raises:
-        UserError: a class that is not in the table, so that a bundle could not name it.
+        UserError: a class that is not in the table.
     """
     if isinstance(config, list | tuple):
         return [registered(value) for value in config]
@@ -110,34 +110,34 @@ def registered(config: Any) -> Any:
 
 
 def build(config: Any, allowed: Collection[str]) -> Any:
-    """The component of a registered config, which may come from an untrusted file.
+    """Build the component of a registered config, which may come from an untrusted file.
 
     Args:
         config: {"name": …} and the arguments of the constructor.
-        allowed: the names that this place takes.
+        allowed: names that are allowed for this component.
 
     Raises:
-        UserError: a name that is not allowed here, an unknown argument, or a value of another type or size.
+        UserError: a name that is not allowed, an unknown argument, or a value of another type or size.
     """
     check_plain(config)
     return _checked(config, allowed)()
 
 
 def check_plan(plan: Mapping[str, Any]) -> None:
-    """Raise UserError for fields that a rollout plan lacks, or values of another type."""
+    """Raise UserError for fields that a rollout plan does not have, or values of another type."""
     _check_arguments("plan", _class(PLAN), plan, ())
 
 
 def check_plain(value: Any, nesting: int = 0) -> None:
-    """Raise UserError for anything but short plain data: no private keys, no interpolation, no NaN."""
+    """Raise UserError for anything but short plain data without private keys, interpolation, NaN or infinity."""
     if nesting > MAX_NESTING:
         raise UserError(f"got a config nested more than {MAX_NESTING} levels deep; expected a bundle's config")
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str) or key.startswith("_") or not _is_plain(key):
                 raise UserError(
-                    f"got the key {_shown(key)} in a config; expected names of arguments: only registered components "
-                    "are built"
+                    f"got the key {_short_repr(key)} in a config; expected names of arguments: only registered "
+                    "components are built"
                 )
             check_plain(item, nesting + 1)
     elif isinstance(value, list | tuple):
@@ -147,9 +147,11 @@ def check_plain(value: Any, nesting: int = 0) -> None:
             check_plain(item, nesting + 1)
     elif isinstance(value, str):
         if not _is_plain(value):
-            raise UserError(f"got {_shown(value)} in a config; expected plain strings, without interpolation")
+            raise UserError(f"got {_short_repr(value)} in a config; expected plain strings, without interpolation")
     elif value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-        raise UserError(f"got {_shown(value)} in a config; expected finite numbers, strings, booleans, lists or null")
+        raise UserError(
+            f"got {_short_repr(value)} in a config; expected finite numbers, strings, booleans, lists or null"
+        )
 
 
 def _is_plain(text: str) -> bool:
@@ -157,10 +159,10 @@ def _is_plain(text: str) -> bool:
 
 
 def _checked(config: Any, allowed: Collection[str]) -> Callable[[], Any]:
-    """What builds a component, once all of its config is checked."""
+    """A function that builds a component; its complete config is checked first."""
     if not isinstance(config, Mapping) or not isinstance(name := config.get("name"), str) or name not in allowed:
         got = config.get("name") if isinstance(config, Mapping) else config
-        raise UserError(f"got the component {_shown(got)}; expected one of {', '.join(allowed)}")
+        raise UserError(f"got the component {_short_repr(got)}; expected one of {', '.join(allowed)}")
     component = TABLE[name]
     kind = _class(component.path)
     given = {key: value for key, value in config.items() if key != "name"}
@@ -170,47 +172,49 @@ def _checked(config: Any, allowed: Collection[str]) -> Callable[[], Any]:
     nested = {key: _checked(value, component.nested[key]) for key, value in parts.items()}
     for key, value in options.items():
         if not isinstance(value, Mapping):
-            raise UserError(f"got {key}={_shown(value)} for {name}; expected named values")
+            raise UserError(f"got {key}={_short_repr(value)} for {name}; expected named values")
         _check_arguments(f"{name}.{key}", _class(component.options[key]), value, ())
 
     def construct() -> Any:
-        built = {key: make() for key, make in nested.items()}
+        built = {key: build_part() for key, build_part in nested.items()}
         try:
             return kind(**given, **options, **built)
         except (UserError, OSError):
             raise
         except INVALID as error:
-            raise UserError(f"{name} can't be built from {_shown(given)}: {short_error(error)}") from error
+            raise UserError(
+                f"{name} can't be built from {_short_repr(given)}: {short_error(error)}; change these values"
+            ) from error
 
     return construct
 
 
 def _check_arguments(name: str, kind: type, given: Mapping[str, Any], others: Collection[str]) -> None:
-    """Raise UserError unless these are arguments of the constructor, all that it needs, each of its type."""
+    """Raise UserError unless these are the arguments of the constructor, complete and each of its type."""
     parameters = inspect.signature(kind).parameters
     if unknown := sorted(given.keys() - parameters.keys()):
-        raise UserError(f"got the argument {_shown(unknown[0])} for {name}; expected {', '.join(parameters)}")
-    needed = [key for key, value in parameters.items() if value.default is inspect.Parameter.empty]
-    if missing := [key for key in needed if key not in given and key not in others]:
-        raise UserError(f"{name} lacks the argument {missing[0]}; add it")
+        raise UserError(f"got the argument {_short_repr(unknown[0])} for {name}; expected {', '.join(parameters)}")
+    required = [key for key, value in parameters.items() if value.default is inspect.Parameter.empty]
+    if missing := [key for key in required if key not in given and key not in others]:
+        raise UserError(f"got {name} without its argument {missing[0]}; add it")
     hints = typing.get_type_hints(kind.__init__)
     for key, value in given.items():
         if not (value is None and parameters[key].default is None) and not _fits(value, hints.get(key)):
             raise UserError(
-                f"got {key}={_shown(value)} for {name}; expected {parameters[key].annotation}, numbers up to "
+                f"got {key}={_short_repr(value)} for {name}; expected {parameters[key].annotation}, numbers up to "
                 f"{MAX_NUMBER} and depths up to {MAX_LAYERS}"
             )
         if key in DEPTHS and any(isinstance(n, int) and n > MAX_LAYERS for n in _items(value)):
-            raise UserError(f"got {key}={_shown(value)} for {name}; expected at most {MAX_LAYERS}")
+            raise UserError(f"got {key}={_short_repr(value)} for {name}; expected at most {MAX_LAYERS}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of an annotated type; lists stand for tuples."""
+    """Whether a plain value has an annotated type; lists are accepted as tuples."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
     if origin is Literal:
-        return isinstance(value, str)  # the constructor names the choices
+        return isinstance(value, str)  # the constructor checks the choices
     if isinstance(origin, type) and issubclass(origin, Sequence):
         items = [argument for argument in arguments if argument is not Ellipsis]
         if not isinstance(value, list | tuple) or not items or (int in items and len(value) > MAX_LAYERS):
@@ -234,7 +238,7 @@ def _class(path: str) -> type:
     return getattr(importlib.import_module(module), name)
 
 
-def _shown(value: Any) -> str:
-    """A value in one short line."""
+def _short_repr(value: Any) -> str:
+    """The repr of a value, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -66,7 +66,7 @@ class VideoDiT(nn.Module):
         guidance_embedding: whether it takes a guidance scale (guidance distillation, arXiv:2210.03142).
 
     Raises:
-        UserError: a size below 1 or that does not divide another, embedders of another width, no place for the
+        UserError: a size below 1 or that does not divide another, embedders of another width, no input for the
             reference, or an unknown `audio_injection`.
     """
 

@@ -69,15 +69,15 @@ DIFFUSERS, ORIGINAL = ({row[0]: row[column] for row in MODULES} for column in (1
 def load(
     network: Any, weights: str | None = None, kind: str = "teacher", dtype: str = "float32", allow: Collection[str] = ()
 ) -> VideoDiT:
-    """A backbone with the weights of a Wan checkpoint, or with fresh weights.
+    """Load a backbone with the weights of a Wan checkpoint, or build one with fresh weights.
 
         load(network, "Wan2.1-T2V-1.3B-Diffusers/transformer", dtype="bfloat16")
 
     Args:
         network: config of a VideoDiT, `_target_` and constructor arguments.
         weights: path of a folder or file, see the module's docstring; None: fresh weights.
-        kind: of the network's origin: "teacher", or "student" for a causal few-step network.
-        dtype: of the parameters, whatever the file's precision: "float32", "bfloat16" or "float16".
+        kind: kind of the network's origin: "teacher", or "student" for a causal few-step network.
+        dtype: precision of the parameters, for files of any precision: "float32", "bfloat16" or "float16".
         allow: patterns (`*`) of tensor names, of the file or the network, that may be unknown, missing or of another
             shape; parameters of the network that the file lacks are initialised.
 
@@ -87,7 +87,7 @@ def load(
     """
     for name, given, choices in (("kind", kind, bundle.KINDS), ("dtype", dtype, DTYPES)):
         if given not in choices:
-            raise UserError(f"got {name}={given!r}; expected one of {', '.join(choices)}; change it")
+            raise UserError(f"got {name}={given!r}; expected one of {', '.join(choices)}: change it")
     if weights is None:
         fresh = bundle.new(network)
         fresh.origin = replace(bundle.origin_of(fresh), kind=kind)
@@ -98,7 +98,7 @@ def load(
     if not isinstance(net.text, TextProjection):
         raise UserError(
             f"got model.network.text={type(net.text).__name__}; expected a TextProjection, since Wan takes "
-            "features of a text encoder; choose a Wan model=…"
+            "features of a text encoder: choose a Wan model=…"
         )
     found = _matching_names(net, files, allow)
     _init_missing(net, [name for name in net.state_dict() if name not in found], DTYPES[dtype])
@@ -116,10 +116,10 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     Args:
         net: a network of Wan's architecture; its text is embedded by a TextProjection.
         folder: path of the output, missing or empty.
-        allow: patterns (`*`) of names of layers that Wan lacks and that are left out though they aren't zero.
+        allow: patterns (`*`) of parameters that Wan lacks and that are left out although they aren't zero.
 
     Raises:
-        UserError: layers that Wan lacks aren't zero, so the exported network would differ.
+        UserError: layers that Wan lacks aren't zero, so the exported network would differ; or another text embedder.
         ExistingFileError: the folder isn't empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
@@ -129,7 +129,7 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
     if nonzero:
         raise UserError(
             f"got nonzero {', '.join(nonzero[:6])}{', …' if len(nonzero) > 6 else ''}; expected zero in layers that "
-            "Wan lacks, or the exported network would differ; add them to allow to leave them out"
+            "Wan lacks, or the exported network would differ: add them to allow to leave them out"
         )
     state = net.state_dict()
     tensors = {theirs: _to_wan(ours, state[ours], net.patch) for ours, theirs in pairs.items()}
@@ -139,14 +139,14 @@ def export(net: VideoDiT, folder: Path, allow: Collection[str] = ()) -> None:
 
 
 def names_of(net: VideoDiT, layout: Mapping[str, str] = DIFFUSERS) -> dict[str, str]:
-    """Tensor names here → names in a layout, of all tensors that Wan's networks have too."""
+    """Tensor names here → names in a layout, for all tensors that Wan's networks have too."""
     names = {}
     for ours in net.state_dict():
-        module, end = (ours[: -len(end)], end) if (end := _ending(ours)) else (ours, "")
+        module, suffix = (ours[: -len(suffix)], suffix) if (suffix := _suffix(ours)) else (ours, "")
         number = re.match(r"blocks\.(\d+)\.", module)
         theirs = layout.get(re.sub(r"^blocks\.\d+\.", "blocks.N.", module))
         if theirs is not None:
-            names[ours] = theirs.replace("N", number[1], 1) + end if number else theirs + end
+            names[ours] = theirs.replace("N", number[1], 1) + suffix if number else theirs + suffix
     return names
 
 
@@ -157,12 +157,12 @@ def _layout(files: LazyTensors) -> Mapping[str, str]:
             return layout
     raise UserError(
         f"got {', '.join(list(files.read)[:3])}, … in {files.path}; expected diffusers' or the original names of a Wan "
-        "transformer; give the transformer's folder or file"
+        "transformer: give the transformer's folder or file"
     )
 
 
-def _ending(name: str) -> str:
-    return next((end for end in (".weight", ".bias") if name.endswith(end)), "")
+def _suffix(name: str) -> str:
+    return next((suffix for suffix in (".weight", ".bias") if name.endswith(suffix)), "")
 
 
 def _from_wan(name: str, tensor: Tensor, patch: int) -> Tensor:
@@ -182,7 +182,7 @@ def _to_wan(name: str, tensor: Tensor, patch: int) -> Tensor:
 
 
 def _matching_names(net: VideoDiT, files: LazyTensors, allow: Collection[str]) -> dict[str, str]:
-    """Name here → name in the files, of tensors of the right shape. Raises UserError for others that aren't allowed."""
+    """Name here → name in the files, for tensors of the right shape. Raises UserError for others not in `allow`."""
     pairs, parameters = names_of(net, _layout(files)), net.state_dict()
     allowed = {theirs for ours, theirs in pairs.items() if _allowed(allow, ours, theirs)}
     allowed |= {name for name in files.read.keys() - set(pairs.values()) if _allowed(allow, name)}
@@ -196,7 +196,7 @@ def _matching_names(net: VideoDiT, files: LazyTensors, allow: Collection[str]) -
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise UserError(
-            f"{files.path} doesn't match the network: {'; '.join(wrong[:8])}{more}; choose the model=… of these "
+            f"{files.path} does not match the network: {'; '.join(wrong[:8])}{more}; choose the model=… of these "
             "weights, or add the names that may differ to allow"
         )
     return {ours: name for ours, name in pairs.items() if name in got and got[name].shape == expected[name].shape}
@@ -212,7 +212,7 @@ def _set_parameter(net: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _init_missing(net: VideoDiT, names: Collection[str], dtype: torch.dtype) -> None:
-    """Allocate and initialise the parameters that the file lacks; those of added layers and blocks at zero."""
+    """Allocate and initialise the parameters that the file lacks; added layers and blocks are zero-initialised."""
     for path in sorted({name.rpartition(".")[0] for name in names}):
         module = net.get_submodule(path)
         for leaf, parameter in list(module.named_parameters(recurse=False)):
@@ -226,7 +226,7 @@ def _init_missing(net: VideoDiT, names: Collection[str], dtype: torch.dtype) -> 
 
 
 def _nonzero_additions(net: VideoDiT) -> list[str]:
-    """Names of parameters that Wan lacks and that change the output, since they aren't zero."""
+    """Names of parameters that Wan lacks and that change the output because they aren't zero."""
     added = ("labels.", "target_time.linear_2.", "guidance.linear_2.", "input_skip.weights.", "patches.reference.")
     return [
         name
@@ -239,7 +239,7 @@ def _diffusers_config(net: VideoDiT) -> dict[str, Any]:
     image, text = net.image, net.text
     if not isinstance(text, TextProjection):
         raise UserError(
-            f"got a network with text={type(text).__name__}; expected a TextProjection, as in Wan; only "
+            f"got a network with text={type(text).__name__}; expected a TextProjection, as in Wan: only "
             "such networks can be exported"
         )
     return {

@@ -25,7 +25,7 @@ PARTS = ("generator_ema", "generator")  # entries of a .pt file, by preference
 
 @dataclass(frozen=True)
 class LazyTensors:
-    """Tensors by name, each read from its file by a call: `read[name]()`."""
+    """Named tensors that are read from their files on demand: `read[name]()`."""
 
     path: Path
     read: Mapping[str, Callable[[], Tensor]]
@@ -35,9 +35,9 @@ def open_weights(path: Path) -> LazyTensors:
     """Open the tensors of a folder or file without reading them; only names are checked.
 
     Args:
-        path: a folder with an index or one .safetensors file, a .safetensors file, or a .pt file with a state dict, or
-            with one under `generator_ema` or `generator` (Self-Forcing, CausVid). Wrapper prefixes (FSDP,
-            torch.compile, `model.`) are removed from the names of a .pt file.
+        path: a folder with an index or one .safetensors file; a .safetensors file; or a .pt file of a state dict, also
+            under `generator_ema` or `generator` (Self-Forcing, CausVid). Wrapper prefixes (FSDP, torch.compile,
+            `model.`) are removed from the names of a .pt file.
 
     Raises:
         MissingFileError: no such path, or a shard of the index is missing.
@@ -54,7 +54,7 @@ def open_weights(path: Path) -> LazyTensors:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(
-            f"{path} is not a file of tensors only ({short_error(error)}); files that contain code are rejected; save "
+            f"{path} is not a file of tensors only ({short_error(error)}); files that contain code are rejected: save "
             "the network's state_dict"
         ) from error
     content = _describe(state)
@@ -92,16 +92,16 @@ def _folder(path: Path) -> LazyTensors:
             )
         return open_weights(files[0])
     try:
-        places = json.loads(indices[0].read_text())["weight_map"]
+        file_of = json.loads(indices[0].read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{indices[0]} is not a safetensors index ({error}); download it again") from error
-    missing = sorted({file for file in places.values() if not (path / file).is_file()})
+    missing = sorted({file for file in file_of.values() if not (path / file).is_file()})
     if missing:
         raise MissingFileError(f"{path} lacks {', '.join(missing)}, listed in its index; download it again")
-    names = {file: set(_names(path / file)) for file in sorted(set(places.values()))}
-    if lost := [name for name, file in places.items() if name not in names[file]]:
-        raise UserError(f"{lost[0]} isn't in {places[lost[0]]}, where the index lists it; download {path} again")
-    return LazyTensors(path, {name: _reader(path / file, name) for name, file in places.items()})
+    names = {file: set(_names(path / file)) for file in sorted(set(file_of.values()))}
+    if lost := [name for name, file in file_of.items() if name not in names[file]]:
+        raise UserError(f"{lost[0]} isn't in {file_of[lost[0]]}, where the index lists it; download {path} again")
+    return LazyTensors(path, {name: _reader(path / file, name) for name, file in file_of.items()})
 
 
 def _names(path: Path) -> list[str]:

@@ -133,7 +133,7 @@ def check_resumable(path: str | Path, objective: torch.nn.Module) -> None:
     """
     fix = f"give a .ckpt from this run's checkpoints folder and the arguments of that run; got resume={path}"
     try:
-        saved = run_checkpoint.shapes(Path(path))
+        saved = run_checkpoint.read_shapes(Path(path))
     except (ValueError, OSError) as error:
         raise UserError(f"{error}; {fix}") from error
     own = {name: weight.shape for name, weight in objective.state_dict().items()}

@@ -33,7 +33,7 @@ _MODULES = {"torch", _METADATA_MODULE, *(module for module, _ in _ALLOWED)}
 _READ_ERRORS = (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError, AttributeError, SafetensorError)
 
 
-def shapes(path: Path) -> dict[str, torch.Size]:
+def read_shapes(path: Path) -> dict[str, torch.Size]:
     """Read the shapes of a checkpoint's weights, by name.
 
     Raises:
@@ -42,7 +42,7 @@ def shapes(path: Path) -> dict[str, torch.Size]:
     """
     try:
         if path.is_dir():
-            return _shapes_of_folder(path)
+            return _read_shapes_of_folder(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         return {name: weight.shape for name, weight in state.items()}
     except _READ_ERRORS as error:
@@ -56,7 +56,7 @@ def newest(folder: Path) -> Path | None:
     return max(complete, key=complete.__getitem__) if complete else None
 
 
-def _shapes_of_folder(path: Path) -> dict[str, torch.Size]:
+def _read_shapes_of_folder(path: Path) -> dict[str, torch.Size]:
     with (path / ".metadata").open("rb") as file:
         metadata = _MetadataUnpickler(file).load()
     torch.load(path / META_FILE, map_location="cpu", weights_only=True, mmap=True)

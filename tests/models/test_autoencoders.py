@@ -1,4 +1,4 @@
-"""Streaming equals whole, nothing looks ahead, one frame can stand alone."""
+"""Autoencoders: streaming equals the full pass, both directions are causal, single frames have a latent."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ KINDS = pytest.mark.parametrize("kind", ["conv", "state", "distilled"])
 @KINDS
 @pytest.mark.parametrize("cuts", [(1, 1, 1, 1), (1, 3), (2, 2), (4,)])
 @torch.no_grad()
-def test_streaming_decode_equals_whole_decode(kind, cuts):
+def test_streaming_decode_equals_the_full_decode(kind, cuts):
     net, video = make(kind)
     latents = net.encode(video)
     assert latents.shape[2] == 4
@@ -38,7 +38,7 @@ def test_streaming_decode_equals_whole_decode(kind, cuts):
 @KINDS
 @pytest.mark.parametrize("cuts", [(1, 4, 8), (5, 8), (9, 4)])
 @torch.no_grad()
-def test_streaming_encode_equals_whole_encode(kind, cuts):
+def test_streaming_encode_equals_the_full_encode(kind, cuts):
     net, video = make(kind)
     stream = net.encoder_stream()
     pieces = [stream.push(part) for part in video.split(list(cuts), dim=2)]
@@ -48,7 +48,7 @@ def test_streaming_encode_equals_whole_encode(kind, cuts):
 @KINDS
 @pytest.mark.parametrize("before", [0, 2])
 @torch.no_grad()
-def test_a_restored_stream_goes_on_as_before(kind, before):
+def test_a_restored_stream_repeats_its_output(kind, before):
     net, video = make(kind)
     latents = net.encode(video)
     stream = net.decoder_stream()
@@ -61,11 +61,11 @@ def test_a_restored_stream_goes_on_as_before(kind, before):
 
 
 @torch.no_grad()
-def test_a_piece_that_fails_leaves_its_stream_as_it_was():
+def test_a_failed_piece_leaves_its_stream_unchanged():
     net, video = make("conv")
     latents, stream = net.encode(video), net.decoder_stream()
     frames = [stream.push(latents[:, :, :2])]
-    # Fails in the middle of the decoder: its first layers have gone on to the piece already.
+    # Fails inside the decoder, after its first layers have updated their caches.
     handle = net.decoder[3].register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stream.push(latents[:, :, 2:])
@@ -88,25 +88,25 @@ def test_encoders_and_decoders_are_causal(kind):
 
 @KINDS
 @torch.no_grad()
-def test_the_first_latent_stands_for_its_frame_alone(kind):
+def test_the_first_latent_depends_on_the_first_frame_alone(kind):
     net, video = make(kind)
     torch.testing.assert_close(net.encode(video[:, :, :1]), net.encode(video)[:, :, :1])
     assert net.decode(net.encode(video[:, :, :1])).shape == video[:, :, :1].shape
 
 
 @torch.no_grad()
-def test_the_state_world_loses_nothing():
+def test_the_state_autoencoder_is_lossless():
     net, video = make("state")
     torch.testing.assert_close(net.decode(net.encode(video)), video)
 
 
 @torch.no_grad()
-def test_training_keeps_latents_at_unit_variance_and_starts_from_the_best_linear_map():
+def test_latents_have_unit_variance_after_start_from_and_training():
     torch.manual_seed(0)
     net = CausalConvAutoencoder(24, (8, 8))
     basis = torch.randn(16, 3 * 4 * 8 * 8)
 
-    def video():  # blocks that 16 numbers tell in full
+    def video():  # blocks of rank 16
         blocks = (torch.randn(2, 2, 2, 2, 16) @ basis).unflatten(-1, (3, 4, 8, 8))
         groups = blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(2, 3, 8, 16, 16)
         return torch.cat([groups[:, :, :1], groups], dim=2)[:, :, :9] * 0.1 + 3.0

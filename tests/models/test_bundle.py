@@ -38,7 +38,7 @@ def test_a_written_bundle_is_read_back_unchanged(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_loaded_backbones_are_shared_with_the_file_until_they_are_written_to(tmp_path):
-    """The ranks of a machine that shards a large network must not hold a full copy each."""
+    """The ranks of a machine share the pages of a large network that is sharded; none has a full copy."""
     network = NETWORK | {"widths": [64, 256]}
     path = tmp_path / "a.safetensors"
     bundle.write(Bundle("teacher", bundle.new(network).state_dict(), {"network": network}), path)
@@ -68,20 +68,20 @@ def test_a_fingerprint_depends_on_every_weight():
     assert bundle.fingerprint(weights) != before
 
 
-def test_another_kind_is_rejected(tmp_path):
+def test_bundles_of_another_kind_are_rejected(tmp_path):
     bundle.write(make_bundle(), tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="'autoencoder'; wanted teacher"):
+    with pytest.raises(ValueError, match="'autoencoder'; expected teacher"):
         bundle.load(str(tmp_path / "a.safetensors"), ("teacher",))
 
 
-@pytest.mark.parametrize("spoil, message", [("pop", "missing"), ("add", "unknown"), ("shape", "wanted")])
-def test_weights_that_do_not_fit_are_named(tmp_path, spoil, message):
+@pytest.mark.parametrize("change, message", [("pop", "missing"), ("add", "unknown"), ("shape", "expected")])
+def test_mismatched_weights_are_named(tmp_path, change, message):
     weights = dict(make_bundle().weights)
     name = "linear_in.weight"
-    if spoil == "pop":
+    if change == "pop":
         del weights[name]
-    elif spoil == "add":
-        weights["nobody"] = torch.zeros(1)
+    elif change == "add":
+        weights["surplus"] = torch.zeros(1)
     else:
         weights[name] = torch.zeros(2, 2)
     bundle.write(make_bundle(weights=weights), tmp_path / "a.safetensors")
@@ -118,15 +118,17 @@ HEADER = {
 )
 def test_a_damaged_header_is_rejected(tmp_path, header):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"avatar": header})
-    with pytest.raises(ValueError, match=r"a\.safetensors .*(make the bundle anew|copy or make it again|give a file)"):
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors .*(write the bundle again|copy or write it again|give a file)"
+    ):
         bundle.read(tmp_path / "a.safetensors")
 
 
-def test_files_that_are_no_bundles_are_rejected(tmp_path):
+def test_other_files_than_bundles_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match="no bundle"):
         bundle.load(str(tmp_path / "nothing.safetensors"))
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(ValueError, match="no readable safetensors"):
+    with pytest.raises(ValueError, match="not a readable safetensors"):
         bundle.load(str(tmp_path / "text.safetensors"))
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match="no header"):
@@ -145,7 +147,7 @@ def test_latents_of_another_autoencoder_are_rejected(tmp_path):
         bundle.check_latents(net, second)
 
 
-class Words(torch.nn.Module):
+class Encoder(torch.nn.Module):
     """A text encoder with weights and this fingerprint."""
 
     def __init__(self, fingerprint):
@@ -160,16 +162,16 @@ HERE, THERE = ({"name": "umt5", "weights": place} for place in ("here", "there")
     "known, config, encoder, message",
     [
         ({}, HERE, "Words(1)", None),
-        ({}, THERE, "Words(1)", "was made for text from .*'here'.* but got .*'there'.*convert published weights anew"),
+        ({}, THERE, "Words(1)", "is for text from .*'here'.* but got .*'there'.*convert published weights again"),
         ({"text": "Words(1)"}, THERE | {"subfolder": "."}, "Words(1)", None),
-        ({"text": "Words(1)"}, HERE, "Words(2)", r"trained with text by Words\(1\), but these weights make Words\(2\)"),
-        ({"text": "Words(1)"}, HERE | {"name": "byte_tokenizer"}, "Others(1)", r"these weights make Others\(1\)"),
+        ({"text": "Words(1)"}, HERE, "Words(2)", r"trained with the text encoder Words\(1\), but got Words\(2\)"),
+        ({"text": "Words(1)"}, HERE | {"name": "byte_tokenizer"}, "Others(1)", r"but got Others\(1\)"),
     ],
 )
 def test_encoders_are_identified_by_weights_or_else_by_full_config(tmp_path, known, config, encoder, message):
     path = tmp_path / "a.safetensors"
     bundle.write(make_bundle(config={"network": NETWORK, "text": HERE}, components=known), path)
-    net, given = bundle.load(str(path)), ({"text": config}, {"text": Words(encoder)})
+    net, given = bundle.load(str(path)), ({"text": config}, {"text": Encoder(encoder)})
     if message is None:
         bundle.check_encoders(net, *given)
     else:
@@ -179,8 +181,8 @@ def test_encoders_are_identified_by_weights_or_else_by_full_config(tmp_path, kno
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
 @pytest.mark.parametrize("before", [True, False])
-def test_a_write_that_fails_leaves_the_old_bundle_and_no_other_file(tmp_path, monkeypatch, error, before):
-    def full(tensors, path, **_):
+def test_a_failed_write_leaves_the_old_bundle_and_no_other_file(tmp_path, monkeypatch, error, before):
+    def write_half(tensors, path, **_):
         path.write_bytes(b"half")
         raise error
 
@@ -188,21 +190,21 @@ def test_a_write_that_fails_leaves_the_old_bundle_and_no_other_file(tmp_path, mo
     if before:
         bundle.write(make_bundle(), path)
     old = path.read_bytes() if before else None
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(files, "save_file", write_half)
     with pytest.raises(OSError, match="No space left"):
         bundle.write(make_bundle(), path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({path.name: old} if before else {})
 
 
 def test_a_full_disk_is_reported_with_the_file_and_a_fix(tmp_path, monkeypatch):
-    """Safetensors raises an error of its own here, which is not an OSError."""
+    """Safetensors raises its own error here, which is not an OSError."""
     error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     monkeypatch.setattr(files, "save_file", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(OSError, match=r"can't write .*a\.safetensors .*free some space there or choose another folder"):
         bundle.write(make_bundle(), tmp_path / "a.safetensors")
 
 
-def test_a_path_that_can_not_be_written_is_reported(tmp_path):
+def test_paths_that_cannot_be_written_are_reported(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         bundle.write(make_bundle(), tmp_path / "file" / "a.safetensors")

@@ -1,4 +1,4 @@
-"""Log-mel features depend on local samples alone; byte ids decode to their prompts."""
+"""Encoders without weights: log-mel features depend on local samples alone, byte ids decode to their prompts."""
 
 import pytest
 import torch
@@ -9,10 +9,10 @@ from avatar.types import SAMPLES_PER_FRAME
 
 
 def test_features_of_a_frame_depend_on_its_samples_and_a_margin():
-    encoder, sound = LogMel(), torch.randn(10 * SAMPLES_PER_FRAME) * 0.1
-    changed = sound.clone()
+    encoder, samples = LogMel(), torch.randn(10 * SAMPLES_PER_FRAME) * 0.1
+    changed = samples.clone()
     changed[5 * SAMPLES_PER_FRAME + OVERLAP : 6 * SAMPLES_PER_FRAME - OVERLAP] += 0.5
-    moved = (encoder.encode(changed) - encoder.encode(sound)).abs().sum(dim=1) > 0
+    moved = (encoder.encode(changed) - encoder.encode(samples)).abs().sum(dim=1) > 0
     assert moved.nonzero().flatten().tolist() == [5]
 
 
@@ -23,7 +23,7 @@ def test_silence_has_the_features_of_zero_samples():
     assert encoder.encode(torch.randn(SAMPLES_PER_FRAME))[0].mean() > features.mean() + 0.5
 
 
-def test_fingerprints_name_the_settings_and_no_class():
+def test_fingerprints_contain_the_settings_but_no_class_name():
     assert LogMel().fingerprint == "log_mel(mels=40,left_context=3,right_context=2)"
     assert ByteTokenizer(96).fingerprint == "byte_text(max_bytes=96)"
 
@@ -35,10 +35,10 @@ def test_windows_overlap_by_their_contexts():
     assert windows[:, :, 0].tolist() == [list(range(9)), list(range(4, 13))]
 
 
-@pytest.mark.parametrize("wrong", [{"right_context": 0}, {"left_context": 0}])
-def test_contexts_of_no_frames_are_rejected(wrong):
-    with pytest.raises(ValueError, match="contexts"):
-        LogMel(**wrong)
+@pytest.mark.parametrize("invalid", [{"right_context": 0}, {"left_context": 0}])
+def test_contexts_of_zero_frames_are_rejected(invalid):
+    with pytest.raises(ValueError, match="expected at least 1 each"):
+        LogMel(**invalid)
 
 
 def test_ids_decode_to_the_prompts_bytes():
@@ -53,5 +53,5 @@ def test_the_mask_of_an_empty_prompt_is_all_false():
 
 
 def test_a_prompt_that_is_too_long_is_rejected():
-    with pytest.raises(ValueError, match="room is for 7"):
+    with pytest.raises(ValueError, match="expected at most 7"):
         ByteTokenizer(8).encode(["12345678"])

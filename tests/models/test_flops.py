@@ -17,7 +17,7 @@ from tests.conftest import make_net
 
 AUTOENCODERS = ("causal_conv", "small_decoder")
 BACKBONES = [path.stem for path in Path(CONFIGS, "model").glob("*.yaml") if path.stem not in AUTOENCODERS]
-# Parameters: of the Wan configs those that are published, of the last one all.
+# Parameters: of the Wan configs, those of the published networks; of the last config, all.
 BILLIONS = {"wan_1_3b": 1.42, "wan_5b": 5.0, "wan_14b": 14.29, "wan_i2v_14b": 16.4, "dit_20b": 20.4}
 
 
@@ -161,28 +161,28 @@ def test_an_empty_clip_is_rejected():
 
 
 @pytest.mark.parametrize(
-    "name, world, latents",
+    "name, autoencoder, latents",
     [
         ("wan_1_3b", "nano", (20, 60, 104)),
         ("wan_5b", "ltx", (20, 30, 52)),  # of the autoencoder of the model, whichever is configured
         ("nano", "wan22", (20, 30, 52)),
     ],
 )
-def test_a_clip_in_pixels_has_the_latents_of_the_strides_of_the_model(name, world, latents):
-    cfg, net = dry(world), on_meta(name, f"autoencoder={world}", "model.network.layers=1")
+def test_a_clip_in_pixels_has_the_latents_of_the_strides_of_the_model(name, autoencoder, latents):
+    cfg, net = summary(autoencoder), on_meta(name, f"autoencoder={autoencoder}", "model.network.layers=1")
     assert clip_of(net, **cfg.clip) == flops.ClipShape(*latents, text_tokens=512, image_tokens=257)
     with pytest.raises(ValueError, match="80 frames of 480×840 pixels"):  # not a multiple of the patch size
         clip_of(net, **{**cfg.clip, "width": 840})
 
 
 def test_a_clip_that_patches_do_not_divide_is_rejected():
-    cfg, net = dry("ltx"), on_meta("nano", "autoencoder=ltx", "model.network.layers=1")
+    cfg, net = summary("ltx"), on_meta("nano", "autoencoder=ltx", "model.network.layers=1")
     with pytest.raises(ValueError, match="patches of 64×64 pixels"):  # 480 pixels are 15 latent pixels
         clip_of(net, **cfg.clip)
     with pytest.raises(ValueError, match=r"give model\.network\.strides"):
         clip_of(on_meta("wan_5b", "model.network.strides=null", "model.network.layers=1"), **cfg.clip)
 
 
-def dry(world: str):
+def summary(autoencoder: str):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose("summarize", overrides=[f"autoencoder={world}"])
+        return compose("summarize", overrides=[f"autoencoder={autoencoder}"])

@@ -1,5 +1,7 @@
-"""Wan's and LTX-Video's autoencoders: diffusers' own results, whole and in pieces, and strict loading. All weights are
-random, of tiny networks built from their configs."""
+"""Wan's and LTX-Video's autoencoders: parity with diffusers in full and in pieces, and strict loading.
+
+The networks are tiny and have random weights.
+"""
 
 import json
 import shutil
@@ -97,8 +99,8 @@ def saved(tmp_path_factory):
 
 
 def video_for(kind: str, latents: int) -> torch.Tensor:
-    stride, edge = STRIDES[kind]
-    return torch.randn(1, 3, 1 + stride * (latents - 1), edge, 2 * edge)
+    temporal, spatial = STRIDES[kind]
+    return torch.randn(1, 3, 1 + temporal * (latents - 1), spatial, 2 * spatial)
 
 
 def channelwise(values: list[float]) -> torch.Tensor:
@@ -108,7 +110,7 @@ def channelwise(values: list[float]) -> torch.Tensor:
 @cache
 @torch.no_grad()
 def sample(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A clip, its normalised latents and the frames decoded of them, by diffusers' own methods."""
+    """A clip, its normalised latents and its decoded frames, by diffusers' own methods."""
     torch.manual_seed(seed)
     net, video = reference(kind), video_for(kind, 3)
     z = net.encode(video).latent_dist.mode()
@@ -116,8 +118,8 @@ def sample(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return video, (z - channelwise(MEAN)) / channelwise(STD), net.decode(z, *time).sample
 
 
-def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @ALL
@@ -136,25 +138,25 @@ def test_full_clips_equal_diffusers(kind, saved):
 @STREAMING
 @torch.no_grad()
 def test_interleaved_streams_equal_full_clips(kind, saved):
-    """Two streams each way on one network: what one remembers is nothing to the other."""
+    """Two encoding and two decoding streams on one network do not share their caches."""
     net, stride = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind][0]
     clips = [sample(kind, seed) for seed in range(2)]
     cuts = ((1, 2), (2, 1))  # in latents
     encoders, decoders = ([make() for _ in clips] for make in (net.encoder_stream, net.decoder_stream))
-    made = ([], []), ([], [])
+    pieces = ([], []), ([], [])
     for turn in range(2):
         for i, (video, z, _) in enumerate(clips):
             frames = [1 + stride * (cuts[i][0] - 1), stride * cuts[i][1]]
-            made[i][0].append(encoders[i].push(video.split(frames, dim=2)[turn]))
-            made[i][1].append(decoders[i].push(z.split(list(cuts[i]), dim=2)[turn]))
-    for (latents, frames), (_, z, x) in zip(made, clips, strict=True):
+            pieces[i][0].append(encoders[i].push(video.split(frames, dim=2)[turn]))
+            pieces[i][1].append(decoders[i].push(z.split(list(cuts[i]), dim=2)[turn]))
+    for (latents, frames), (_, z, x) in zip(pieces, clips, strict=True):
         close(torch.cat(latents, dim=2), z)
         close(torch.cat(frames, dim=2), x)
 
 
 @STREAMING
 @torch.no_grad()
-def test_a_restored_stream_goes_on_as_before(kind, saved):
+def test_a_restored_stream_repeats_its_output(kind, saved):
     net = wrapper(kind).pretrained(str(saved(kind)))
     z, stream = torch.randn(1, 4, 3, 1, 1), net.decoder_stream()
     stream.push(z[:, :, :1])
@@ -178,36 +180,36 @@ def test_encoders_and_decoders_are_causal(kind, saved):
 
 @STREAMING
 def test_incomplete_latents_are_rejected(kind, saved):
-    net, (stride, edge) = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind]
+    net, (stride, spatial) = wrapper(kind).pretrained(str(saved(kind))), STRIDES[kind]
     for frames in (0, stride, 2 * stride + 2):
         with pytest.raises(ValueError, match=rf"{frames} frames of .* takes 1 \+ {stride}k frames"):
-            net.encode(torch.zeros(1, 3, frames, edge, edge))
-    with pytest.raises(ValueError, match=f"multiples of {edge}"):
-        net.encode(torch.zeros(1, 3, 1, edge, edge + 8 if edge > 8 else 12))
+            net.encode(torch.zeros(1, 3, frames, spatial, spatial))
+    with pytest.raises(ValueError, match=f"multiples of {spatial}"):
+        net.encode(torch.zeros(1, 3, 1, spatial, spatial + 8 if spatial > 8 else 12))
     stream = net.encoder_stream()
-    stream.push(torch.zeros(1, 3, 1, edge, edge))
+    stream.push(torch.zeros(1, 3, 1, spatial, spatial))
     with pytest.raises(ValueError, match=f"takes {stride}k frames after the first piece"):
-        stream.push(torch.zeros(1, 3, 1 + stride, edge, edge))
+        stream.push(torch.zeros(1, 3, 1 + stride, spatial, spatial))
 
 
 def test_a_non_causal_decoder_is_rejected_for_streams_only(saved):
-    """Its encoder is causal: networks can be trained on its latents, and stream by another decoder."""
-    with pytest.raises(ValueError, match=r"looks ahead.*decoder_distillation"):
+    """Its encoder is causal: networks can be trained on its latents, and streamed with another decoder."""
+    with pytest.raises(ValueError, match=r"is not causal.*decoder_distillation"):
         LTXAutoencoder.pretrained(str(saved("ltx_ahead"))).decoder_stream()
     noisy = LTXAutoencoder(CONFIG["ltx"] | {"decoder_inject_noise": (True, False, False, False, False)})
-    with pytest.raises(ValueError, match="noise of its own"):
+    with pytest.raises(ValueError, match="draws noise"):
         noisy.decoder_stream()
-    with pytest.raises(ValueError, match="take a causal encoder"):
+    with pytest.raises(ValueError, match="choose a causal encoder"):
         LTXAutoencoder(CONFIG["ltx"] | {"encoder_causal": False})
 
 
 def test_statistics_of_other_channels_are_rejected():
-    with pytest.raises(ValueError, match="16 means and deviations for 4 channels"):
+    with pytest.raises(ValueError, match="16 means and standard deviations for 4 channels"):
         WanAutoencoder({"base_dim": 4, "z_dim": 4, "num_res_blocks": 1})
 
 
 def test_fingerprints_cover_weights_and_statistics(saved, tmp_path):
-    """The hash of the same folder is the same; another weight or another normalisation makes other latents."""
+    """Loading a folder twice gives one hash; another weight or another normalisation gives another."""
     names = {WanAutoencoder.pretrained(str(saved("wan21"))).origin.fingerprint for _ in range(2)}
     assert len(names) == 1
     other = shutil.copytree(saved("wan21"), tmp_path / "weights")
@@ -219,7 +221,7 @@ def test_fingerprints_cover_weights_and_statistics(saved, tmp_path):
     assert len(names) == 3
 
 
-def test_a_network_for_other_latents_is_rejected(saved, tmp_path):
+def test_a_network_for_latents_of_another_autoencoder_is_rejected(saved, tmp_path):
     ours = WanAutoencoder.pretrained(str(saved("wan21")))
     network = {
         "_target_": "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder",
@@ -227,8 +229,8 @@ def test_a_network_for_other_latents_is_rejected(saved, tmp_path):
         "widths": [4, 4],
     }
     weights = bundle.new(network).state_dict()
-    made_for = {"autoencoder": ours.origin.fingerprint}
-    bundle.write(Bundle("teacher", weights, {"network": network}, made_for), tmp_path / "a.safetensors")
+    components = {"autoencoder": ours.origin.fingerprint}
+    bundle.write(Bundle("teacher", weights, {"network": network}, components), tmp_path / "a.safetensors")
     net = bundle.load(str(tmp_path / "a.safetensors"))
     bundle.check_latents(net, ours)
     with pytest.raises(ValueError, match="trained on latents of autoencoder"):
@@ -237,7 +239,7 @@ def test_a_network_for_other_latents_is_rejected(saved, tmp_path):
 
 @pytest.mark.parametrize("kind", ["wan22", "ltx095"])
 @torch.no_grad()
-def test_a_wrapped_network_makes_a_bundle(kind, saved, tmp_path):
+def test_a_wrapped_network_can_be_stored_as_a_bundle(kind, saved, tmp_path):
     net, path = wrapper(kind).pretrained(str(saved(kind))), tmp_path / "a.safetensors"
     bundle.write(Bundle("autoencoder", net.state_dict(), net.origin.config), path)
     loaded = bundle.load(str(path), ["autoencoder"])
@@ -256,30 +258,30 @@ def change_config(folder, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def halve(file) -> None:
+def truncate(file) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
 NAME = "decoder.conv_in.weight"
-SPOILT = {
+MISMATCHES = {
     f"missing {NAME}": lambda f: change_weights(f, lambda w: {k: v for k, v in w.items() if k != NAME}),
-    "unknown nobody": lambda f: change_weights(f, lambda w: w | {"nobody": torch.zeros(1)}),
-    f"{NAME} is \\(2, 2\\), wanted \\(16, 4, 3, 3, 3\\)": lambda f: change_weights(
+    "unknown surplus": lambda f: change_weights(f, lambda w: w | {"surplus": torch.zeros(1)}),
+    f"{NAME} is \\(2, 2\\), expected \\(16, 4, 3, 3, 3\\)": lambda f: change_weights(
         f, lambda w: w | {NAME: torch.zeros(2, 2)}
     ),
-    "is damaged .* download it again": lambda f: halve(f / "diffusion_pytorch_model.safetensors"),
-    "is no JSON": lambda f: (f / "config.json").write_text("{"),
-    "of a AutoencoderKLMagvit, wanted a AutoencoderKLWan": lambda f: change_config(
+    "is damaged .* download it again": lambda f: truncate(f / "diffusion_pytorch_model.safetensors"),
+    "is not valid JSON": lambda f: (f / "config.json").write_text("{"),
+    "config of AutoencoderKLMagvit; expected AutoencoderKLWan": lambda f: change_config(
         f, _class_name="AutoencoderKLMagvit"
     ),
-    "has novelty, which this diffusers doesn't know": lambda f: change_config(f, novelty=1),
+    "has novelty, unknown to the installed version of diffusers": lambda f: change_config(f, novelty=1),
 }
 
 
-@pytest.mark.parametrize("message", SPOILT)
+@pytest.mark.parametrize("message", MISMATCHES)
 def test_a_mismatched_folder_is_rejected(message, saved, tmp_path):
-    folder = shutil.copytree(saved("wan21"), tmp_path / "spoilt")
-    SPOILT[message](folder / "vae")
+    folder = shutil.copytree(saved("wan21"), tmp_path / "changed")
+    MISMATCHES[message](folder / "vae")
     with pytest.raises(ValueError, match=message):
         WanAutoencoder.pretrained(str(folder))
 
@@ -293,16 +295,16 @@ def test_only_safetensors_are_read(saved, tmp_path):
         WanAutoencoder.pretrained(str(folder), subfolder=None)
 
 
-@pytest.mark.parametrize("world", ["wan21", "wan22", "ltx"])
-def test_configs_build_it_and_errors_name_the_download_command(world, saved, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["wan21", "wan22", "ltx"])
+def test_configs_build_it_and_errors_name_the_download_command(name, saved, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("train", [f"autoencoder={world}", "folder=/tmp/run", "name=test"])
+        cfg = compose("train", [f"autoencoder={name}", "folder=/tmp/run", "name=test"])
     with pytest.raises(hydra.errors.InstantiationException) as caught:
         hydra.utils.instantiate(cfg.autoencoder)
     cause = caught.value.__cause__
     assert isinstance(cause, OSError)
     assert f"hf download {cfg.autoencoder.weights} --include 'vae/*'" in str(cause)
-    net = hydra.utils.instantiate(cfg.autoencoder, weights=str(saved(world)))
+    net = hydra.utils.instantiate(cfg.autoencoder, weights=str(saved(name)))
     assert cfg.puppet.size % net.spatial_stride == 0

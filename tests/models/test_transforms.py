@@ -128,7 +128,7 @@ def test_transforms_of_an_unknown_network_are_rejected(net):
     apply_transforms(
         module, {"net": {"lora": None, "checkpointing": ActivationCheckpointing()}, "critic": {"lora": None}}
     )
-    with pytest.raises(ValueError, match=r"transforms\.critic.*one of the networks net;"):
+    with pytest.raises(ValueError, match=r"transforms\.critic.*one of the networks net:"):
         apply_transforms(module, {"critic": {"checkpointing": ActivationCheckpointing()}})
 
 

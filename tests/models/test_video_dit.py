@@ -1,4 +1,4 @@
-"""The backbone's optional inputs, its input_skip, and that it compiles whole."""
+"""The backbone: optional inputs, the input skip, the sink, and compilation as one graph."""
 
 import pytest
 import torch
@@ -18,14 +18,14 @@ SIZES |= {"audio_features": FEATURES, "audio_tokens": AUDIO_TOKENS}
 
 
 def inputs(latents: int = LATENTS) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
-    """A pass over [sink | clip]."""
+    """Latents, timesteps and conditioning of a pass over [sink | clip]."""
     cond = make_cond(latents=latents)
     x = torch.cat([cond.reference, torch.randn(2, CHANNELS, latents, 4, 4)], dim=2)
     t = torch.rand(2, 1 + latents) * 0.8 + 0.1
     return x, t, join([cond.blank(1), cond], "l")
 
 
-def causal(net: VideoDiT, latents: int = LATENTS) -> View:
+def causal_view(net: VideoDiT, latents: int = LATENTS) -> View:
     return mask_view(MaskSpec((1,) * latents), net.tokens(4, 4), torch.device("cpu"))
 
 
@@ -34,20 +34,20 @@ def test_zero_initialised_target_time_and_guidance_change_nothing():
     net, (x, t, cond) = make_net(flow_map=True, guidance_embedding=True), inputs()
     zero_init_(net.target_time.linear_2)
     zero_init_(net.guidance.linear_2)
-    message = net(x, t, cond, causal(net), r=t / 2, guidance=torch.full_like(t, 3.0))
-    assert message.shape == x.shape
-    torch.testing.assert_close(message, net(x, t, cond, causal(net)))
+    got = net(x, t, cond, causal_view(net), r=t / 2, guidance=torch.full_like(t, 3.0))
+    assert got.shape == x.shape
+    torch.testing.assert_close(got, net(x, t, cond, causal_view(net)))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["r", "guidance"])
-def test_each_latent_has_a_target_time_and_a_guidance_of_its_own(name):
+def test_target_time_and_guidance_are_per_latent(name):
     net, (x, t, cond) = make_net(flow_map=True, guidance_embedding=True), inputs()
     before = torch.full_like(t, 0.3)
     after = before.clone()
-    after[:, 2] = 0.7  # of the second latent on the timeline, behind the sink
-    first, second = (net(x, t, cond, causal(net), **{name: value}) for value in (before, after))
-    assert not torch.allclose(first, net(x, t, cond, causal(net)))
+    after[:, 2] = 0.7  # of the second latent on the timeline; the sink is the first entry
+    first, second = (net(x, t, cond, causal_view(net), **{name: value}) for value in (before, after))
+    assert not torch.allclose(first, net(x, t, cond, causal_view(net)))
     torch.testing.assert_close(second[:, :, :2], first[:, :, :2])
     changed = (second - first).abs().amax(dim=(0, 1, 3, 4))
     assert (changed[2:] > 1e-4).all()
@@ -58,15 +58,17 @@ def test_target_time_and_guidance_are_different_inputs():
     net, (x, t, cond) = make_net(flow_map=True, guidance_embedding=True), inputs()
     a, b = torch.full_like(t, 0.3), torch.full_like(t, 0.7)
     assert not torch.allclose(
-        net(x, t, cond, causal(net), r=a, guidance=b), net(x, t, cond, causal(net), r=b, guidance=a), atol=1e-3
+        net(x, t, cond, causal_view(net), r=a, guidance=b),
+        net(x, t, cond, causal_view(net), r=b, guidance=a),
+        atol=1e-3,
     )
 
 
 @pytest.mark.parametrize("name", ["r", "guidance"])
-def test_an_input_without_its_embedding_is_rejected(net, name):
+def test_inputs_without_their_embedding_are_rejected(net, name):
     x, t, cond = inputs()
     with pytest.raises(AssertionError, match=f"{name} for a network without its embedding"):
-        net(x, t, cond, causal(net), **{name: t})
+        net(x, t, cond, causal_view(net), **{name: t})
 
 
 def fresh(**changes) -> VideoDiT:
@@ -75,35 +77,35 @@ def fresh(**changes) -> VideoDiT:
 
 
 @torch.no_grad()
-def test_a_fresh_network_carries_nothing():
+def test_the_input_skip_of_a_fresh_network_is_zero():
     net, (x, t, cond) = fresh(), inputs()
     torch.nn.init.normal_(net.out.weight)
-    whole = net(x, t, cond, causal(net))
-    assert whole.abs().max() > 0.1
+    expected = net(x, t, cond, causal_view(net))
+    assert expected.abs().max() > 0.1
     net.input_skip = None
-    net.register_module("input_skip", Nothing())
-    assert torch.equal(net(x, t, cond, causal(net)), whole)
+    net.register_module("input_skip", Zero())
+    assert torch.equal(net(x, t, cond, causal_view(net)), expected)
 
 
-class Nothing(torch.nn.Module):
+class Zero(torch.nn.Module):
     def forward(self, *_):
         return 0.0
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("reference", [True, False])
-def test_shares_of_input_and_reference_arrive_channel_by_channel(reference):
+def test_the_input_skip_adds_weighted_inputs_per_channel(reference):
     net, (x, t, cond) = make_net(reference_channels=reference), inputs()
     zero_init_(net.input_skip.weights)
-    without = net(x, t, cond, causal(net))
-    shares = torch.linspace(-1, 1, CHANNELS * (1 + reference)).view(-1, CHANNELS, 1, 1, 1)
-    net.input_skip.weights.bias.copy_(shares.flatten())
-    expected = shares[0] * x + (shares[1] * cond.reference if reference else 0)
-    torch.testing.assert_close(net(x, t, cond, causal(net)) - without, expected, rtol=1e-4, atol=1e-4)
+    without = net(x, t, cond, causal_view(net))
+    weights = torch.linspace(-1, 1, CHANNELS * (1 + reference)).view(-1, CHANNELS, 1, 1, 1)
+    net.input_skip.weights.bias.copy_(weights.flatten())
+    expected = weights[0] * x + (weights[1] * cond.reference if reference else 0)
+    torch.testing.assert_close(net(x, t, cond, causal_view(net)) - without, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_every_token_has_its_own_shares_over_its_own_patch():
+def test_every_token_weights_its_own_patch():
     input_skip = InputSkip(dim=6, channels=2, patch=2, reference=True)
     torch.nn.init.normal_(input_skip.weights.weight)
     x, reference, y = torch.randn(1, 2, 3, 4, 6), torch.randn(1, 2, 1, 4, 6), torch.randn(1, 3, 6, 6)
@@ -112,22 +114,22 @@ def test_every_token_has_its_own_shares_over_its_own_patch():
         for row in range(2):
             for column in range(3):
                 own, other = input_skip.weights(y[0, latent, 3 * row + column]).view(2, 2, 1, 1)
-                place = (slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2))
-                expected = own * x[0, :, latent][:, *place] + other * reference[0, :, 0][:, *place]
-                torch.testing.assert_close(out[0, :, latent][:, *place], expected)
+                own_patch = (slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2))
+                expected = own * x[0, :, latent][:, *own_patch] + other * reference[0, :, 0][:, *own_patch]
+                torch.testing.assert_close(out[0, :, latent][:, *own_patch], expected)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("sink", [True, False])
-def test_a_reference_by_channels_alone_leaves_the_sink_empty(sink):
+def test_the_sink_has_no_input_without_reference_sink(sink):
     net, (x, t, cond) = make_net(reference_sink=sink), inputs()
     other = x.clone()
     other[:, :, 0] = torch.randn_like(other[:, :, 0])
-    clips = [net(latents, t, cond, causal(net))[:, :, 1:] for latents in (x, other)]
+    clips = [net(latents, t, cond, causal_view(net))[:, :, 1:] for latents in (x, other)]
     assert torch.equal(*clips) != sink
 
 
-def test_a_reference_that_enters_nowhere_and_unknown_ways_of_hearing_are_refused(unchecked):
+def test_a_missing_reference_and_unknown_audio_injection_are_rejected(unchecked):
     with pytest.raises(ValueError, match="neither reference_channels nor reference_sink"):
         fresh(reference_sink=False, reference_channels=False)
     with pytest.raises(ValueError, match="attention, addition"):
@@ -136,7 +138,7 @@ def test_a_reference_that_enters_nowhere_and_unknown_ways_of_hearing_are_refused
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["mask", "ring"])
-def test_it_compiles_without_a_break(kind, compilable):
+def test_the_backbone_compiles_as_one_graph(kind, compilable):
     video_dit, embeddings = compilable("avatar.models.video_dit"), compilable("avatar.nn.embeddings")
     checked, (x, t, cond) = make_net(layers=1), inputs()
     text = embeddings.ByteTextEncoder(24, width=8, layers=1, max_bytes=16)

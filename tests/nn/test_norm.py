@@ -1,4 +1,4 @@
-"""RMS norm under autocast: the numbers of torch's own, by one kernel."""
+"""RMS norm under autocast: equal to torch's, by one fused kernel."""
 
 import pytest
 import torch
@@ -7,22 +7,22 @@ from torch.autograd.profiler import profile
 from avatar.nn.norm import RMSNorm
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # of torch's own
-@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # raised by torch's RMS norm
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
-def test_rms_norm_is_torchs_of_every_precision_and_one_kernel(given, weight):
+def test_rms_norm_equals_torch_in_every_precision_and_uses_the_fused_kernel(precision, weight):
     ours, theirs = RMSNorm(64, eps=1e-6).to(weight), torch.nn.RMSNorm(64, eps=1e-6).to(weight)
     for norm in (ours, theirs):
         torch.manual_seed(1)
         torch.nn.init.normal_(norm.weight)
-    first, second = ((3 * torch.randn(5, 64)).to(given).requires_grad_() for _ in range(2))
+    first, second = ((3 * torch.randn(5, 64)).to(precision).requires_grad_() for _ in range(2))
     second.data.copy_(first.data)
-    with profile() as called, torch.autocast("cpu", torch.bfloat16):
+    with profile() as profiled, torch.autocast("cpu", torch.bfloat16):
         got = ours(first)
     with torch.autocast("cpu", torch.bfloat16):
         expected = theirs(second)
-    assert "aten::_fused_rms_norm" in {event.name for event in called.function_events} and got.dtype == given
-    torch.testing.assert_close(got, expected.to(given), rtol=0, atol=0)
+    assert "aten::_fused_rms_norm" in {event.name for event in profiled.function_events} and got.dtype == precision
+    torch.testing.assert_close(got, expected.to(precision), rtol=0, atol=0)
     got.float().square().sum().backward()
     expected.float().square().sum().backward()
-    torch.testing.assert_close(first.grad, second.grad, rtol=1e-5 if given == torch.float32 else 1e-2, atol=1e-3)
+    torch.testing.assert_close(first.grad, second.grad, rtol=1e-5 if precision == torch.float32 else 1e-2, atol=1e-3)

@@ -338,7 +338,7 @@ def test_memory_stays_constant(opened):
         (lambda s: s.set_emotion("happy", 1.5), "intensity=1.5"),
         (lambda s: s.gesture("bow"), "gesture 'bow'"),
         (lambda s: s.gesture("wave", 0.0), "gesture of 0.0 seconds"),
-        (lambda s: s.set_prompt("x" * 40), "room is for 15"),
+        (lambda s: s.set_prompt("x" * 40), "expected at most 15"),
         (lambda s: s.set_reference(torch.zeros(1, 3, 1, 32, 32)), "crop it"),
         (lambda s: s.set_reference(torch.zeros(1, 3, 2, 16, 16)), "expected one frame"),
         (lambda s: s.set_reference(torch.zeros(1, 3, 1, 15, 16)), "multiples of 8"),

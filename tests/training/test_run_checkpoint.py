@@ -43,8 +43,8 @@ def folder(tmp_path, weights) -> Path:
 def test_shapes_are_read_from_files_and_folders(tmp_path, weights, folder):
     expected = {name: weight.shape for name, weight in weights.items()}
     torch.save({"state_dict": weights}, tmp_path / "file.ckpt")
-    assert run_checkpoint.shapes(tmp_path / "file.ckpt") == expected
-    assert run_checkpoint.shapes(folder) == expected
+    assert run_checkpoint.read_shapes(tmp_path / "file.ckpt") == expected
+    assert run_checkpoint.read_shapes(folder) == expected
 
 
 def test_newest_is_the_last_complete_checkpoint(tmp_path, weights, folder):
@@ -78,5 +78,5 @@ def test_pickled_code_is_rejected_and_never_run(tmp_path, weights, folder, where
         dcp.save({"state_dict": weights, "optimizer_0": {"lr": code}}, checkpoint_id=path)
         torch.save({}, path / run_checkpoint.META_FILE)
     with pytest.raises(ValueError, match="no checkpoint of a training run"):
-        run_checkpoint.shapes(path)
+        run_checkpoint.read_shapes(path)
     assert not code.path.exists()

@@ -1,8 +1,8 @@
 """Log-mel features per frame, without weights.
 
-A frame of 640 samples is four hops of 160; a hop's spectrum is taken over 400 samples centred on it, so it reaches 120
-samples past its end. Hence a frame's features are known once 120 samples of the next frame are: a latent waits for
-its own frames, the `right_context` after them, and these 120 samples (7.5 ms) more.
+A frame of 640 samples has four hops of 160. The spectrum of a hop is computed over 400 samples centred on it, so it
+reaches 120 samples past its end, and a frame's features need 120 samples of the next frame. The latency of a latent is
+therefore its own frames, the `right_context` after them, and these 120 samples (7.5 ms).
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,24 @@ from avatar.errors import UserError
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 HOP, WINDOW = 160, 400
-OVERLAP = (WINDOW - HOP) // 2  # samples that a hop's window reaches to either side
+OVERLAP = (WINDOW - HOP) // 2  # samples of a hop's window beyond each end of the hop
 
 
 @dataclass(frozen=True)
 class LogMel:
-    """Log-mel energies of the four hops of a frame, scaled to about unit range.
+    """Audio encoder: log-mel energies of the four hops of a frame, scaled to about unit range.
 
     Args:
-        mels: bands of the filterbank.
+        mels: bands of the filterbank; a frame has 4 · mels features.
         left_context, right_context: feature frames of a latent's window before and after its own frames, at least 1.
+
+    Raises:
+        UserError: a context below 1.
     """
 
-    hop_frames: ClassVar[int] = 1  # frames whose features are made together
+    hop_frames: ClassVar[int] = 1  # frames whose features are computed together
     left_samples: ClassVar[int] = OVERLAP  # samples before a frame that its features depend on
-    lookahead_samples: ClassVar[int] = OVERLAP  # and after it
+    lookahead_samples: ClassVar[int] = OVERLAP  # samples after it
     num_layers: ClassVar[int] = 1
     mels: int = 40
     left_context: int = 3
@@ -42,7 +45,8 @@ class LogMel:
     def __post_init__(self):
         if self.right_context < 1 or self.left_context < 1:
             raise UserError(
-                f"contexts of {self.left_context} and {self.right_context} frames; a frame's hops need ≥ 1 of each"
+                f"got left_context={self.left_context}, right_context={self.right_context}; expected at least 1 each, "
+                "for the windows of a frame's hops: raise them"
             )
 
     @property
@@ -52,6 +56,7 @@ class LogMel:
 
     @property
     def dim(self) -> int:
+        """Features per frame."""
         return self.mels * SAMPLES_PER_FRAME // HOP
 
     def tokens(self, stride: int) -> int:
@@ -59,13 +64,13 @@ class LogMel:
         return self.left_context + stride + self.right_context
 
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of all whole frames; samples are padded with silence at both ends."""
+        """Features of all complete frames; samples are padded with silence at both ends."""
         frames = samples.shape[-1] // SAMPLES_PER_FRAME
         padded = torch.nn.functional.pad(samples[: frames * SAMPLES_PER_FRAME], (OVERLAP, OVERLAP))
         return self.interior(padded)
 
     def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of samples that include `OVERLAP` more at each end."""
+        """Features of complete frames, from samples with `OVERLAP` more at each end."""
         if samples.shape[-1] < WINDOW:
             return samples.new_zeros(0, self.dim)
         hops = samples.unfold(-1, WINDOW, HOP) * self._window.to(samples)

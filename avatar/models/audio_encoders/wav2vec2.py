@@ -1,8 +1,8 @@
-"""wav2vec 2.0 (arXiv:2006.11477) and HuBERT (arXiv:2106.07447), which differ in training and share one architecture.
+"""wav2vec 2.0 (arXiv:2006.11477) and HuBERT (arXiv:2106.07447), which have the same architecture.
 
-State t of the convolutions has a receptive field of `field` samples and a stride of `step`: 400 and 320. Windows are
-padded by half of the difference at each end, so that a frame of 640 samples has exactly two states, centred on its
-halves; without it, f frames would have 2 f - 1.
+The convolutions have a receptive field of `field` samples and a stride of `step`: 400 and 320. Windows are padded by
+half of the difference at each end, so that a frame of 640 samples has exactly two states, centred on its halves;
+without the padding, f frames would have 2 f - 1 states.
 """
 
 import json
@@ -25,6 +25,10 @@ class Wav2Vec2(hub.FrozenNetwork):
 
     Args:
         weights: a folder, or a repository's name in the Hugging Face cache.
+
+    Raises:
+        MissingFileError: no weights.
+        UserError: weights of another kind of network, or states that do not fit frames of 640 samples.
     """
 
     def __init__(self, weights: str):
@@ -33,7 +37,7 @@ class Wav2Vec2(hub.FrozenNetwork):
         hub.file(path / "preprocessor_config.json", weights)
         kind = json.loads(hub.file(path / "config.json", weights).read_text()).get("model_type")
         if kind not in NETWORKS:
-            raise UserError(f"{weights} is a {kind}; give weights of a {' or '.join(NETWORKS)}")
+            raise UserError(f"{weights} is a {kind}; expected a {' or '.join(NETWORKS)}: pass weights of one")
         self.net, self.kind = hub.load(NETWORKS[kind], path), kind
         self.extractor = Wav2Vec2FeatureExtractor.from_pretrained(path, local_files_only=True)
         config = self.net.config
@@ -43,8 +47,8 @@ class Wav2Vec2(hub.FrozenNetwork):
         field = 1 + sum((size - 1) * stride for size, stride in zip(config.conv_kernel, strides, strict=True))
         if SAMPLES_PER_FRAME % step or self.extractor.sampling_rate != SAMPLE_RATE:
             raise UserError(
-                f"{weights} makes a state of every {step} samples at {self.extractor.sampling_rate} Hz; wanted whole "
-                f"states in a frame of {SAMPLES_PER_FRAME} at {SAMPLE_RATE} Hz"
+                f"{weights} has a stride of {step} samples at {self.extractor.sampling_rate} Hz; expected a divisor of "
+                f"{SAMPLES_PER_FRAME}, the samples of a frame at {SAMPLE_RATE} Hz: pass other weights"
             )
         self.margins = ((field - step) // 2, -(-(field - step) // 2))
 
@@ -52,10 +56,10 @@ class Wav2Vec2(hub.FrozenNetwork):
         """Accept windows of any length."""
 
     def forward(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]:
-        """States of windows that include their margins, each normalised alone as in training."""
+        """States of windows that include their margins; each window is normalised by itself, as in training."""
         rows = list(windows.cpu().numpy())
-        sound = self.extractor(rows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
-        return torch.stack(self.net(sound.to(windows), output_hidden_states=True).hidden_states, dim=1)
+        samples = self.extractor(rows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
+        return torch.stack(self.net(samples.to(windows), output_hidden_states=True).hidden_states, dim=1)
 
     @property
     def fingerprint(self) -> str:

@@ -1,11 +1,11 @@
-"""The encoder of Whisper (arXiv:2212.04356).
+"""Whisper's encoder (arXiv:2212.04356).
 
-Its spectra are normalised over its full input, whose length is fixed, two spectra per position: 30 s. A window is
-padded with silence to that length, as in training; with `positions` only the first ones are used, which costs in
-proportion and differs from training.
+Spectra are normalised over the full input of fixed length: 30 s, two spectra per position. A window is padded with
+silence to that length, as in training. With `positions`, only the first positions are used: the cost falls in
+proportion, but the input differs from training.
 
-State t is centred on sample 320 t. Windows begin 160 samples later than their first frame, so that a frame has
-exactly its own two states, centred on its halves.
+State t is centred on sample 320 t. Windows begin 160 samples after the start of their first frame, so that a frame has
+exactly two states, centred on its halves.
 """
 
 import torch
@@ -26,7 +26,11 @@ class Whisper(hub.FrozenNetwork):
 
     Args:
         weights: a folder, or a repository's name in the Hugging Face cache.
-        positions: how many to use, at least two per frame of a window; None: all (1,500), as in training.
+        positions: number of positions to use, at least two per frame of a window; None: all (1,500), as in training.
+
+    Raises:
+        MissingFileError: no weights.
+        UserError: more positions than the network has, or a preprocessor config that does not fit the network.
     """
 
     margins = (-STEP // 2, STEP // 2)
@@ -38,30 +42,30 @@ class Whisper(hub.FrozenNetwork):
         self.net = hub.load(WhisperModel, path).encoder
         self.extractor = WhisperFeatureExtractor.from_pretrained(path, local_files_only=True)
         config = self.net.config
-        most = config.max_source_positions
+        limit = config.max_source_positions
         if positions is not None:
-            if not 1 <= positions <= most:
-                raise UserError(f"positions={positions}; {weights} has 1 to {most}")
+            if not 1 <= positions <= limit:
+                raise UserError(f"got positions={positions} for {weights}; expected 1 to {limit}: change it")
             self.net.embed_positions = nn.Embedding.from_pretrained(self.net.embed_positions.weight[:positions])
             config.max_source_positions = positions
-        self.positions = positions or most
+        self.positions = positions or limit
         self.width, self.depth = config.d_model, config.encoder_layers + 1
         if self.extractor.feature_size != config.num_mel_bins or self.extractor.sampling_rate != SAMPLE_RATE:
             raise UserError(
-                f"{weights} makes {self.extractor.feature_size} bands of sound at {self.extractor.sampling_rate} Hz, "
-                f"but takes {config.num_mel_bins} at {SAMPLE_RATE} Hz; get its preprocessor_config.json anew"
+                f"{weights} computes {self.extractor.feature_size} mel bands at {self.extractor.sampling_rate} Hz; "
+                f"expected {config.num_mel_bins} at {SAMPLE_RATE} Hz: download its preprocessor_config.json again"
             )
 
     def check(self, frames: int) -> None:
         """Raise UserError for windows longer than the positions."""
         if frames * RATE > self.positions:
             raise UserError(
-                f"windows of {frames} frames, past, hop and future together; {self.positions} positions have room for "
-                f"{self.positions // RATE}: shorten the past, or give more positions"
+                f"got windows of {frames} frames (past, hop and future); expected at most {self.positions // RATE} for "
+                f"{self.positions} positions: shorten the past or raise positions"
             )
 
     def forward(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]:
-        """States of windows that are shifted by their margins, without those of the padding."""
+        """States of windows that are shifted by the margins, without the states of the padding."""
         rows = list(windows.cpu().numpy())
         spectra = self.extractor(
             rows,

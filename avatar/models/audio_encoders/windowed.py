@@ -1,15 +1,15 @@
-"""Features of frozen speech networks, independent of how a stream is cut.
+"""Windowed features of frozen bidirectional speech networks, the same for every cut of the audio.
 
-Such networks are bidirectional, so a frame's features would change with every new packet of audio. Here each hop of
-`hop_frames` frames has a window of its own on the fixed grid of the timeline,
+Such networks are bidirectional, so a frame's features would change with every new packet of audio. Here each hop j of
+`hop_frames` frames has its own window on the fixed grid of the timeline,
 
     [hop_frames j - past, hop_frames (j + 1) + future) frames,
 
-and its features depend on that window alone: full clips and streams agree. 50 states a second become 25 by the mean
-within a frame.
+and its features depend on that window alone: those of full clips and of streams are equal. 50 states per second become
+25 by the mean within a frame.
 
-The states of all layers are concatenated, each of unit variance over its channels. They are frozen and may be stored in
-a data set; their mix is learned with the backbone (`avatar.nn.embeddings.LayerMix`).
+The states of all layers are concatenated, each with unit variance over its channels. They are frozen and can be stored
+in a data set; their mix is learned with the backbone (`avatar.nn.embeddings.LayerMix`).
 """
 
 from collections.abc import Sequence
@@ -24,43 +24,49 @@ from torch import Tensor, nn
 from avatar.errors import UserError
 from avatar.types import SAMPLES_PER_FRAME
 
-BATCH = 16  # windows at a time
+BATCH = 16  # windows per forward pass
 
 
 @runtime_checkable
 class SpeechNetwork(Protocol):
-    """Windows of audio → the states of all layers, several for each frame, aligned with the frames."""
+    """Interface of speech networks: windows of audio → the states of all layers, aligned with the frames."""
 
-    width: int  # channels of a state
-    depth: int  # states that it gives: its first layer's input, and every layer's output
-    margins: tuple[int, int]  # samples that it takes before a window's first frame and after its last one
+    width: int  # channels d of a state
+    depth: int  # number y of states: the first layer's input, and every layer's output
+    margins: tuple[int, int]  # samples before a window's first frame and after its last frame that are passed too
 
     @property
     def fingerprint(self) -> str:
-        """The weights, whatever their path, and the settings that states depend on."""
+        """The weights, independent of their path, and the settings that states depend on."""
         ...
 
     def check(self, frames: int) -> None:
         """Raise UserError if windows of this many frames are too long."""
         ...
 
-    def __call__(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]: ...
+    def __call__(self, windows: Float[Tensor, "n s"]) -> Float[Tensor, "n y t d"]:
+        """States of n windows of s samples; t is a multiple of the window's frames."""
+        ...
 
     def parameters(self) -> object: ...
 
 
 class WindowedEncoder(nn.Module):
-    """An audio encoder (see `avatar.types`) of a frozen network on trailing windows.
+    """Audio encoder (see `avatar.protocols.AudioEncoder`): a frozen speech network on sliding windows.
 
-    Latency beyond a latent's own frames: `right_context`, up to a whole hop, and `future`.
+    The latency beyond a latent's own frames is `right_context`, rounded up to complete hops, plus `future`.
 
     Args:
         network: the frozen speech network.
         past: frames of audio in a window before its hop, at least 1.
-        future: frames after it, at least 0.
-        hop_frames: frames that share a window, a divisor of a latent's frames. Half of it costs twice as much.
-        left_context, right_context: feature frames of a latent's window before and after its own frames.
-        layers: states to keep, of the network's `depth`; None: all of them.
+        future: frames of audio in a window after its hop, at least 0.
+        hop_frames: frames that share a window, a divisor of a latent's frames. Half as many cost twice as much.
+        left_context, right_context: feature frames of a latent's window before and after its own frames, at least 1
+            and 0.
+        layers: indices of the states to keep, below the network's `depth`; None: all of them.
+
+    Raises:
+        UserError: a size below its minimum, unknown layers, or windows that are too long for the network.
     """
 
     def __init__(
@@ -76,14 +82,16 @@ class WindowedEncoder(nn.Module):
         super().__init__()
         if past < 1 or future < 0 or hop_frames < 1 or left_context < 1 or right_context < 0:
             raise UserError(
-                f"past={past}, future={future}, hop_frames={hop_frames}, left_context={left_context}, "
-                f"right_context={right_context} frames; expected at least 1, 0, 1, 1 and 0"
+                f"got past={past}, future={future}, hop_frames={hop_frames}, left_context={left_context}, "
+                f"right_context={right_context}; expected at least 1, 0, 1, 1 and 0: raise them"
             )
         self.network, self.past, self.future, self.hop_frames = network, past, future, hop_frames
         self.left_context, self.right_context = left_context, right_context
         self.layers = list(range(network.depth)) if layers is None else list(layers)
-        if unknown := [layer for layer in self.layers if not 0 <= layer < network.depth] or not self.layers:
-            raise UserError(f"layers={self.layers}, with {unknown}; choose some of 0 to {network.depth - 1}, or null")
+        if not self.layers or not all(0 <= layer < network.depth for layer in self.layers):
+            raise UserError(
+                f"got layers={self.layers}; expected some of 0 to {network.depth - 1}, or null: change them"
+            )
         network.check(past + hop_frames + future)
         before, after = network.margins
         self.left_samples, self.lookahead_samples = (
@@ -100,25 +108,27 @@ class WindowedEncoder(nn.Module):
 
     @property
     def dim(self) -> int:
+        """Features per frame, of all layers together."""
         return len(self.layers) * self.network.width
 
     @property
     def num_layers(self) -> int:
+        """Layers whose states are concatenated in the features."""
         return len(self.layers)
 
     def tokens(self, stride: int) -> int:
         """Audio tokens per latent of `stride` frames: one per frame, contexts included."""
         if stride % self.hop_frames:
             raise UserError(
-                f"a hop of {self.hop_frames} frames with latents of {stride}; choose a hop that divides these"
+                f"got a hop of {self.hop_frames} frames with latents of {stride}; expected a divisor: change hop_frames"
             )
         return self.left_context + stride + self.right_context
 
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of all whole frames, of which the first begins a hop; before and after the samples is silence."""
+        """Features of all complete frames, of which the first begins a hop; samples are padded with silence."""
         frames = len(samples) // SAMPLES_PER_FRAME
-        whole = -(-frames // self.hop_frames) * self.hop_frames * SAMPLES_PER_FRAME
-        missing = whole - frames * SAMPLES_PER_FRAME
+        hops = -(-frames // self.hop_frames)
+        missing = (hops * self.hop_frames - frames) * SAMPLES_PER_FRAME
         padded = nn.functional.pad(
             samples[: frames * SAMPLES_PER_FRAME], (self.left_samples, missing + self.lookahead_samples)
         )
@@ -126,7 +136,7 @@ class WindowedEncoder(nn.Module):
 
     @torch.no_grad()
     def interior(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
-        """Features of full hops, from samples with `left_samples` before and `lookahead_samples` after them."""
+        """Features of complete hops, from samples with `left_samples` before and `lookahead_samples` after them."""
         step = self.hop_frames * SAMPLES_PER_FRAME
         size = self.left_samples + step + self.lookahead_samples
         if len(samples) < size:
@@ -140,7 +150,7 @@ class WindowedEncoder(nn.Module):
 
     @cached_property
     def silence(self) -> Float[Tensor, "h d"]:
-        """The features of a hop of silence, amid silence."""
+        """The features of a hop of silence, surrounded by silence."""
         return self.interior(
             torch.zeros(self.left_samples + self.hop_frames * SAMPLES_PER_FRAME + self.lookahead_samples)
         )

@@ -1,14 +1,14 @@
-"""A small causal convolutional video autoencoder: 8×8 in space, 4 in time.
+"""Small causal convolutional video autoencoder with strides of 8×8 pixels and 4 frames.
 
-1 + 4k frames make 1 + k latents: each group of four frames is one latent, and the first frame, four times over, makes
-the first. The frames of a group are folded into channels together with squares of 4×4 pixels, so that all convolutions
-work on a quarter of the picture's size or less: cheap, and quick to learn.
+1 + 4k frames have 1 + k latents: each group of four frames is one latent, and the first frame, repeated four times, is
+the first group. The frames of a group and squares of 4×4 pixels are folded into channels, so that all convolutions run
+at a quarter of the frame's size or less: they are cheap and learn quickly.
 
-It is causal. Convolutions over time pad on the left only, with the first latent repeated in a stream's first piece and
-with cached latents in later ones: a stream decoded piece by piece equals the full decode.
+Convolutions over time are causal. They are padded on the left only: with the repeated first latent in a stream's first
+piece, and with cached latents in later ones. So decoding in pieces equals the full decode.
 
-Latents are normalised to zero mean and unit variance per channel by running statistics that count as constants: batch
-statistics would remove what the clips of a batch share, such as a palette.
+Latents are normalised to zero mean and unit variance per channel. Running statistics count as constants, because batch
+statistics would remove what the clips of a batch have in common, such as a palette.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from avatar.models.autoencoders.streamed import StreamedAutoencoder
 from avatar.types import Latents, Pixels
 
 FOLD, GROUP = 4, 4  # pixels and frames that are folded into channels
-Features = Float[Tensor, "b _ _ _ _"]  # b c l h w, of which a layer may change c h w
+Features = Float[Tensor, "b _ _ _ _"]  # b c l h w; a layer may change c, h and w
 
 
 class CausalConv(nn.Module):
-    """Causal 3-D convolution over this latent and the `kernel[0] - 1` before it."""
+    """Causal 3-D convolution over a latent and the `kernel[0] - 1` latents before it, which `memory` caches."""
 
     def __init__(self, c_in: int, c_out: int, kernel: tuple[int, int, int]):
         super().__init__()
@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """RMS norm over channels at every position, without statistics over time."""
+    """RMS norm over the channels of each position, without statistics over time."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -71,7 +71,7 @@ class ChannelNorm(nn.Module):
 
 
 class Halve(nn.Module):
-    """Half the height and width: squares of 2×2 folded into channels, then mixed."""
+    """Downsampling by 2×2: squares are folded into channels, then a 1×1 convolution."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
@@ -82,7 +82,7 @@ class Halve(nn.Module):
 
 
 class Double(nn.Module):
-    """Twice the height and width: the reverse of `Halve`."""
+    """Upsampling by 2×2: a 1×1 convolution, then channels are unfolded into squares."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
@@ -95,11 +95,14 @@ class Double(nn.Module):
 class CausalConvAutoencoder(StreamedAutoencoder):
     """The autoencoder of the nano models: a linear map of blocks of 8×8 pixels × 4 frames plus convolutions.
 
-    The convolutions' last layers are zero-initialised.
+    The last convolutions of encoder and decoder are zero-initialised.
 
     Args:
-        channels: of the latents.
+        channels: channels of the latents.
         widths: feature channels at 1/4 and 1/8 of the frame's size.
+
+    Raises:
+        UserError: a size below 1, or not two widths.
     """
 
     temporal_stride, spatial_stride = GROUP, 2 * FOLD
@@ -108,7 +111,10 @@ class CausalConvAutoencoder(StreamedAutoencoder):
     def __init__(self, channels: int = 48, widths: Sequence[int] = (80, 112)):
         super().__init__()
         if len(widths) != 2 or min(channels, *widths) < 1:
-            raise UserError(f"channels={channels}, widths={list(widths)}; wanted at least 1, and two widths as large")
+            raise UserError(
+                f"got channels={channels}, widths={list(widths)}; expected two widths, and numbers of at least 1: "
+                "change them"
+            )
         self.channels = channels
         a, b = widths
         folded = 3 * GROUP * FOLD * FOLD
@@ -139,7 +145,7 @@ class CausalConvAutoencoder(StreamedAutoencoder):
 
     @torch.no_grad()
     def start_from(self, video: Pixels) -> None:
-        """Initialise the linear maps with the principal components of these frames' blocks."""
+        """Initialise the linear maps with the principal components of the blocks of 1 + 4k frames."""
         check_video(video, True, self.temporal_stride, self.spatial_stride)
         blocks = _blocks(_folded(video, first=True)).flatten(0, 3)
         mean = blocks.mean(dim=0)
@@ -165,14 +171,14 @@ class CausalConvAutoencoder(StreamedAutoencoder):
 
 
 def through(layers: nn.ModuleList, x: Features, memory: Memory) -> Features:
-    """The layers one after another."""
+    """Apply the layers in order."""
     for layer in layers:
         x = layer(x, memory)
     return x
 
 
 def _folded(video: Pixels, first: bool) -> Features:
-    """Groups of frames and squares of pixels as channels."""
+    """Groups of frames and squares of pixels, folded into channels."""
     video = padded(video, GROUP) if first else video
     return rearrange(video, "b c (l s) (h p) (w q) -> b (c s p q) l h w", s=GROUP, p=FOLD, q=FOLD)
 

@@ -21,8 +21,8 @@ Wrapper = TypeVar("Wrapper", bound="FromDiffusers")
 class FromDiffusers:
     """Mixin of autoencoders that wrap a network of diffusers.
 
-    A class sets `diffusers_class` and `example`, a repository on the Hugging Face hub that has such a network, and
-    takes over the layers of one by `_take`.
+    A class sets `diffusers_class` and `example`, a repository on the Hugging Face hub with such a network. Its method
+    `_take` moves the layers of a network of diffusers to the wrapper.
     """
 
     diffusers_class: ClassVar[type[ModelMixin]]
@@ -30,24 +30,25 @@ class FromDiffusers:
 
     @classmethod
     def pretrained(cls: type[Wrapper], weights: str, subfolder: str | None = "vae") -> Wrapper:
-        """Published weights, in eval mode; for arguments and errors see `read`."""
+        """Load published weights, in eval mode; for arguments and errors see `read`."""
         net: Any = read(cls.diffusers_class, weights, subfolder, cls.example)
-        made: Any = cls.__new__(cls)
-        nn.Module.__init__(made)
-        made._take(net)
+        wrapper: Any = cls.__new__(cls)
+        nn.Module.__init__(wrapper)
+        wrapper._take(net)
         config = {name: value for name, value in net.config.items() if not name.startswith("_")}
         network = registry.registered({"_target_": f"{cls.__module__}.{cls.__qualname__}", "config": config})
-        made.origin = bundle.Origin({"network": network}, "autoencoder", bundle.fingerprint(made.state_dict()))
-        return made.eval()
+        wrapper.origin = bundle.Origin({"network": network}, "autoencoder", bundle.fingerprint(wrapper.state_dict()))
+        return wrapper.eval()
 
 
 def read(kind: type[Net], weights: str, subfolder: str | None, example: str) -> Net:
-    """A network of this class, in fp32; nothing is downloaded.
+    """Read a network of diffusers, in fp32; nothing is downloaded.
 
     Args:
+        kind: the class of the network.
         weights: a folder, or a repository's name in the Hugging Face cache.
-        subfolder: of it, such as `vae` in a pipeline's folder; None: the folder itself.
-        example: a repository to name in the error if there are no weights.
+        subfolder: subfolder of it, such as `vae` in a pipeline's folder; None: the folder itself.
+        example: a repository that the error names if there are no weights.
 
     Raises:
         MissingFileError: no weights; the message names the command that downloads them.
@@ -73,20 +74,22 @@ def _folder(weights: str, subfolder: str | None, example: str) -> Path:
         return hub.folder(weights, example)
     try:
         return hub.folder(weights, example) / subfolder
-    except FileNotFoundError as error:  # whose last words are the command, for a repository of which this is a part
+    except FileNotFoundError as error:  # its message ends with the download command
         raise MissingFileError(f"{error} --include '{subfolder}/*'") from None
 
 
 def _config(kind: type[ModelMixin], file: Path) -> dict[str, Any]:
-    """The constructor arguments in a config file; those of another class or release are refused."""
+    """Read the constructor arguments in a config file; those of another class or release are rejected."""
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}); download it again") from error
-    made = config.get("_class_name") if isinstance(config, dict) else None
-    if made != kind.__name__:
-        raise UserError(f"{file} is of a {made}, wanted a {kind.__name__}; give the folder of one")
+        raise UserError(f"{file} is not valid JSON ({error}); download it again") from error
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name != kind.__name__:
+        raise UserError(f"{file} is the config of {name}; expected {kind.__name__}: pass the folder of one")
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     if unknown := sorted(config.keys() - inspect.signature(kind).parameters.keys()):
-        raise UserError(f"{file} has {', '.join(unknown)}, which this diffusers doesn't know; install a newer one")
+        raise UserError(
+            f"{file} has {', '.join(unknown)}, unknown to the installed version of diffusers; install a newer one"
+        )
     return config

@@ -1,11 +1,11 @@
-"""A small causal decoder, distilled for the latents of a large autoencoder, with that one's frozen encoder.
+"""Small causal decoder, distilled for the latents of a large autoencoder whose frozen encoder it keeps.
 
-The idea is that of TAEHV (github.com/madebyollin/taehv): encoding happens once, decoding in every chunk of a stream.
-A latent's frames and squares of 4×4 pixels are folded into channels, as in `causal_conv`, so that everything is
-computed at a quarter of the picture's size or less; a linear map of each latent pixel to its block of pixels × frames
-is the start, and convolutions learn the rest.
+The idea is from TAEHV (github.com/madebyollin/taehv): encoding happens once, decoding in every chunk of a stream. A
+latent's frames and squares of 4×4 pixels are folded into channels, as in `causal_conv`, so that all layers run at a
+quarter of the frame's size or less. The decoder is a linear map of each latent pixel to its block of pixels × frames,
+plus convolutions, which learn the residual.
 
-Its latents are the large autoencoder's, and so is its fingerprint, which `components` of its bundle records.
+Latents and fingerprint are those of the large autoencoder; `components` in the bundle records the fingerprint.
 """
 
 from dataclasses import replace
@@ -24,11 +24,14 @@ from avatar.types import Latents, Pixels
 
 
 class DistilledAutoencoder(StreamedAutoencoder):
-    """A large autoencoder's frozen encoder and a small decoder.
+    """The frozen encoder of a large autoencoder and a small decoder.
 
     Args:
-        encoder: an autoencoder; its own decoder is dropped.
-        width: feature channels of the decoder at 1/4 of the frame's size; each halving below adds as many.
+        encoder: the large autoencoder; its decoder is deleted.
+        width: feature channels of the decoder at 1/4 of the frame's size; each halving of the size adds as many.
+
+    Raises:
+        UserError: the spatial stride is not 4 times a power of 2.
     """
 
     decoder_parts = ("decoder", "linear")
@@ -40,8 +43,8 @@ class DistilledAutoencoder(StreamedAutoencoder):
         doublings = (self.spatial_stride // FOLD).bit_length() - 1
         if doublings < 0 or FOLD * 2**doublings != self.spatial_stride:
             raise UserError(
-                f"latents of {self.spatial_stride}×{self.spatial_stride} pixels; wanted {FOLD} or doublings of "
-                "it: take an autoencoder of pictures"
+                f"got an autoencoder with a spatial stride of {self.spatial_stride}; expected {FOLD}, {2 * FOLD}, "
+                f"{4 * FOLD}, …: choose an autoencoder of images"
             )
         widths = [width * (1 + i) for i in reversed(range(doublings + 1))]
         encoder.drop_decoder()
@@ -64,20 +67,26 @@ class DistilledAutoencoder(StreamedAutoencoder):
 
     @torch.no_grad()
     def start_from(self, latents: Latents, video: Pixels) -> None:
-        """Initialise the linear map by least squares from clips of at least two latents to their frames."""
+        """Initialise the linear map by least squares from latents to frames.
+
+        Args:
+            latents: of clips of at least two latents.
+            video: their frames.
+        """
         s, p = self.temporal_stride, self.spatial_stride
-        # A first latent shows one frame of its block alone.
+        # The first latent decodes to a single frame of its block.
         blocks = rearrange(video[:, :, 1:], "b c (l s) (h p) (w q) -> (b l h w) (c s p q)", s=s, p=p, q=p)
         x = rearrange(latents[:, :, 1:], "b c l h w -> (b l h w) c")
         mean, target = x.mean(dim=0), blocks.mean(dim=0)
         x = x - mean
-        # A little of the identity, since few clips may not show every direction of the latents.
+        # Regularised by a small multiple of the identity: few clips may not vary in every direction of the latents.
         gram = x.T @ x / len(x) + 1e-4 * torch.eye(self.channels, device=x.device)
         weight = torch.linalg.solve(gram, x.T @ (blocks - target) / len(x)).T
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(target - weight @ mean)
 
     def encoder_stream(self) -> Stream:
+        """A new encoding stream of the large autoencoder."""
         return self.encoder.encoder_stream()
 
     def _decode_piece(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
@@ -90,13 +99,21 @@ class DistilledAutoencoder(StreamedAutoencoder):
 
 
 def distilled(teacher: StreamedAutoencoder, width: int) -> DistilledAutoencoder:
-    """A new small decoder with the encoder of a trained autoencoder, under that one's fingerprint."""
+    """Build a new small decoder with the encoder and the fingerprint of a trained autoencoder.
+
+    Args:
+        teacher: the trained autoencoder.
+        width: see `DistilledAutoencoder`.
+
+    Raises:
+        UserError: the autoencoder is not trained.
+    """
     origin = bundle.origin_of(teacher)
     if origin.kind != "autoencoder":
-        raise UserError(f"an autoencoder of kind {origin.kind!r} has no weights to distil; load one that was trained")
+        raise UserError(f"got an autoencoder of kind {origin.kind!r}; expected a trained one: load it from a bundle")
     net = bundle.new({"name": "distilled_autoencoder", "encoder": origin.network, "width": width})
     weights = teacher.state_dict()
     net.encoder.load_state_dict({name: weights[name] for name in net.encoder.state_dict()})
-    # Of a distilled teacher the hash is the first one's already.
+    # A distilled teacher has the fingerprint of the first autoencoder already.
     net.origin = replace(net.origin, fingerprint=origin.fingerprint, components={"autoencoder": origin.fingerprint})
     return net

@@ -1,10 +1,10 @@
 """LTX-Video's autoencoder, 32×32×8 with 128 channels (arXiv:2501.00103).
 
 The network and weights are diffusers', whose causal convolutions pad a clip on the left with copies of its first frame.
-In a stream only the first piece is padded so: layers with a temporal receptive field are replaced by ones with a cache,
-with the same weights under the same names.
+In a stream only the first piece is padded like this: layers with a temporal receptive field are replaced by layers with
+a cache, with the same weights under the same names.
 
-The encoder is causal. The public decoders are not: they decode whole clips, and no stream.
+The encoder is causal. The public decoders are not: they decode full clips only, not streams.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,38 +26,38 @@ from avatar.models.autoencoders.stream import Memory, Stream
 from avatar.models.autoencoders.streamed import StreamedAutoencoder
 from avatar.types import Latents, Pixels
 
-Features = Float[Tensor, "b _ _ _ _"]  # b c l h w, of which a layer may change c l h w
+Features = Float[Tensor, "b _ _ _ _"]  # b c l h w; a layer may change c, l, h and w
 
-# diffusers' blocks hand nothing down to their convolutions but the features: what the running stream remembers, and
-# whether this is its first piece, lie here while they run.
+# The cache of the running stream, and whether this is its first piece. diffusers' blocks pass nothing but features to
+# their convolutions, so these are read from here.
 _RUNNING: ContextVar[tuple[Memory, bool]] = ContextVar("running")
 
 
 class CausalConv(nn.Module):
-    """A convolution over time that goes on where the last piece ended."""
+    """Causal convolution over time that continues where the last piece ended."""
 
-    def __init__(self, given: ltx.LTXVideoCausalConv3d):
+    def __init__(self, layer: ltx.LTXVideoCausalConv3d):
         super().__init__()
-        self.conv = given.conv
-        self.before = given.kernel_size[0] - 1
-        self.kept = given.kernel_size[0] - self.conv.stride[0]
+        self.conv = layer.conv
+        self.padding = layer.kernel_size[0] - 1
+        self.cached = layer.kernel_size[0] - self.conv.stride[0]
 
     def forward(self, x: Features) -> Features:
-        if self.before:
+        if self.padding:
             memory, first = _RUNNING.get()
-            before = x[:, :, :1].expand(-1, -1, self.before, -1, -1) if first else memory[self]
+            before = x[:, :, :1].expand(-1, -1, self.padding, -1, -1) if first else memory[self]
             x = torch.cat([before, x], dim=2)
-            memory[self] = x[:, :, x.shape[2] - self.kept :].clone()  # a view would hold all of x
+            memory[self] = x[:, :, x.shape[2] - self.cached :].clone()  # a view would keep all of x in memory
         return self.conv(x)
 
 
 class Upsampler(nn.Module):
-    """Channels unfolded into time and space; what the first latent has beyond one frame is dropped."""
+    """Upsampling: channels are unfolded into time and space; of the first latent only the last frame is kept."""
 
-    def __init__(self, given: ltx.LTXVideoUpsampler3d):
+    def __init__(self, layer: ltx.LTXVideoUpsampler3d):
         super().__init__()
-        self.conv, self.stride, self.residual = given.conv, given.stride, given.residual
-        self.repeats = given.stride[0] * given.stride[1] * given.stride[2] // given.upscale_factor
+        self.conv, self.stride, self.residual = layer.conv, layer.stride, layer.residual
+        self.repeats = layer.stride[0] * layer.stride[1] * layer.stride[2] // layer.upscale_factor
 
     def forward(self, x: Features) -> Features:
         y = self._unfolded(self.conv(x))
@@ -70,11 +70,11 @@ class Upsampler(nn.Module):
 
 
 class Downsampler(nn.Module):
-    """Time and space folded into channels; the first frame makes a group of its own, repeated."""
+    """Downsampling: time and space are folded into channels; the first frame, repeated, is a group of its own."""
 
-    def __init__(self, given: ltx.LTXVideoDownsampler3d):
+    def __init__(self, layer: ltx.LTXVideoDownsampler3d):
         super().__init__()
-        self.conv, self.stride, self.group = given.conv, given.stride, given.group_size
+        self.conv, self.stride, self.group = layer.conv, layer.stride, layer.group_size
 
     def forward(self, x: Features) -> Features:
         if _RUNNING.get()[1]:
@@ -86,7 +86,7 @@ class Downsampler(nn.Module):
         return rearrange(x, "b c (l s) (h p) (w q) -> b (c s p q) l h w", s=s, p=p, q=q)
 
 
-REMEMBERING = {
+CACHING_LAYERS = {  # diffusers' layer → its replacement
     ltx.LTXVideoCausalConv3d: CausalConv,
     ltx.LTXVideoUpsampler3d: Upsampler,
     ltx.LTXVideoDownsampler3d: Downsampler,
@@ -94,15 +94,16 @@ REMEMBERING = {
 
 
 class LTXAutoencoder(FromDiffusers, StreamedAutoencoder):
-    """`AutoencoderKLLTXVideo` behind the protocol of all autoencoders: latents are the posterior's mean, normalised.
+    """LTX-Video's autoencoder: a wrapper of diffusers' `AutoencoderKLLTXVideo`.
 
-    Decoders that are conditioned on a timestep (0.9.1 and later) get t = 0: latents are clean.
+    Latents are the mean of the posterior, normalised. Decoders that are conditioned on a timestep (0.9.1 and later) get
+    t = 0, since the latents are clean.
 
     Args:
         config: constructor arguments of `AutoencoderKLLTXVideo`.
 
     Raises:
-        UserError: an encoder that looks ahead, from whose latents nothing could be streamed.
+        UserError: a non-causal encoder, whose latents can't be streamed.
     """
 
     diffusers_class = AutoencoderKLLTXVideo
@@ -116,7 +117,9 @@ class LTXAutoencoder(FromDiffusers, StreamedAutoencoder):
     def _take(self, net: AutoencoderKLLTXVideo) -> None:
         config: Any = net.config
         if not config.encoder_causal:
-            raise UserError("encoder_causal is false, so latents look ahead of their frames; take a causal encoder")
+            raise UserError(
+                "got encoder_causal=false, so latents depend on later frames; expected true: choose a causal encoder"
+            )
         self.channels = config.latent_channels
         self.temporal_stride, self.spatial_stride = net.temporal_compression_ratio, net.spatial_compression_ratio
         self.causal, self.timed = config.decoder_causal, config.timestep_conditioning
@@ -133,12 +136,12 @@ class LTXAutoencoder(FromDiffusers, StreamedAutoencoder):
         return self._decode_piece(latents, {}, True)
 
     def decoder_stream(self) -> Stream:
-        """Raises UserError for a decoder that looks ahead, or whose noise of its own no two decodes share."""
+        """A new decoding stream. Raises UserError for a decoder that is not causal or that draws noise."""
         if not self.causal or self.noisy:
-            why = "draws noise of its own (decoder_inject_noise)" if self.causal else "looks ahead (no decoder_causal)"
+            why = "draws noise (decoder_inject_noise)" if self.causal else "is not causal (decoder_causal)"
             raise UserError(
-                f"a decoder that {why} decodes whole clips only; for a stream, distil a causal one for its latents: "
-                "python train.py objective=decoder_distillation autoencoder=ltx"
+                f"got a decoder that {why}; expected a causal one without noise for a stream: distil one for its "
+                "latents by python train.py objective=decoder_distillation autoencoder=ltx"
             )
         return Stream(self._decode_piece)
 
@@ -162,8 +165,8 @@ def _running(memory: Memory, first: bool) -> Iterator[None]:
 
 
 def _cache_context(module: nn.Module) -> None:
-    """Replace the layers that look back or change time's length, the inner ones first."""
+    """Replace the layers that need earlier frames or change the number of frames, the inner ones first."""
     for name, child in module.named_children():
         _cache_context(child)
-        if replacement := REMEMBERING.get(type(child)):
+        if replacement := CACHING_LAYERS.get(type(child)):
             setattr(module, name, replacement(child))

@@ -1,8 +1,8 @@
-"""Latents at zero mean and unit variance per channel: the one place that makes them so, for every autoencoder.
+"""Normalisation of latents to zero mean and unit variance per channel, for all autoencoders.
 
     z = (x - mean) / std,    x = mean + std z
 
-Published autoencoders have their own statistics; ours keeps running ones while it trains.
+Published autoencoders have fixed statistics; ours updates running statistics in training.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,18 @@ PerChannel = Float[Tensor, "c 1 1 1"]
 
 
 def normalised(x: Latents, mean: PerChannel, std: PerChannel) -> Latents:
+    """(x - mean) / std, per channel."""
     return (x - mean) / std
 
 
 class Normalise(nn.Module):
-    """By constants of the weights.
+    """Normalisation by constants, which are buffers of the weights.
 
     Args:
-        mean, std: of each channel.
+        mean, std: one number per channel each, std > 0.
+
+    Raises:
+        UserError: different lengths, or a std that is not above 0.
     """
 
     mean: Tensor
@@ -35,7 +39,9 @@ class Normalise(nn.Module):
         super().__init__()
         mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
         if len(mean) != len(std) or not (std.is_meta or (std > 0).all()):
-            raise UserError(f"got {len(mean)} means and {len(std)} deviations; expected pairs, each std > 0")
+            raise UserError(
+                f"got {len(mean)} means and {len(std)} standard deviations; expected as many, each std > 0: change them"
+            )
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, values.clone().view(-1, 1, 1, 1))
 
@@ -47,7 +53,12 @@ class Normalise(nn.Module):
 
 
 class RunningNormalise(nn.Module):
-    """By running statistics of the training data, which count as constants."""
+    """Normalisation by running statistics of the training data; no gradients pass through the statistics.
+
+    Args:
+        channels: channels of the latents.
+        momentum: the least weight of a batch in the running statistics.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -67,7 +78,7 @@ class RunningNormalise(nn.Module):
 
     def _update(self, x: Latents) -> None:
         self.batches += 1
-        share = torch.clamp(1 / self.batches, min=self.momentum)  # a plain mean at first, an exponential one later
+        weight = torch.clamp(1 / self.batches, min=self.momentum)  # a plain mean at first, an exponential one later
         variance, mean = torch.var_mean(x, dim=(0, 2, 3, 4), correction=0)
-        self.mean.lerp_(mean.view_as(self.mean), share)
-        self.variance.lerp_(variance.view_as(self.variance), share)
+        self.mean.lerp_(mean.view_as(self.mean), weight)
+        self.variance.lerp_(variance.view_as(self.variance), weight)

@@ -1,6 +1,6 @@
-"""The state world's autoencoder: a "frame" is the puppet's state vector, a latent holds those of four frames.
+"""Autoencoder of the state world: a "frame" is the puppet's state vector, a latent contains those of four frames.
 
-It is lossless and has no parameters, so all errors are the model's. The world's renderer draws its frames.
+It is lossless and has no parameters, so all errors are the network's. The puppet world renders its frames.
 """
 
 from einops import rearrange
@@ -12,10 +12,10 @@ from avatar.types import Latents, Pixels
 
 
 class StateAutoencoder(StreamedAutoencoder):
-    """States `b s f 1 1` ↔ latents `b (s 4) l 1 1`; the first frame's latent is that frame four times over.
+    """States `b s f 1 1` ↔ latents `b (s 4) l 1 1`; the first latent is the first frame, repeated four times.
 
     Args:
-        mean, std: of each channel of the state, so that latents have unit variance.
+        mean, std: statistics of each channel of the state, so that latents have unit variance.
     """
 
     temporal_stride, spatial_stride = 4, 1

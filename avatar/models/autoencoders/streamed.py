@@ -1,4 +1,4 @@
-"""The base of all autoencoders here: a full pass is a stream of one piece."""
+"""Base class of all autoencoders: a full pass is a stream of one piece."""
 
 from typing import ClassVar
 
@@ -10,10 +10,10 @@ from avatar.types import Latents, Pixels
 
 
 class StreamedAutoencoder(nn.Module):
-    """An autoencoder whose encoder and decoder run piece by piece.
+    """Video autoencoder (see `avatar.protocols.VideoAutoencoder`) whose encoder and decoder run piece by piece.
 
-    A subclass sets the sizes and gives `_encode_piece` and `_decode_piece`, which keep what later pieces need in
-    `memory`; `decoder_parts` names the layers that only decoding needs.
+    A subclass sets the sizes and defines `_encode_piece` and `_decode_piece`, which cache in `memory` what later pieces
+    need; `decoder_parts` names the layers that only decoding needs.
     """
 
     decoder_parts: ClassVar[tuple[str, ...]] = ()
@@ -36,11 +36,11 @@ class StreamedAutoencoder(nn.Module):
         return self.decoder_stream().push(latents)
 
     def encoder_stream(self) -> Stream:
-        """A fresh encode in progress."""
+        """A new encoding stream."""
         return Stream(self._encode_checked)
 
     def decoder_stream(self) -> Stream:
-        """A fresh decode in progress."""
+        """A new decoding stream."""
         return Stream(self._decode_piece)
 
     def drop_decoder(self) -> None:

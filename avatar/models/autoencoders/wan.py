@@ -1,8 +1,8 @@
 """Wan's video autoencoders, 2.1 (8×8×4, 16 channels) and 2.2 (16×16×4, 48 channels), arXiv:2503.20314.
 
-The networks and weights are diffusers'. They run piece by piece, one frame first and then a latent's frames at a time;
-their convolutions over time keep the last two inputs in a list that the caller passes. `AutoencoderKLWan` owns that
-list; here it belongs to a stream.
+The networks and weights are diffusers'. They run piece by piece, first one frame and then the frames of a latent at a
+time. Their convolutions over time cache the last two inputs in a list that the caller passes: an attribute in
+`AutoencoderKLWan`, a part of the stream here.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,15 @@ from avatar.types import Latents, Pixels
 
 
 class WanAutoencoder(FromDiffusers, StreamedAutoencoder):
-    """`AutoencoderKLWan` behind the protocol of all autoencoders: latents are the posterior's mean, normalised.
+    """Wan's autoencoder: a wrapper of diffusers' `AutoencoderKLWan`.
+
+    Latents are the mean of the posterior, normalised.
 
     Args:
-        config: constructor arguments of `AutoencoderKLWan`; an empty one is Wan 2.1's.
+        config: constructor arguments of `AutoencoderKLWan`; an empty mapping gives Wan 2.1's.
+
+    Raises:
+        UserError: statistics for another number of channels.
     """
 
     diffusers_class = AutoencoderKLWan
@@ -43,8 +48,8 @@ class WanAutoencoder(FromDiffusers, StreamedAutoencoder):
         self.spatial_stride = self.patch * 2 ** (len(config.dim_mult) - 1)
         if len(config.latents_mean) != self.channels:
             raise UserError(
-                f"{len(config.latents_mean)} means and deviations for {self.channels} channels; give latents_mean and "
-                "latents_std one of each per channel (z_dim)"
+                f"got {len(config.latents_mean)} means and standard deviations for {self.channels} channels; expected "
+                "one per channel: set latents_mean and latents_std for z_dim channels"
             )
         self.normalise = Normalise(config.latents_mean, config.latents_std)
         self.encoder, self.quant_conv = net.encoder, net.quant_conv
@@ -54,14 +59,14 @@ class WanAutoencoder(FromDiffusers, StreamedAutoencoder):
         x = rearrange(video, "b c f (h p) (w q) -> b (c q p) f h w", p=self.patch, q=self.patch)
         latents = video.shape[2] // self.temporal_stride
         groups = x.split([1] * first + [self.temporal_stride] * latents, dim=2)
-        cache = _features(self.encoder, memory)
+        cache = _feature_cache(self.encoder, memory)
         moments = [self.encoder(group, feat_cache=cache, feat_idx=[0]) for group in groups]
         memory.update(enumerate(cache))
         return self.normalise(self.quant_conv(torch.cat(moments, dim=2))[:, : self.channels])
 
     def _decode_piece(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
         z = self.post_quant_conv(self.normalise.inverse(latents))
-        cache = _features(self.decoder, memory)
+        cache = _feature_cache(self.decoder, memory)
         frames = [
             self.decoder(latent, feat_cache=cache, feat_idx=[0], first_chunk=first and i == 0)
             for i, latent in enumerate(z.split(1, dim=2))
@@ -71,6 +76,6 @@ class WanAutoencoder(FromDiffusers, StreamedAutoencoder):
         return x.clamp(-1, 1)
 
 
-def _features(half: nn.Module, memory: Memory) -> list[Any]:
-    """What each convolution over time of the encoder or decoder remembers, in the order that they run in."""
-    return [memory.get(i) for i in range(sum(isinstance(module, WanCausalConv3d) for module in half.modules()))]
+def _feature_cache(coder: nn.Module, memory: Memory) -> list[Any]:
+    """The caches of the encoder's or decoder's convolutions over time, in the order of their calls."""
+    return [memory.get(i) for i in range(sum(isinstance(module, WanCausalConv3d) for module in coder.modules()))]

@@ -1,6 +1,6 @@
-"""CLIP's image encoder (arXiv:2103.00020), the image encoder of Wan 2.1's image-to-video networks.
+"""CLIP's image encoder (arXiv:2103.00020), for Wan 2.1's image-to-video networks.
 
-They use the hidden states before the last layer, of all patches and of the class token.
+Its features are the hidden states before the last layer, of all patches and the class token.
 """
 
 import hashlib
@@ -17,11 +17,15 @@ from avatar.models import hub
 
 
 class CLIP(hub.FrozenNetwork):
-    """Pictures → the hidden states of CLIP before its last layer.
+    """Image encoder: CLIP's hidden states before its last layer.
 
     Args:
         weights: a folder, or a repository's name in the Hugging Face cache, such as a Wan pipeline's.
         encoder, processor: subfolders of the two parts; "." if there are none.
+
+    Raises:
+        MissingFileError: no weights.
+        UserError: damaged weights, or a preprocessor config that does not fit them.
     """
 
     def __init__(self, weights: str, encoder: str = "image_encoder", processor: str = "image_processor"):
@@ -32,20 +36,22 @@ class CLIP(hub.FrozenNetwork):
         self.net = hub.load(CLIPVisionModel, path / encoder)
         self.processor = CLIPImageProcessorPil.from_pretrained(path / processor, local_files_only=True)
         self.dim, size = self.net.config.hidden_size, self.net.config.image_size
-        made = (self.processor.crop_size["height"], self.processor.crop_size["width"])
-        if made != (size, size):
+        crop = (self.processor.crop_size["height"], self.processor.crop_size["width"])
+        if crop != (size, size):
             raise UserError(
-                f"{weights} makes pictures of {made[0]}×{made[1]}, but takes {size}×{size}; get its "
-                f"{processor}/preprocessor_config.json anew"
+                f"{weights} crops images to {crop[0]}×{crop[1]}; expected {size}×{size}: download its "
+                f"{processor}/preprocessor_config.json again"
             )
 
     @torch.no_grad()
     def encode(self, pictures: Float[Tensor, "b c 1 h w"]) -> Float[Tensor, "b i g"]:
-        """Features of the centre crop of pictures in [-1, 1], of any size. Raises UserError for other than RGB."""
+        """Features (i tokens of width g = `dim`) of the centre crop of images in [-1, 1], of any size.
+
+        Raises:
+            UserError: images that are not RGB.
+        """
         if pictures.shape[1] != 3:
-            raise UserError(
-                f"got pictures of {pictures.shape[1]} channels; CLIP takes RGB: choose another autoencoder="
-            )
+            raise UserError(f"got images of {pictures.shape[1]} channels; expected RGB: choose another autoencoder=")
         frames = list(to_uint8(pictures[:, :, 0].transpose(0, 1)))
         weight = self.net.get_parameter("post_layernorm.weight")
         pixels = self.processor(frames, return_tensors="pt", input_data_format="channels_last").pixel_values

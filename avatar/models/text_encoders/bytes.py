@@ -1,4 +1,4 @@
-"""Prompts as byte ids in ByT5's numbering: id = byte + 3, end of prompt = 1. The backbone embeds them."""
+"""Byte tokenizer with ByT5's ids: id = byte + 3, end of prompt = 1. The backbone embeds the ids."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from avatar.errors import UserError
-from avatar.models.text_encoders.prompt import check_prompt, check_room
+from avatar.models.text_encoders.prompt import check_length, check_prompt
 
 END, FIRST_BYTE = 1, 3
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """UTF-8 bytes, padded to one length so that prompts of any length fit in one batch.
+    """Text encoder: ids of a prompt's UTF-8 bytes, padded to one length so that a batch can contain any prompts.
 
     Args:
-        max_bytes: room for a prompt, its end included.
+        max_bytes: maximal number of ids per prompt, the end included.
     """
 
     max_bytes: int = 64
@@ -28,15 +28,15 @@ class ByteTokenizer:
         return f"byte_text(max_bytes={self.max_bytes})"
 
     def encode(self, prompts: list[str]) -> tuple[Int[Tensor, "e n"], Bool[Tensor, "e n"]]:
-        """Ids and mask. The mask of an empty prompt is all False, as for a dropped one."""
+        """Ids and mask. The mask of an empty prompt is all False, as that of a dropped one."""
         rows = [self.padded(torch.tensor(self._ids(prompt), dtype=torch.long)) for prompt in prompts]
         return torch.stack([ids for ids, _ in rows]), torch.stack([mask for _, mask in rows])
 
     def padded(self, tokens: Int[Tensor, " m"]) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
-        """Ids padded with zeros, which are masked."""
+        """Ids padded with zeros, and the mask, False at the padding. Raises UserError for more than `max_bytes`."""
         if len(tokens) > self.max_bytes:
             raise UserError(
-                f"got a text of {len(tokens)} ids; room is for {self.max_bytes}: shorten it, or raise max_bytes"
+                f"got a text of {len(tokens)} ids; expected at most {self.max_bytes}: shorten it or raise max_bytes"
             )
         ids = torch.nn.functional.pad(tokens.long(), (0, self.max_bytes - len(tokens)))
         return ids, ids > 0
@@ -48,6 +48,6 @@ class ByteTokenizer:
     def _ids(self, prompt: str) -> list[int]:
         check_prompt(prompt)
         ids = [byte + FIRST_BYTE for byte in prompt.encode()] + [END]
-        more = "shorten it, or train with more (text.max_bytes and model.network.text.max_bytes)"
-        check_room(prompt, len(ids) - 1, self.max_bytes - 1, "bytes", more)
+        fix = "shorten it, or train with more (text.max_bytes and model.network.text.max_bytes)"
+        check_length(prompt, len(ids) - 1, self.max_bytes - 1, "bytes", fix)
         return ids if prompt else []

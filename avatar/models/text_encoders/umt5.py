@@ -1,9 +1,9 @@
 """UMT5's encoder (arXiv:2304.09151), the text encoder of Wan's networks.
 
-A prompt becomes the features of its tokens, the end token included, padded with zeros to `max_tokens`; Wan attends to
-the padding too, so the mask is all True. Wan was trained with 512. In diffusers' Wan pipelines `__call__` takes 512 and
-`encode_prompt` 226 by default, and both truncate longer prompts silently; features of the latter differ, since less
-padding is attended to. Here a longer prompt is an error.
+A prompt becomes the features of its tokens, the end token included, padded with zeros to `max_tokens`. Wan attends to
+the padding too, so the mask is all True. Wan was trained with 512 tokens. In diffusers' Wan pipelines the defaults are
+512 in `__call__` and 226 in `encode_prompt`, and both truncate longer prompts silently; with 226 the output differs,
+since less padding is attended to. Here a longer prompt is an error.
 
 An empty prompt has the features of its end token: Wan's negative prompt for guidance.
 """
@@ -20,16 +20,20 @@ from transformers import UMT5EncoderModel
 
 from avatar.errors import UserError
 from avatar.models import hub
-from avatar.models.text_encoders.prompt import check_prompt, check_room
+from avatar.models.text_encoders.prompt import check_length, check_prompt
 
 
 class UMT5(hub.FrozenNetwork):
-    """Prompts → features of UMT5, padded as Wan's networks expect them.
+    """Text encoder: UMT5's features of a prompt, padded as for Wan's networks.
 
     Args:
         weights: a folder, or a repository's name in the Hugging Face cache, such as a Wan pipeline's.
         encoder, tokenizer: subfolders of the two parts; "." if there are none.
-        max_tokens: maximal length of a prompt, its end token included.
+        max_tokens: maximal number of tokens per prompt, the end token included.
+
+    Raises:
+        MissingFileError: no weights or tokenizer.
+        UserError: `max_tokens` below 1, damaged files, or a tokenizer that does not fit the encoder.
     """
 
     def __init__(
@@ -37,22 +41,22 @@ class UMT5(hub.FrozenNetwork):
     ):
         super().__init__()
         if max_tokens < 1:
-            raise UserError(f"max_tokens={max_tokens}; wanted room for a prompt, which is 512 for Wan's networks")
+            raise UserError(f"got max_tokens={max_tokens}; expected at least 1: set it, to 512 for Wan's networks")
         parts = f'--include "{encoder}/*" "{tokenizer}/*"'
         path = hub.folder(weights, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", parts)
-        words = hub.file(path / tokenizer / "tokenizer.json", weights)
+        vocabulary = hub.file(path / tokenizer / "tokenizer.json", weights)
         self.net = hub.load(UMT5EncoderModel, path / encoder, "auto")
         try:
-            # The file as it is: classes that read it fall back on vocabularies of their own where it isn't there.
-            self.tokenizer = Tokenizer.from_file(str(words))
-        except Exception as error:  # the library raises nothing more special
-            raise UserError(f"{words} is no tokenizer ({error}); get it anew") from error
+            # From the file itself: transformers' classes fall back on their own vocabularies where it is missing.
+            self.tokenizer = Tokenizer.from_file(str(vocabulary))
+        except Exception as error:  # the library raises nothing more specific
+            raise UserError(f"{vocabulary} is not a tokenizer ({error}); download it again") from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        known, wanted = self.tokenizer.get_vocab_size(), self.net.config.vocab_size
-        if known > wanted:
+        got, limit = self.tokenizer.get_vocab_size(), self.net.config.vocab_size
+        if got > limit:
             raise UserError(
-                f"{words} has {known} words for an encoder of {wanted}; give the tokenizer that belongs to it"
+                f"{vocabulary} has {got} tokens; expected at most {limit}, those of the encoder: pass its own tokenizer"
             )
         self.max_tokens = max_tokens
 
@@ -63,9 +67,9 @@ class UMT5(hub.FrozenNetwork):
         return torch.stack([features for features, _ in rows]), torch.stack([mask for _, mask in rows])
 
     def padded(self, tokens: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "n d"], Bool[Tensor, " n"]]:
-        """Features padded with zeros, all of which are attended to."""
+        """Features padded with zeros, and a mask that is all True. Raises UserError for more than `max_tokens`."""
         if len(tokens) > self.max_tokens:
-            raise UserError(f"a text of {len(tokens)} tokens; room is for {self.max_tokens}: prepare it anew")
+            raise UserError(f"got a text of {len(tokens)} tokens; expected at most {self.max_tokens}: encode it again")
         features = nn.functional.pad(tokens.float(), (0, 0, 0, self.max_tokens - len(tokens)))
         return features, torch.ones(self.max_tokens, dtype=torch.bool)
 
@@ -82,7 +86,7 @@ class UMT5(hub.FrozenNetwork):
         check_prompt(prompt)
         clean = " ".join(html.unescape(html.unescape(prompt)).split())  # as Wan's own code does before the tokenizer
         ids = self.tokenizer.encode(clean).ids
-        check_room(prompt, len(ids), self.max_tokens, "tokens", "shorten it; its end counts as one")
+        check_length(prompt, len(ids), self.max_tokens, "tokens", "shorten it; the end counts as one")
         return ids
 
     @property

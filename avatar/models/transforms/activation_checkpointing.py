@@ -9,17 +9,17 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from avatar.models.transforms.apply import blocks_of
 
-# What `selective` checkpointing stores: attention is the most expensive to recompute, and its output is no larger than
-# any other activation.
+# `selective` checkpointing stores the outputs of these operations: attention is the most expensive to recompute, and
+# its output is no larger than other activations.
 STORED = ("aten._scaled_dot_product",)
 
 
 @dataclass(frozen=True)
 class ActivationCheckpointing:
-    """Store only the inputs of each block, and recompute its activations in the backward pass.
+    """Transform: store only the inputs of each block, and recompute its activations in the backward pass.
 
     Args:
-        selective: store the outputs of attention too, and recompute the rest.
+        selective: whether to store the outputs of attention too.
 
     Raises:
         UserError: the network has no blocks.

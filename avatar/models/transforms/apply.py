@@ -20,7 +20,7 @@ def apply_transforms(module: nn.Module, transforms: Mapping[str, Mapping[str, Tr
 
     Args:
         module: a training module; its children are the networks, such as `net` or `critic`.
-        transforms: child name → transforms by any name. None, of a child or a transform, is skipped.
+        transforms: child name → transforms, named freely. None in place of either is skipped.
 
     Raises:
         UserError: there is no such child, or a transform doesn't support it.
@@ -30,7 +30,7 @@ def apply_transforms(module: nn.Module, transforms: Mapping[str, Mapping[str, Tr
         chosen = [transform for transform in (by_name or {}).values() if transform is not None]
         if chosen and name not in children:
             raise UserError(
-                f"got transforms.{name}; expected one of the networks {', '.join(children)}; rename or remove it"
+                f"got transforms.{name}; expected one of the networks {', '.join(children)}: rename or remove it"
             )
         for transform in chosen:
             transform(children[name])
@@ -41,6 +41,6 @@ def blocks_of(net: nn.Module) -> nn.ModuleList:
     blocks = getattr(net, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):
         raise UserError(
-            f"a {type(net).__name__} has no blocks to transform; expected a backbone (VideoDiT); leave out transforms="
+            f"a {type(net).__name__} has no blocks to transform; expected a backbone (VideoDiT): leave out transforms="
         )
     return blocks

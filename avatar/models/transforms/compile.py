@@ -12,18 +12,18 @@ from avatar.nn.masks import FullView, MaskView
 from avatar.nn.rope import Rotation
 from avatar.protocols import View
 
-MAX_GRAPHS = 64  # beyond torch's own limit, 8, it would fall back to eager mode with hardly a warning
+MAX_GRAPHS = 64  # beyond its limit, 8 by default, torch falls back to eager mode almost silently
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Compile each block by itself, for passes over full clips; all blocks share the compiled graphs.
+    """Transform: compile each block by itself, for passes over full clips; all blocks share the compiled graphs.
 
-    The cached passes of a rollout are not compiled: their KV cache differs from block to block and chunk to chunk, and
-    each would need a graph of its own. Parameter names stay the same.
+    The cached passes of a rollout are not compiled: their KV cache differs between blocks and chunks, and each would
+    need its own graph. Parameter names stay the same.
 
     Args:
-        backend: of torch.compile, such as "inductor" or, without code generation, "aot_eager".
+        backend: backend of torch.compile, such as "inductor" or, without code generation, "aot_eager".
 
     Raises:
         UserError: the network has no blocks.
@@ -32,10 +32,10 @@ class Compiled:
     backend: str = "inductor"
 
     def __call__(self, net: nn.Module) -> None:
-        # For torch all blocks are one code object; each clip length and size, with or without gradients, is a graph.
+        # Torch sees all blocks as one code object, with a graph per clip length and size, with and without gradients.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
         for block in blocks_of(net):
-            # Not block.compile(): it finds the checkpointed forward under it and leaves that uncompiled.
+            # Not block.compile(): it would leave the forward inside activation checkpointing uncompiled.
             block.forward = _on_full_clips(torch.compile(block.forward, backend=self.backend), block.forward)
 
 

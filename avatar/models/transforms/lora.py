@@ -11,11 +11,11 @@ from avatar.models.transforms.apply import blocks_of
 
 @dataclass(frozen=True)
 class LoRA:
-    """Add low-rank adapters to linear layers and freeze everything else (arXiv:2106.09685).
+    """Transform: add low-rank adapters to linear layers and freeze all other parameters (arXiv:2106.09685).
 
     Args:
-        rank: of the update B A of each layer.
-        alpha: scales the update by alpha / rank.
+        rank: rank of the update B A of each layer.
+        alpha: the update is scaled by alpha / rank.
         targets: suffixes of the names of the adapted layers.
         learned: prefixes of the names of parameters that are trained in full, such as layers that Wan lacks.
 
@@ -29,7 +29,7 @@ class LoRA:
     learned: Sequence[str] = ()
 
     def __call__(self, net: nn.Module) -> None:
-        from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+        from peft import LoraConfig, inject_adapter_in_model  # the import takes seconds
 
         blocks_of(net)  # raises for anything but a backbone
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
@@ -50,8 +50,8 @@ def merged(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain = {name: weight for name, weight in weights.items() if not _inside_any(name, adapted)}
     for name, layer in adapted.items():
         for part in ("weight", "bias"):
-            if (own := weights.get(f"{name}.base_layer.{part}")) is not None:
-                plain[f"{name}.{part}"] = own
+            if (base := weights.get(f"{name}.base_layer.{part}")) is not None:
+                plain[f"{name}.{part}"] = base
         for adapter, scaling in layer.scaling.items():
             a, b = (weights[f"{name}.lora_{letter}.{adapter}.weight"] for letter in "AB")
             plain[f"{name}.weight"] = plain[f"{name}.weight"] + scaling * (b @ a)
