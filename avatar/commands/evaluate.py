@@ -20,7 +20,7 @@ from rich.progress import track
 
 from avatar.commands.held_out import HeldOutClips
 from avatar.data.encoded_clips import ClipSet
-from avatar.diffusion.generation import ChunkByChunk, Generator
+from avatar.diffusion.generation import ClipSampler, RolloutSampler
 from avatar.diffusion.rollout import Plan, plan_of
 from avatar.errors import ExistingFileError, require_int
 from avatar.files import create_folder
@@ -67,7 +67,7 @@ def evaluate(cfg: DictConfig) -> None:
     bidirectional = hydra.utils.instantiate(cfg.teacher_sampler)
     streams = origin.kind != "teacher"  # which is bidirectional
     plan = plan_of(origin.plan, dict(cfg.plan or {}))
-    generator = ChunkByChunk(plan) if streams else bidirectional
+    sampler = RolloutSampler(plan) if streams else bidirectional
     stages = dict(cfg.stages or {})
 
     with timed(stages, "evaluate"):
@@ -79,9 +79,9 @@ def evaluate(cfg: DictConfig) -> None:
             "ground_truth": held_out.ground_truth(),
             "autoencoder": held_out.through_autoencoder(),
             "frozen": held_out.frozen(),
-            "student": held_out.generated(student, generator, cond, cfg.seed, "student"),
+            "student": held_out.generated(student, sampler, cond, cfg.seed, "student"),
             "shuffled_audio": held_out.generated(
-                student, generator, held_out.shuffled(), cfg.seed, "student, shuffled audio"
+                student, sampler, held_out.shuffled(), cfg.seed, "student, shuffled audio"
             ),
         }
         if teacher is not None:
@@ -95,7 +95,7 @@ def evaluate(cfg: DictConfig) -> None:
     control_scores = None
     if cfg.control and cfg.latents * held_out.stride >= control.LEAST:
         with timed(stages, "control"):
-            control_scores = counterfactuals(held_out, student, generator, min(cfg.control, cfg.clips), cfg.seed)
+            control_scores = counterfactuals(held_out, student, sampler, min(cfg.control, cfg.clips), cfg.seed)
         for attribute, found in control_scores.items():
             found["ground_truth"] = scores["ground_truth"][f"{attribute}_accuracy"]
 
@@ -133,7 +133,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def counterfactuals(
-    held_out: HeldOutClips, net: VideoDiT, generator: Generator, count: int, seed: int
+    held_out: HeldOutClips, net: VideoDiT, sampler: ClipSampler, count: int, seed: int
 ) -> dict[str, Any]:
     """Scores of counterfactual pairs of the first clips: another emotion, or a gesture in the middle of a calm clip.
 
@@ -145,7 +145,7 @@ def counterfactuals(
     numbers = torch.arange(count)
 
     def generate(cond: Conditioning, what: str) -> list[EstimatedClip]:
-        return held_out.read(held_out.generated(net, generator, cond, seed, f"student, {what}"), what)
+        return held_out.read(held_out.generated(net, sampler, cond, seed, f"student, {what}"), what)
 
     plain = generate(cond, "labels alone")
     moods = len(EMOTIONS) - 1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avatar.conditioning import image_to_video
 from avatar.data.encoded_clips import ClipSet, encode_clips, frames_beyond
-from avatar.diffusion.generation import Generator
+from avatar.diffusion.generation import ClipSampler
 from avatar.metrics.distribution import Trajectory
 from avatar.metrics.state_estimation import EstimatedClip, PixelReader, StateReader, VideoReader
 from avatar.models.video_dit import VideoDiT
@@ -76,7 +76,7 @@ class HeldOutClips:
         """The true latents, decoded."""
         return [self._decoded(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
 
-    def generated(self, net: VideoDiT, generator: Generator, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
+    def generated(self, net: VideoDiT, sampler: ClipSampler, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
         """Videos generated for a conditioning, a few clips at a time."""
         device = next(net.parameters()).device
         made = []
@@ -84,7 +84,7 @@ class HeldOutClips:
             picked = image_to_video.with_image_conditioning(
                 cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image
             )
-            made.append(generator(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
+            made.append(sampler(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
         latents = torch.cat(made)
         return [self._decoded(i, latents[i : i + 1]) for i in range(len(latents))]
 

@@ -1,4 +1,4 @@
-"""Two ways to make a clip from its conditioning: the whole at once (a teacher), or chunk by chunk (a student)."""
+"""Clip samplers: conditioning → clean latents, bidirectionally (a teacher) or by causal rollout (a student)."""
 
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -18,18 +18,28 @@ SOLVERS = {"euler": euler, "heun": heun}
 
 
 @runtime_checkable
-class Generator(Protocol):
-    """Conditioning in, clean latents out; the same seeds give the same clip."""
+class ClipSampler(Protocol):
+    """Interface of samplers: conditioning → clean latents; equal seeds give equal clips."""
 
     def __call__(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...]) -> Latents: ...
 
 
 @dataclass(frozen=True)
-class WholeClip:
-    """The teacher's way: integrate the guided ODE over the whole clip.
+class BidirectionalSampler:
+    """Sampler of a bidirectional network: integrates the guided probability-flow ODE over the full clip.
 
-    Clips longer than `window` are made in windows of that length, each with the reference as its sink; that is how a
-    teacher of short clips is scored on longer ones. Consecutive windows share no latents.
+    A clip longer than `window` is generated in windows of that length, each with the reference as its sink, so that a
+    teacher of short clips can be scored on longer ones. Consecutive windows share no latents.
+
+    Args:
+        steps: number of solver steps.
+        shift: of the timesteps towards noise; 1: evenly spaced.
+        guidance: scales of classifier-free guidance.
+        solver: euler or heun.
+        window: latents per window.
+
+    Raises:
+        UserError: a number below 1, or an unknown solver.
     """
 
     steps: int = 20
@@ -40,37 +50,35 @@ class WholeClip:
 
     def __post_init__(self):
         if self.steps < 1 or self.window < 1:
-            raise UserError(f"{self.steps} steps over windows of {self.window} latents; give at least one of each")
+            raise UserError(f"got steps={self.steps}, window={self.window}; expected at least 1 each: raise them")
         if self.solver not in SOLVERS:
-            raise UserError(f"solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+            raise UserError(f"got solver={self.solver!r}; choose one of {', '.join(SOLVERS)}")
 
     @torch.no_grad()
     def __call__(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...]) -> Latents:
         starts = range(0, cond.latents, self.window)
-        parts = [self._window(net, self._at(cond, start), seeds, start) for start in starts]
-        return torch.cat(parts, dim=2)
+        windows = [self._generate_window(net, self._at(cond, start), seeds, start) for start in starts]
+        return torch.cat(windows, dim=2)
 
     def _at(self, cond: Conditioning, start: int) -> Conditioning:
         part = cond.at(slice(start, start + self.window))
-        # More channels tell how far the reference is, which stands before each window.
-        return (
-            part
-            if cond.concat_latents is None
-            else replace(part, concat_latents=cond.concat_latents[:, :, : part.latents])
-        )
+        if cond.concat_latents is None:
+            return part
+        # These channels encode the distance from the reference, which is the sink of each window.
+        return replace(part, concat_latents=cond.concat_latents[:, :, : part.latents])
 
-    def _window(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...], start: int) -> Latents:
+    def _generate_window(self, net: Denoiser, cond: Conditioning, seeds: tuple[int, ...], start: int) -> Latents:
         x = Noise(seeds)(cond.reference.expand(-1, -1, cond.latents, -1, -1), start, 0)
 
-        def field_(x: Latents, t: Times) -> Latents:
+        def velocity(x: Latents, t: Times) -> Latents:
             return guided_velocity(net, Bidirectional(), x, t, cond, x, self.guidance)
 
-        return SOLVERS[self.solver](field_, x, schedule(self.steps, self.shift))
+        return SOLVERS[self.solver](velocity, x, schedule(self.steps, self.shift))
 
 
 @dataclass(frozen=True)
-class ChunkByChunk:
-    """The student's way: the rollout of its plan."""
+class RolloutSampler:
+    """Sampler of a causal student: the rollout of a plan."""
 
     plan: Plan
 

@@ -1,7 +1,7 @@
-"""Classifier-free guidance (arXiv:2207.12598), with scales of its own for audio and for text.
+"""Classifier-free guidance (arXiv:2207.12598) with one scale for audio and one for text.
 
 One convention: `u + w (c - u)`, so that w = 1 is the plain conditional network and w = 0 the unconditional one.
-With text first and audio on top of it (after InstructPix2Pix, arXiv:2211.09800, Eq. 3):
+The text branch comes first, the audio branch is added to it (after InstructPix2Pix, arXiv:2211.09800, Eq. 3):
 
     v = v(none) + w_text (v(text) - v(none)) + w_audio (v(text, audio) - v(text))
 """
@@ -13,24 +13,24 @@ import torch
 
 from avatar.types import Conditioning, Latents, join
 
-Velocity = Callable[[Latents, Conditioning], Latents]  # both may be batches of several copies
+Velocity = Callable[[Latents, Conditioning], Latents]  # both can be batches of several branches
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """The scales of guidance; labels (state, emotion, gesture) go with the text."""
+    """Guidance scales: 1 is the conditional network; labels (state, emotion, gesture) follow the scale of text."""
 
     audio: float = 1.0
     text: float = 1.0
 
     def _terms(self) -> list[tuple[float, bool, bool]]:
-        """(coefficient, audio taken away, text taken away) of every evaluation with a coefficient."""
+        """(coefficient, drop audio, drop text) of every branch whose coefficient is not 0."""
         terms = [(1 - self.text, True, True), (self.text - self.audio, True, False), (self.audio, False, False)]
         return [term for term in terms if term[0] != 0.0]
 
 
 def guided(velocity: Velocity, x: Latents, cond: Conditioning, guidance: Guidance) -> Latents:
-    """The guided velocity, from one call on a batch that holds all the evaluations it needs."""
+    """The guided velocity, from one forward pass over a batch of all branches with a coefficient."""
     terms = guidance._terms()
     batch = len(x)
 

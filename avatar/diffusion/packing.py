@@ -1,4 +1,4 @@
-"""Whole clips through the network in one pass: [sink | clip], or [sink | clean | noisy] for teacher forcing."""
+"""Packed forward passes over full clips: [sink | clip], or [sink | clean | noisy] for teacher forcing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +12,31 @@ from avatar.nn.masks import MaskSpec, mask_view
 from avatar.protocols import Denoiser
 from avatar.types import Conditioning, Latents, Times, join
 
-TimestepSampler = Callable[..., Times]  # (*shape, device) -> times
+TimestepSampler = Callable[..., Times]  # (*shape, device) -> timesteps
 
 
 def packed_velocity(
     net: Denoiser, x_t: Latents, t: Times, cond: Conditioning, spec: MaskSpec, clean: Latents | None = None
 ) -> Latents:
-    """The velocity of a noisy clip under a mask; `clean` is the context of `clean_noisy` packing.
+    """The velocity of a noisy clip under an attention mask.
 
-    The sink and the clean latents stand at t = 0. The sink hears and reads nothing, so that it never goes stale.
+    The sink and the clean latents are at t = 0. The sink is conditioned on neither audio nor text, so that its cached
+    keys stay valid.
+
+    Args:
+        clean: the clean context of `clean_noisy` packing.
+
+    Raises:
+        UserError: clean latents without that packing or vice versa, or a mask of another length.
     """
     if (clean is not None) != (spec.packing == "clean_noisy"):
         raise UserError(
-            f"packing {spec.packing!r} with{'out' if clean is None else ''} clean latents; give both or none"
+            f"got packing {spec.packing!r} with{'out' if clean is None else ''} clean latents; pass both or neither"
         )
     if spec.latents != x_t.shape[2]:
-        raise UserError(f"a mask for {spec.latents} latents over a clip of {x_t.shape[2]}; build it for the clip")
+        raise UserError(
+            f"got a mask of {spec.latents} latents; expected {x_t.shape[2]}, the clip's: build it for the clip"
+        )
     clips = [x_t] if clean is None else [clean, x_t]
     times = [t] if clean is None else [torch.zeros_like(t), t]
     latents = torch.cat([cond.reference, *clips], dim=2)
@@ -40,7 +49,7 @@ def packed_velocity(
 
 @dataclass(frozen=True)
 class Bidirectional:
-    """A whole clip at one time, every latent seeing every other: how the teacher works."""
+    """Attention pattern of a teacher: full attention over a clip with one timestep."""
 
     def times(self, sampler: TimestepSampler, latents: Latents) -> Times:
         b, _, l = latents.shape[:3]
@@ -52,7 +61,7 @@ class Bidirectional:
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """Every chunk at a time of its own, seeing the *clean* chunks before it: how the causal networks learn."""
+    """Attention pattern of causal training: a timestep per chunk, with attention to the *clean* chunks before it."""
 
     plan: Plan
 

@@ -1,4 +1,4 @@
-"""The straight path between data and noise, and every conversion along it.
+"""The straight path between data and noise, and all conversions along it.
 
     x_t = (1 - t) x0 + t eps,    v = dx_t/dt = eps - x0,    t = 0: data, t = 1: noise
 
@@ -27,9 +27,9 @@ def clean(x_t: Latents, v: Latents, t: Times) -> Latents:
     return x_t - per_latent(t) * v
 
 
-def noise(x_t: Latents, v: Latents, t: Times) -> Latents:
-    """The noise that a velocity points on to: eps = x_t + (1 - t) v."""
-    return x_t + (1 - per_latent(t)) * v
+def velocity_towards(x_t: Latents, x0: Latents, t: Times) -> Latents:
+    """The velocity at t > 0 that points back to given clean latents: v = (x_t - x0) / t, the inverse of `clean`."""
+    return (x_t - x0) / per_latent(t)
 
 
 def step(x_t: Latents, v: Latents, t: Times, r: Times) -> Latents:

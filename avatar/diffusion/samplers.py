@@ -1,4 +1,4 @@
-"""Integrators of the probability-flow ODE dx/dt = v(x, t), from noise at t = 1 down the given times to data."""
+"""ODE solvers of the probability flow dx/dt = v(x, t), from noise at t = 1 along decreasing timesteps to data."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,18 +12,18 @@ from avatar.errors import UserError
 from avatar.types import Latents, Times
 
 Field = Callable[[Latents, Times], Latents]
-Schedule = Float[Tensor, " steps"]  # falling times
+Schedule = Float[Tensor, " steps"]  # decreasing timesteps
 
 
 def euler(field: Field, x: Latents, times: Schedule) -> Latents:
-    """First order: one evaluation a step."""
+    """Euler's method, first order: one evaluation per step."""
     for t, r in pairwise(_per_latent(times, x)):
         x = path.step(x, field(x, t), t, r)
     return x
 
 
 def heun(field: Field, x: Latents, times: Schedule) -> Latents:
-    """Second order: the mean of the velocities at both ends of a step; the last step, to t = 0, is Euler's."""
+    """Heun's method, second order: the mean velocity of both ends of a step; the last step, to 0, is Euler's."""
     for t, r in pairwise(_per_latent(times, x)):
         v = field(x, t)
         ahead = path.step(x, v, t, r)
@@ -35,5 +35,7 @@ def heun(field: Field, x: Latents, times: Schedule) -> Latents:
 
 def _per_latent(times: Schedule, x: Latents) -> list[Times]:
     if bool((times.diff() >= 0).any()):
-        raise UserError(f"times {times.tolist()} do not fall; a sampler goes from noise, t = 1, to data, t = 0")
+        raise UserError(
+            f"got timesteps {times.tolist()}; expected decreasing ones, from noise at t = 1 to data at t = 0"
+        )
     return [torch.full((x.shape[0], x.shape[2]), t.item(), device=x.device, dtype=x.dtype) for t in times]

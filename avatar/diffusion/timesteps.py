@@ -1,4 +1,4 @@
-"""How training draws its times t in (0, 1); each distribution is a small callable `(shape) -> times`."""
+"""Timesteps: sampling schedules, and the distributions of training, callables `(*shape, device) -> t in (0, 1)`."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
-    """Times moved towards noise: s t / (1 + (s - 1) t); s = 1 changes nothing (SD3, arXiv:2403.03206, Eq. 23)."""
+    """Timesteps shifted towards noise: s t / (1 + (s - 1) t); s = 1 is the identity (SD3, arXiv:2403.03206, Eq. 23)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def schedule(steps: int, shift: float) -> Tensor:
-    """The `steps + 1` times from 1 to 0 that a sampler visits, evenly spaced before the shift."""
+    """The `steps + 1` timesteps of a solver from 1 to 0, evenly spaced before the shift."""
     return shifted(torch.linspace(1, 0, steps + 1), shift)
 
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """sigmoid(N(mean, std)): most weight on the middle of the path (arXiv:2403.03206, Eq. 19), then shifted."""
+    """Logit-normal timesteps, sigmoid(N(mean, std)) (arXiv:2403.03206, Eq. 19), then shifted."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -30,7 +30,7 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class ShiftedUniform:
-    """Uniform times, shifted towards noise and kept within [low, high]."""
+    """Uniform timesteps, shifted towards noise and clamped to [low, high]."""
 
     shift: float = 1.0
     low: float = 0.0

@@ -26,7 +26,9 @@ class Alternation:
 
     def __post_init__(self):
         if self.critic_steps < 1 or self.accumulate < 1:
-            raise UserError(f"critic_steps={self.critic_steps}, accumulate={self.accumulate}; both must be at least 1")
+            raise UserError(
+                f"got critic_steps={self.critic_steps}, accumulate={self.accumulate}; expected at least 1 each"
+            )
 
     def updates_generator(self, index: int) -> bool:
         """Whether micro-batch `index` belongs to an update of the generator."""
@@ -35,8 +37,8 @@ class Alternation:
     def backward(
         self, module: lightning.LightningModule, optimizer: Any, net: nn.Module, loss: Tensor, index: int
     ) -> Tensor | None:
-        """Accumulate the gradient of a micro-batch; after the last one of an update, step and return the norm."""
-        # Without DDP's own averaging, which expects one backward pass through one graph; a replayed one has many.
+        """Accumulate a micro-batch's gradient; after the last one of an update, step and return the gradient norm."""
+        # DDP averages during one backward pass through one graph, but a replayed rollout has many.
         with local_gradients(module):
             module.manual_backward(loss / self.accumulate)
         if (index + 1) % self.accumulate:

@@ -1,8 +1,8 @@
-"""Training a video autoencoder.
+"""Training of a video autoencoder.
 
-Half of the clips are decoded behind the latent of *another* frame: a stream's decoder is primed with the reference and
-then meets a clip that doesn't follow from it. Latents are decoded with a little noise upon them, so that the decoder
-forgives what a diffusion model leaves, and neighbouring latents mean neighbouring pictures.
+Half of the clips are decoded after the latent of *another* frame: a stream's decoder is primed with the reference, and
+the clip does not continue it. A little noise is added to the latents, so that the decoder tolerates the errors of a
+diffusion model, and neighbouring latents decode to similar images.
 """
 
 import itertools
@@ -20,16 +20,18 @@ from avatar.objectives.weighting import RegionWeights
 from avatar.protocols import VideoAutoencoder
 from avatar.types import REGIONS, Frames, Latents, Pixels
 
-START_BATCHES = 5  # whose principal components training starts from
+START_BATCHES = 5  # their principal components initialise the autoencoder
 
 
 class AutoencoderTraining(lightning.LightningModule):
-    """Reconstruction, with more weight on regions of the picture.
+    """Reconstruction objective, with loss weights of image regions.
 
     Args:
-        noise: standard deviation of what is added to the normalised latents.
-        region_weights: on regions of the picture.
+        autoencoder: the network to train.
         optimizer: parameters → optimiser.
+        noise: standard deviation of the noise on the normalised latents.
+        region_weights: loss weights of image regions.
+        schedule: update → factor of the learning rate.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class AutoencoderTraining(lightning.LightningModule):
             self.net.start_from(torch.cat([batch.video for batch in batches]).to(self.device))
 
     def training_step(self, batch: Frames, index: int) -> torch.Tensor:
-        latents, cut = behind_references(self.net, batch), len(batch.video) // 2
+        latents, cut = with_other_references(self.net, batch), len(batch.video) // 2
         target = torch.cat([torch.cat([batch.reference[:cut], batch.video[:cut, :, 1:]], 2), batch.video[cut:]])
         video = self.net.decode(latents + self.noise * torch.randn_like(latents))
         loss = losses.reconstruction(video, target, self.region_weights(batch.regions))
@@ -67,13 +69,13 @@ class AutoencoderTraining(lightning.LightningModule):
         return with_schedule(self.optimizer(self.net.parameters()), self.schedule)
 
 
-def behind_references(net: VideoAutoencoder, batch: Frames) -> Latents:
-    """Latents of the clips, in their first half each behind the reference's instead of its own first."""
+def with_other_references(net: VideoAutoencoder, batch: Frames) -> Latents:
+    """Latents of clips; in the first half of the batch, the reference's latent replaces the first one."""
     latents, cut = net.encode(batch.video), len(batch.video) // 2
     reference = net.encode(batch.reference[:cut])
     return torch.cat([torch.cat([reference, latents[:cut, :, 1:]], 2), latents[cut:]])
 
 
 def psnr(video: Pixels, target: Pixels, weight: Tensor | float = 1.0) -> Tensor:
-    """Peak signal-to-noise ratio of frames in [-1, 1], dB; `weight` of mean 1 says what counts."""
+    """Peak signal-to-noise ratio of frames in [-1, 1], in dB, with pixel weights of mean 1."""
     return 10 * torch.log10(4 / (weight * (video - target).square()).mean())

@@ -4,7 +4,7 @@
     x_r = x_t + (r - t) guided(teacher(x_t, t))                       one Euler step of the causal teacher
     L = λ(r) |f(x_t, t) - sg f(x_r, r)|²,  f(x, t) = x - t v(x, t)
 
-At k = 1 the target's time is r = 0, where f is the identity: the chain is anchored to data and not to its
+At k = 1 the target's timestep is r = 0, where f is the identity, so the chain is anchored to data and not to its
 initialisation.
 """
 
@@ -21,7 +21,7 @@ from avatar.diffusion.packing import TeacherForced, guided_velocity
 from avatar.diffusion.timesteps import shifted
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.distributed import sample_globally
+from avatar.objectives.distributed import noise_like, sample_globally
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
@@ -29,14 +29,19 @@ from avatar.types import GLOBAL_BATCH, Batch, Conditioning, Latents, Times
 
 
 class Consistency(lightning.LightningModule):
-    """The student learns to jump to the end of the causal teacher's trajectories.
+    """Consistency distillation: the student predicts the endpoints of the causal teacher's trajectories.
 
     Args:
-        model: the student, usually started from the teacher's weights.
-        teacher: a frozen causal network of the same pattern.
+        model: the student, usually initialised with the teacher's weights.
+        teacher: a frozen causal network with the same attention pattern.
+        pattern: teacher forcing with the student's rollout plan.
+        guidance: scales of the teacher's classifier-free guidance.
         discretisation: N, the number of steps of the teacher's trajectory.
-        region_weights: on regions of the picture.
-        weighting: λ, of the earlier times: at the later ones pure noise, whose SNR is 0, might not count at all.
+        shift: of the timesteps towards noise; 1: evenly spaced.
+        optimizer: parameters → optimiser.
+        region_weights: loss weights of image regions.
+        weighting: λ, evaluated at r: at t, the weight of pure noise, whose SNR is 0, could be 0.
+        schedule: update → factor of the learning rate.
     """
 
     def __init__(
@@ -65,23 +70,23 @@ class Consistency(lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         x0, cond = batch.latents, batch.conditioning
         t, r = self.draw_times(x0, batch.shard)
-        x_t = path.noised(x0, sample_globally(torch.randn, batch.shard)(*x0.shape, device=x0.device), t)
+        x_t = path.noised(x0, noise_like(x0, batch.shard), t)
         with torch.no_grad():
             v = guided_velocity(self.teacher, self.pattern, x_t, t, cond, x0, self.guidance)
             x_r = path.step(x_t, v, t, r)
             target = self._endpoint(x_r, r, cond, x0)
-        weight = self.region_weights(batch.regions) * path.per_latent(self.weighting.of_clean(r))
+        weight = self.region_weights(batch.regions, self.weighting.of_clean(r))
         loss = losses.consistency(self._endpoint(x_t, t, cond, x0), target, weight)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def draw_times(self, x0: Latents, part: slice = GLOBAL_BATCH) -> tuple[Times, Times]:
-        """Neighbouring times of the discretised trajectory, one pair per chunk; the earlier may be 0."""
+    def draw_times(self, x0: Latents, shard: slice = GLOBAL_BATCH) -> tuple[Times, Times]:
+        """Draw neighbouring timesteps (t, r) of the discretised trajectory, one pair per chunk; r can be 0."""
         n = self.discretisation
-        u = self.pattern.times(sample_globally(self._steps, part), x0)
+        u = self.pattern.times(sample_globally(self._draw_steps, shard), x0)
         return shifted(u, self.shift), shifted((u * n - 1).round() / n, self.shift)
 
-    def _steps(self, *shape: int, device: torch.device) -> Tensor:
+    def _draw_steps(self, *shape: int, device: torch.device) -> Tensor:
         return torch.randint(1, self.discretisation + 1, shape, device=device) / self.discretisation
 
     def _endpoint(self, x: Latents, t: Times, cond: Conditioning, x0: Latents) -> Latents:

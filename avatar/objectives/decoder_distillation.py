@@ -1,8 +1,7 @@
-"""A small decoder learns to draw what a large one draws (TAEHV's idea, github.com/madebyollin/taehv).
+"""Decoder distillation: a small decoder regresses the frames of a large one (as TAEHV, github.com/madebyollin/taehv).
 
-The large autoencoder is frozen. Its frames of the same latents are the target, so that any latents will do; as in
-`autoencoder`, half of the clips are decoded behind the latent of another frame, and the small decoder sees its latents
-with a little noise upon them.
+The large autoencoder is frozen; its frames of the same latents are the target. As in `autoencoder`, half of the clips
+are decoded after the latent of another frame, and a little noise is added to the latents of the small decoder.
 """
 
 import itertools
@@ -18,21 +17,25 @@ from avatar.errors import UserError
 from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.objectives import losses
-from avatar.objectives.autoencoder import START_BATCHES, behind_references, psnr
+from avatar.objectives.autoencoder import START_BATCHES, psnr, with_other_references
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.weighting import RegionWeights
 from avatar.types import Frames, Latents, Pixels
 
 
 class DecoderDistillation(lightning.LightningModule):
-    """Reconstruction of the teacher's frames, with more weight on regions of the picture.
+    """Reconstruction of the teacher's frames, with loss weights of image regions.
 
     Args:
         autoencoder: the small decoder, with the teacher's encoder.
-        teacher: the whole autoencoder.
-        noise: standard deviation of what is added to the normalised latents that the small decoder sees.
-        region_weights: on regions of the picture.
+        teacher: the large autoencoder, frozen.
         optimizer: parameters → optimiser.
+        noise: standard deviation of the noise on the normalised latents of the small decoder.
+        region_weights: loss weights of image regions.
+        schedule: update → factor of the learning rate.
+
+    Raises:
+        UserError: the small decoder was built for the latents of another autoencoder.
     """
 
     def __init__(
@@ -45,9 +48,9 @@ class DecoderDistillation(lightning.LightningModule):
         schedule: Schedule,
     ):
         super().__init__()
-        wanted, got = bundle.origin_of(autoencoder).fingerprint, bundle.origin_of(teacher).fingerprint
-        if wanted != got:
-            raise UserError(f"a decoder for latents of autoencoder {wanted} with teacher {got}; make it for this one")
+        expected, got = bundle.origin_of(autoencoder).fingerprint, bundle.origin_of(teacher).fingerprint
+        if expected != got:
+            raise UserError(f"got teacher {got}; expected autoencoder {expected}, whose latents the decoder is for")
         self.net, self.teacher = autoencoder, teacher.requires_grad_(False).eval()
         self.optimizer = optimizer
         self.noise, self.region_weights, self.schedule = noise, region_weights, schedule
@@ -77,5 +80,5 @@ class DecoderDistillation(lightning.LightningModule):
 
     @torch.no_grad()
     def _example(self, batch: Frames) -> tuple[Latents, Pixels]:
-        latents = behind_references(self.net, batch)
+        latents = with_other_references(self.net, batch)
         return latents, self.teacher.decode(latents)

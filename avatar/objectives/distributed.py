@@ -1,8 +1,8 @@
-"""What makes the parts of a batch, on several ranks or in several passes, equal to the whole.
+"""Distributed helpers: any split of a global batch over ranks or micro-batches equals training in one process.
 
-A batch belongs to all of them together; `Batch.part` says which of its samples are here. What is drawn at random is
-drawn for the whole batch, everywhere alike, since all ranks hold the same random state, and each keeps its part. Losses
-are means over samples, of which no one's depends on another, so that the mean over parts is that of the whole.
+`Batch.shard` are the samples of the global batch that this process has. All ranks have the same random state, so random
+numbers are drawn for the global batch everywhere, and each rank keeps its shard of them. Losses are means over samples
+that do not depend on each other, so the mean over shards equals that over the global batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,24 +15,28 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from avatar.types import Latents
+
 Sampler = Callable[..., Tensor]  # (*shape, device) -> numbers; the first axis is the batch
 
 
-def sample_globally(sampler: Sampler, part: slice) -> Sampler:
-    """A sampler for a part of a batch, whose draws are those that the part has of the whole batch's.
-
-    The whole batch's numbers exist for a moment; they are gone before a network runs.
-    """
+def sample_globally(sampler: Sampler, shard: slice) -> Sampler:
+    """A sampler for a shard of a batch that draws for the global batch and returns the numbers of the shard."""
 
     def draw(batch: int, *shape: int, device: torch.device | str = "cpu") -> Tensor:
-        numbers = sampler(batch * part.step, *shape, device=device)
-        return numbers if part.step == 1 else numbers[part].clone()
+        numbers = sampler(batch * shard.step, *shape, device=device)
+        return numbers if shard.step == 1 else numbers[shard].clone()
 
     return draw
 
 
+def noise_like(x: Latents, shard: slice) -> Latents:
+    """Gaussian noise in the shape of the latents of a shard, drawn for the global batch."""
+    return sample_globally(torch.randn, shard)(*x.shape, device=x.device)
+
+
 def local_gradients(module: lightning.LightningModule) -> AbstractContextManager:
-    """Backward passes inside leave each rank its own gradients, for `average_gradients` to average."""
+    """Context in which backward passes do not average gradients over ranks; `average_gradients` does it later."""
     if world_size() == 1:
         return nullcontext()
     strategy = module.trainer.strategy
@@ -41,7 +45,7 @@ def local_gradients(module: lightning.LightningModule) -> AbstractContextManager
 
 
 def average_gradients(net: nn.Module) -> None:
-    """Replace gradients by their mean over the ranks. Those of sharded weights are averaged already."""
+    """Average gradients over the ranks; FSDP has averaged those of sharded weights already."""
     if world_size() == 1:
         return
     gradients = [p.grad for p in net.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
@@ -52,13 +56,15 @@ def average_gradients(net: nn.Module) -> None:
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor that may be sharded, whole on every rank."""
+    """Gather a tensor that may be sharded, on every rank."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def gather_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that may be sharded, whole and on the CPU of the first rank; of the other ranks, which all have to call
-    it, none holds more than one of them at a time."""
+    """Gather weights that may be sharded, on the CPU of rank 0; all ranks must call it.
+
+    The other ranks return an empty dict and have at most one full weight in memory at a time.
+    """
     first = world_size() == 1 or dist.get_rank() == 0
     found = {}
     for name, weight in weights.items():
@@ -69,5 +75,5 @@ def gather_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,10 +1,10 @@
 """Distribution matching distillation on the student's own rollouts (DMD2, arXiv:2405.14867; Self-Forcing,
 arXiv:2506.08009).
 
-    n updates     roll the student out without gradients; the critic learns to denoise what it makes
-    then one      roll out with gradients at a random exit step; follow the critic's score minus the teacher's
+    n critic updates       roll out the student without gradients; flow matching of the critic on these clips
+    one student update     roll out with gradients at a random exit step; descend along critic minus teacher score
 
-The rollout is the one that streams. Teacher and critic are bidirectional and see whole clips.
+The rollout is the same as in streaming. Teacher and critic are bidirectional over full clips.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.objectives.alternating import Alternation
-from avatar.objectives.distributed import sample_globally
+from avatar.objectives.distributed import noise_like, sample_globally
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
@@ -34,16 +34,26 @@ BIDIRECTIONAL = Bidirectional()
 
 
 class DistributionMatching(lightning.LightningModule):
-    """Student, critic (the fake score) and frozen teacher (the real score), optimised by hand.
+    """Distribution matching distillation: student, critic (fake score) and frozen teacher (real score).
 
     Args:
-        model, critic: trained; the critic usually starts from the teacher's weights.
+        model: the causal student.
+        critic: usually initialised with the teacher's weights.
+        teacher: frozen, bidirectional.
+        plan: the student's rollout.
+        guidance: scales of the teacher's classifier-free guidance.
+        timesteps: distribution of t, for the scores and for the critic's training.
         critic_steps: critic updates per student update.
-        accumulate: passes per update of either; `clip` bounds the norm of an update's gradient.
-        region_weights: on regions of the picture.
-        critic_weighting: of timesteps, in the critic's flow matching.
-        schedule: update of either network → factor of both learning rates.
+        accumulate: micro-batches per update of either network.
+        clip: bound of the norm of an update's gradient.
         gradient: of the rollout: `exit_step`; `replayed`, the same with the memory of one chunk; or `history`.
+        optimizer, critic_optimizer: parameters → optimiser.
+        region_weights: loss weights of image regions.
+        critic_weighting: loss weights of timesteps in the critic's flow matching.
+        schedule: update of either network → factor of both learning rates.
+
+    Raises:
+        UserError: an unknown gradient policy, or a plan that cannot be trained.
     """
 
     def __init__(
@@ -67,7 +77,7 @@ class DistributionMatching(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         if gradient not in ("exit_step", "replayed", "history"):
-            raise UserError(f"gradient {gradient!r}; choose exit_step, replayed or history")
+            raise UserError(f"got gradient={gradient!r}; choose exit_step, replayed or history")
         plan.check_trainable()
         self.net, self.critic, self.teacher = model, critic, teacher.requires_grad_(False).eval()
         self.plan, self.guidance, self.timesteps = plan, guidance, timesteps
@@ -96,9 +106,9 @@ class DistributionMatching(lightning.LightningModule):
         cond = batch.conditioning
         exit_step = int(torch.randint(len(self.plan.times), ()))
         x = self._rollout(batch, exit_step)
-        t = self._times(x, batch.shard)
+        t = self._draw_times(x, batch.shard)
         with torch.no_grad():
-            x_t = path.noised(x, sample_globally(torch.randn, batch.shard)(*x.shape, device=x.device), t)
+            x_t = path.noised(x, noise_like(x, batch.shard), t)
             v = guided_velocity(self.teacher, BIDIRECTIONAL, x_t, t, cond, x_t, self.guidance)
             real = path.clean(x_t, v, t)
             fake = path.clean(x_t, BIDIRECTIONAL.velocity(self.critic, x_t, t, cond, x_t), t)
@@ -108,38 +118,38 @@ class DistributionMatching(lightning.LightningModule):
         return loss
 
     def critic_loss(self, batch: Batch) -> Tensor:
-        """Flow matching of the critic on a rollout that it can't influence."""
+        """Flow matching of the critic on a rollout without gradients."""
         cond = batch.conditioning
         exit_step = int(torch.randint(len(self.plan.times), ()))
         with torch.no_grad():
-            x = generate(self.net, cond, self.plan, self._noise(batch), exit_step).latents
-        t, eps = self._times(x, batch.shard), sample_globally(torch.randn, batch.shard)(*x.shape, device=x.device)
+            x = generate(self.net, cond, self.plan, self._draw_noise(batch), exit_step).latents
+        t, eps = self._draw_times(x, batch.shard), noise_like(x, batch.shard)
         v = BIDIRECTIONAL.velocity(self.critic, path.noised(x, eps, t), t, cond, x)
-        weight = self.region_weights(batch.regions) * path.per_latent(self.critic_weighting.of_velocity(t))
+        weight = self.region_weights(batch.regions, self.critic_weighting.of_velocity(t))
         loss = losses.flow_matching(v, x, eps, weight)
         self.log("train/critic_loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def _rollout(self, batch: Batch, exit_step: int) -> Latents:
-        """A rollout of the student, whose gradient reaches its weights by the policy."""
+        """Roll out the student; the gradient policy decides which passes gradients flow through."""
         if self.gradient != "replayed":
-            noise = self._noise(batch)
+            noise = self._draw_noise(batch)
             return generate(self.net, batch.conditioning, self.plan, noise, exit_step, self.gradient).latents
         with torch.no_grad():
-            generated = generate(self.net, batch.conditioning, self.plan, self._noise(batch), exit_step)
+            generated = generate(self.net, batch.conditioning, self.plan, self._draw_noise(batch), exit_step)
 
-        def again(gradient: Latents) -> None:
-            with torch.enable_grad():  # which a backward pass turns off
+        def rerun(gradient: Latents) -> None:
+            with torch.enable_grad():  # a backward hook runs without gradients
                 replay(self.net, generated, gradient)
 
         x = generated.latents.requires_grad_()
-        x.register_hook(again)
+        x.register_hook(rerun)
         return x
 
-    def _times(self, x: Latents, part: slice) -> Times:
-        return BIDIRECTIONAL.times(sample_globally(self.timesteps, part), x)
+    def _draw_times(self, x: Latents, shard: slice) -> Times:
+        return BIDIRECTIONAL.times(sample_globally(self.timesteps, shard), x)
 
-    def _noise(self, batch: Batch) -> Noise:
+    def _draw_noise(self, batch: Batch) -> Noise:
         seeds = sample_globally(lambda n, device: torch.randint(2**62, (n,), device=device), batch.shard)
         return Noise(tuple(seeds(len(batch.latents)).tolist()))
 
@@ -150,7 +160,7 @@ class DistributionMatching(lightning.LightningModule):
         student = self.optimizer(trainable_parameters(self.net))
         critic = self.critic_optimizer(trainable_parameters(self.critic))
         turns, n = self.alternation.critic_steps + 1, self.alternation.critic_steps
-        return (  # each steps with its own optimiser; the schedule counts the updates of both
+        return (  # one schedule step per update of its own network; the schedule counts updates of both
             with_schedule(student, lambda step: self.schedule(step * turns)),
             with_schedule(critic, lambda step: self.schedule(step * turns // n)),
         )

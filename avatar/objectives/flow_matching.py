@@ -1,4 +1,4 @@
-"""Flow matching: the teacher's training, and with a causal pattern the teacher-forcing fine-tune that follows it."""
+"""Flow matching: trains the teacher; with a causal pattern, the teacher-forcing fine-tune that follows."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,7 +12,7 @@ from avatar.diffusion import path
 from avatar.diffusion.packing import AttentionPattern, TimestepSampler
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
-from avatar.objectives.distributed import sample_globally
+from avatar.objectives.distributed import noise_like, sample_globally
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
@@ -20,12 +20,16 @@ from avatar.types import Batch, Conditioning
 
 
 class FlowMatching(lightning.LightningModule):
-    """Noise a clip, predict the velocity, compare.
+    """Flow-matching objective: regress the velocity of a noised clip (rectified flow, arXiv:2209.03003).
 
     Args:
-        model: the backbone; `pattern` says what it sees.
-        region_weights: on regions of the picture.
-        weighting: of times.
+        model: the backbone.
+        pattern: its attention pattern: bidirectional or teacher-forced.
+        timesteps: distribution of t.
+        dropout: of conditions, for classifier-free guidance.
+        optimizer: parameters → optimiser.
+        region_weights: loss weights of image regions.
+        weighting: loss weights of timesteps.
         schedule: update → factor of the learning rate.
     """
 
@@ -63,9 +67,9 @@ class FlowMatching(lightning.LightningModule):
     def _loss(self, batch: Batch, cond: Conditioning) -> Tensor:
         x0 = batch.latents
         t = self.pattern.times(sample_globally(self.timesteps, batch.shard), x0)
-        eps = sample_globally(torch.randn, batch.shard)(*x0.shape, device=x0.device)
+        eps = noise_like(x0, batch.shard)
         v = self.pattern.velocity(self.net, path.noised(x0, eps, t), t, cond, x0)
-        weight = self.region_weights(batch.regions) * path.per_latent(self.weighting.of_velocity(t))
+        weight = self.region_weights(batch.regions, self.weighting.of_velocity(t))
         return losses.flow_matching(v, x0, eps, weight)
 
     def configure_model(self) -> None:

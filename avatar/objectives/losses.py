@@ -1,4 +1,4 @@
-"""Losses: pure functions, one equation each, no network inside. What counts as a constant is detached here."""
+"""Losses: pure functions, one equation each, without networks; targets are detached here."""
 
 import torch
 from jaxtyping import Float
@@ -18,15 +18,15 @@ def flow_matching(v: Latents, x0: Latents, eps: Latents, weight: Weights) -> Sca
 
 
 def consistency(x0: Latents, target: Latents, weight: Weights) -> Scalar:
-    """E w |f(x_t) - f(x_r)|², the target a constant (arXiv:2303.01469, Eq. 10, with the l2 metric)."""
+    """E w |f(x_t) - f(x_r)|², the target detached (arXiv:2303.01469, Eq. 10, with the l2 metric)."""
     return (weight * (x0 - target.detach()).square()).mean()
 
 
 def distribution_matching(x: Latents, real: Latents, fake: Latents, weight: Weights) -> Scalar:
-    """A loss whose gradient in `x` points along `fake - real`, divided per sample by the mean of |x - real|.
+    """A loss whose gradient with respect to `x` is `fake - real`, divided per sample by the mean of |x - real|.
 
-    `real` and `fake` are the teacher's and the critic's estimates of the clean latents at one noised copy of `x`; both
-    count as constants. DMD, arXiv:2311.18828, Eqs. 7-8; the normalisation as in DMD2, arXiv:2405.14867.
+    `real` and `fake` are the teacher's and the critic's predictions of the clean latents for one noised copy of `x`;
+    both are detached. DMD, arXiv:2311.18828, Eqs. 7-8; the normalisation as in DMD2, arXiv:2405.14867.
     """
     with torch.no_grad():
         size = (x - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-6)
@@ -35,7 +35,7 @@ def distribution_matching(x: Latents, real: Latents, fake: Latents, weight: Weig
 
 
 def reconstruction(video: Pixels, target: Pixels, weight: Weights) -> Scalar:
-    """E w |x - y| of the frames, and E |.| of that error's differences across space: edges count beside colours."""
+    """E w |x - y| of the frames, plus E |∇(x - y)|, the L1 norm of the spatial differences of the error (edges)."""
     error = video - target
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return (weight * error.abs()).mean() + edges

@@ -34,7 +34,7 @@ class WarmupDecay:
     def __post_init__(self):
         if not (0 <= self.warmup < 1 and 0 <= self.decay_from < 1 and 0 <= self.final <= 1):
             raise UserError(
-                f"lr_schedule.warmup={self.warmup}, decay_from={self.decay_from}, final={self.final}; expected "
+                f"got lr_schedule.warmup={self.warmup}, decay_from={self.decay_from}, final={self.final}; expected "
                 "shares of the run in [0, 1) and a final factor in [0, 1]"
             )
 

@@ -1,7 +1,7 @@
-"""Networks whose weights, gradients and optimiser states are shared out among the ranks (FSDP2).
+"""Fully sharded data parallelism (FSDP2) of the networks of a training module.
 
-Each network is a root of its own and each of its blocks a unit, so that student, critic and teacher gather one block at
-a time. Blocks are gathered for their pass and freed after it.
+Each network is an FSDP root and each of its blocks a unit, so that student, critic and teacher gather one block at a
+time and free it after its pass.
 """
 
 import lightning
@@ -9,9 +9,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 def shard_networks(module: lightning.LightningModule) -> None:
-    """Shard the networks of a training module under a strategy that has a mesh of ranks; under another do nothing.
+    """Shard the networks of a training module under a strategy with a device mesh; under others do nothing.
 
-    For `configure_model`, which may be called twice.
+    Called by `configure_model`, possibly twice.
     """
     if module.device_mesh is None:
         return

@@ -1,10 +1,10 @@
-"""How much each pixel and each time counts in a loss.
+"""Loss weights by image region and by timestep.
 
     pixels    w = (1 + Σ_m a_m mask_m) / its mean over the clip
-    times     min(SNR, γ) |x0 - x0'|² = t² min(SNR, γ) |v - v'|²,    SNR = ((1 - t) / t)²
+    timesteps min(SNR, γ) |x0 - x0'|² = t² min(SNR, γ) |v - v'|²,    SNR = ((1 - t) / t)²
 
-The second line is Min-SNR (arXiv:2303.09556, Eq. 7) on the straight path, for both things that are compared: since
-x0 = x_t - t v, an error of the clean latents is t times one of the velocity.
+The second line is Min-SNR (arXiv:2303.09556, Eq. 7) on the straight path, for both parameterisations: since
+x0 = x_t - t v, an error of the clean latents is t times an error of the velocity.
 """
 
 import math
@@ -22,12 +22,16 @@ from avatar.types import REGIONS, Times
 
 @dataclass(frozen=True)
 class RegionWeights:
-    """What is added to the weight of a pixel that is all of a region; where regions overlap, it is their sum.
+    """Region loss weights: the added weight of a pixel that is completely inside of a region.
 
-    Weights have mean 1 over each clip, whatever else is in its batch. A clip whose regions are not known counts evenly.
+    Overlapping regions add up. Weights have mean 1 over each clip, independent of the batch; a clip without known
+    regions has uniform weights.
+
+    Args:
+        face, lips: added weight, at least 0; 0: none.
 
     Raises:
-        UserError: what is added is below 0, or no number.
+        UserError: a negative or infinite weight.
     """
 
     face: float = 0.0
@@ -37,24 +41,32 @@ class RegionWeights:
         for name, added in asdict(self).items():
             if not 0 <= added < math.inf:
                 raise UserError(
-                    f"region_weights.{name}={added}; wanted a number from 0 on, such as 4.0, or 0.0 for none"
+                    f"got region_weights.{name}={added}; expected a number of at least 0, such as 4.0, or 0.0 for none"
                 )
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """Those that count more."""
+        """The regions with an added weight."""
         return tuple(name for name in REGIONS if getattr(self, name) > 0)
 
-    def __call__(self, regions: Float[Tensor, "b m n h w"]) -> Float[Tensor, "b 1 n h w"]:
-        """The weight of each pixel of n frames or latents, by its share of each of REGIONS."""
+    def __call__(
+        self, regions: Float[Tensor, "b m n h w"], of_time: Float[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b 1 n h w"]:
+        """The weight of each pixel of n frames or latents.
+
+        Args:
+            regions: share of each of REGIONS in the pixel, 0 to 1.
+            of_time: factor of each latent, by its timestep; None: 1.
+        """
         added = regions.new_tensor([getattr(self, name) for name in REGIONS])[:, None, None, None]
         weight = 1 + (added * regions).sum(dim=1, keepdim=True)
-        return weight / weight.mean(dim=(1, 2, 3, 4), keepdim=True)
+        weight = weight / weight.mean(dim=(1, 2, 3, 4), keepdim=True)
+        return weight if of_time is None else weight * path.per_latent(of_time)
 
 
 @runtime_checkable
 class Weighting(Protocol):
-    """The weight of a squared error, by the time of its latent and by what is compared."""
+    """Interface of timestep weightings: the weight of a squared error of the clean latents or of the velocity."""
 
     def of_clean(self, t: Times) -> Times: ...
 
@@ -63,7 +75,7 @@ class Weighting(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
-    """1 at every time, of whatever is compared."""
+    """Weight 1 at every timestep."""
 
     def of_clean(self, t: Times) -> Times:
         return torch.ones_like(t)
@@ -74,17 +86,20 @@ class Uniform:
 
 @dataclass(frozen=True)
 class MinSNR:
-    """min(SNR, gamma) of the clean latents: times with little noise don't count more than gamma.
+    """Min-SNR weighting: min(SNR, gamma) for errors of the clean latents.
+
+    Args:
+        gamma: upper bound of the signal-to-noise ratio, above 0.
 
     Raises:
-        UserError: gamma isn't above 0, or no number.
+        UserError: a gamma that is not positive and finite.
     """
 
     gamma: float = 5.0
 
     def __post_init__(self):
         if not 0 < self.gamma < math.inf:
-            raise UserError(f"gamma={self.gamma}; wanted a bound of the signal-to-noise ratio above 0, such as 5.0")
+            raise UserError(f"got gamma={self.gamma}; expected a finite bound of the SNR above 0, such as 5.0")
 
     def of_clean(self, t: Times) -> Times:
         return path.snr(t).clamp(max=self.gamma)

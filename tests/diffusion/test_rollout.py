@@ -1,4 +1,4 @@
-"""The equalities that make training and streaming one thing."""
+"""Equalities between training and streaming: masks, caches, gradients, updates."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import torch
 from avatar.diffusion import path
 from avatar.diffusion.packing import packed_velocity
 from avatar.diffusion.rollout import Noise, Plan, Rollout, chunk_step, generate, replay
+from avatar.diffusion.samplers import euler
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.nn.kv_cache import PrefixCache, RingCache
 from avatar.types import SAMPLES_PER_FRAME
@@ -71,18 +72,34 @@ def test_merged_context_equals_a_pass_of_its_own(net, window, times):
 
 
 @torch.no_grad()
-def test_a_ring_too_small_for_a_merged_pass_says_so_instead_of_forgetting(net):
+def test_ring_cache_too_small_for_a_merged_pass_is_rejected(net):
     plan = Plan((1.0,), window=4, context="merged")
     with pytest.raises(AssertionError, match="overwrite keys"):
         stream(net, make_cond(latents=9), plan, ring(net, 4, spare=1))
 
 
 @torch.no_grad()
-def test_noisy_context_saves_the_pass_and_differs(net):
-    cond, plan = make_cond(latents=6), Plan((1.0, 0.6))
-    noisy = replace(plan, context="noisy")
-    assert noisy.evaluations == plan.evaluations - 1
-    assert not torch.allclose(generate(net, cond, noisy, SEEDS).latents, generate(net, cond, plan, SEEDS).latents)
+def test_noisy_context_has_no_context_pass_and_other_latents(net):
+    cond, plan, latents, passes = make_cond(latents=5), Plan((1.0, 0.6)), {}, {}
+    for context in ("clean", "noisy"):
+        counting = GradientOfInputs(net)
+        latents[context] = generate(counting, cond, replace(plan, context=context), SEEDS).latents
+        passes[context] = len(counting.gradients)
+    assert passes == {"clean": 1 + 3 * 3, "noisy": 1 + 3 * 2}  # the sink, then three chunks
+    assert not torch.allclose(latents["clean"], latents["noisy"])
+
+
+@torch.no_grad()
+def test_euler_update_equals_the_euler_solver(net):
+    cond, plan = make_cond(latents=3), Plan((1.0, 0.7, 0.4), chunk=3, first_chunk=3, update="euler")
+    cache = PrefixCache(net.tokens(4, 4), plan.window)
+    Rollout(net, plan, cache, SEEDS).prime(cond)
+    view = cache.view(range(3), [3] * 3)
+    noise = SEEDS(cond.reference.expand(-1, -1, 3, -1, -1), 0, 0)
+    expected = euler(lambda x, t: net(x, t, cond, view), noise, torch.tensor([*plan.times, 0.0]))
+    torch.testing.assert_close(generate(net, cond, plan, SEEDS).latents, expected, rtol=1e-4, atol=1e-4)
+    renoised = generate(net, cond, replace(plan, update="renoise"), SEEDS).latents
+    assert not torch.allclose(renoised, expected, rtol=1e-2, atol=1e-2)
 
 
 @torch.no_grad()
@@ -103,7 +120,7 @@ def test_inputs_of_later_chunks_get_zero_gradient(net):
     for gradient, first in ((clean.grad, 1), (x_t.grad, 3), (audio.grad.transpose(1, 2), 3)):
         assert gradient[:, :, :first].abs().sum() > 0
         assert gradient[:, :, first:].abs().sum() == 0
-    assert x_t.grad[:, :, :1].abs().sum() == 0  # nor does it see the earlier chunk's noisy latents
+    assert x_t.grad[:, :, :1].abs().sum() == 0  # the noisy latents of earlier chunks are masked
 
 
 @pytest.mark.parametrize("exit_step", [0, 1])
@@ -112,10 +129,10 @@ def test_truncated_gradient_is_exactly_zero_in_earlier_chunks(net, context, exit
     cond, plan = make_cond(latents=3), Plan((1.0, 0.5), context=context)
     gradients = {}
     for policy in ("exit_step", "history"):
-        seen = GradientOfInputs(net)
-        made = generate(seen, cond, plan, SEEDS, exit_step=exit_step, gradient=policy).latents
-        made[:, :, 1:].square().sum().backward()
-        gradients[policy] = seen.gradients
+        recording = GradientOfInputs(net)
+        latents = generate(recording, cond, plan, SEEDS, exit_step=exit_step, gradient=policy).latents
+        latents[:, :, 1:].square().sum().backward()
+        gradients[policy] = recording.gradients
     # passes: sink, chunk 1 up to its exit, its context, chunk 2 up to its exit, perhaps its context
     first, context_pass, second = 1 + exit_step, 2 + exit_step, 3 + 2 * exit_step
     assert [at for at, size in enumerate(gradients["exit_step"]) if size > 0] == [second]
@@ -123,14 +140,14 @@ def test_truncated_gradient_is_exactly_zero_in_earlier_chunks(net, context, exit
 
 
 @pytest.mark.parametrize("exit_step", [0, 1, 2])
-def test_the_gradient_of_history_is_the_same_with_merged_context(net, exit_step):
+def test_history_gradient_is_equal_with_merged_context(net, exit_step):
     cond, plan = make_cond(latents=5), Plan((1.0, 0.6, 0.3))
     weight = torch.randn(2, 3, 5, 4, 4)
 
     def gradient(context: str, policy: str) -> dict[str, torch.Tensor]:
         net.zero_grad()
-        made = generate(net, cond, replace(plan, context=context), SEEDS, exit_step, policy).latents
-        (made * weight).sum().backward()
+        latents = generate(net, cond, replace(plan, context=context), SEEDS, exit_step, policy).latents
+        (latents * weight).sum().backward()
         return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
     clean, merged, truncated = (
@@ -140,7 +157,7 @@ def test_the_gradient_of_history_is_the_same_with_merged_context(net, exit_step)
     for name, expected in clean.items():
         torch.testing.assert_close(merged[name], expected, rtol=1e-3, atol=1e-4)
     name = "blocks.0.attention.k.weight"
-    assert not torch.allclose(truncated[name], clean[name], rtol=1e-2)  # history is not the truncated one by accident
+    assert not torch.allclose(truncated[name], clean[name], rtol=1e-2)  # the two policies differ
 
 
 class GradientOfInputs(torch.nn.Module):
@@ -190,15 +207,23 @@ def test_padding_the_prompt_changes_nothing(net, cond):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"times": (0.9, 0.5)}, {"times": (1.0, 1.0)}, {"chunk": 0}, {"window": 1}, {"context": "dirty"}]
+    "wrong",
+    [
+        {"times": (0.9, 0.5)},
+        {"times": (1.0, 1.0)},
+        {"chunk": 0},
+        {"window": 1},
+        {"context": "dirty"},
+        {"update": "heun"},
+    ],
 )
-def test_a_plan_that_cannot_run_is_refused(wrong):
-    with pytest.raises(ValueError):
+def test_invalid_plan_is_rejected(wrong):
+    with pytest.raises(ValueError, match=r"got|expected|choose"):
         Plan(**wrong)
 
 
-def test_sound_beyond_the_right_context_has_no_influence(net):
-    """From the raw samples on: encoder, windows, and the network under the causal mask."""
+def test_audio_beyond_the_right_context_has_no_influence(net):
+    """Gradients with respect to raw samples, through encoder, windows and network with the causal mask."""
     encoder, latents, stride = LogMel(2, left_context=2, right_context=1), 5, 4
     plan, net = Plan((1.0,)), make_net(audio_features=encoder.dim, audio_tokens=encoder.tokens(stride))
     frames = latents * stride + encoder.right_context
@@ -232,7 +257,7 @@ def test_jvp_through_the_backbone_matches_a_central_difference():
         return packed_velocity(net, x, t, cond, spec, x * 0)
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
-        dt = torch.full_like(t, 1e-3)  # the network sees 1000 t
+        dt = torch.full_like(t, 1e-3)  # the network embeds 1000 t
         _, tangent = torch.func.jvp(velocity, (x, t), (dx, dt))
         e = 1e-3
         difference = (velocity(x + e * dx, t + e * dt) - velocity(x - e * dx, t - e * dt)) / (2 * e)

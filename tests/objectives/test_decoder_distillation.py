@@ -76,20 +76,20 @@ def test_the_encoder_and_its_statistics_stay_as_they_are(teacher):
     assert torch.equal(module.net.encode(batch.video), teacher.encode(batch.video))
 
 
-def test_another_teacher_is_refused(teacher, tmp_path):
+def test_another_teacher_is_rejected(teacher, tmp_path):
     weights = {name: w + 0.01 for name, w in teacher.state_dict().items()}
     bundle.write(Bundle("autoencoder", weights, teacher.origin.config), tmp_path / "other.safetensors")
     other = bundle.load(str(tmp_path / "other.safetensors"))
-    with pytest.raises(ValueError, match="make it for this one"):
+    with pytest.raises(ValueError, match="whose latents the decoder is for"):
         DecoderDistillation(
             distilled(teacher, 8), other, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), schedule=WarmupDecay(100)
         )
 
 
-def test_what_can_not_teach_is_refused(teacher):
-    with pytest.raises(ValueError, match="load one that was trained"):
+def test_untrained_or_state_autoencoder_is_rejected(teacher):
+    with pytest.raises(ValueError, match="load it from a bundle"):
         distilled(bundle.new(teacher.origin.network), 8)
-    with pytest.raises(ValueError, match="autoencoder of pictures"):
+    with pytest.raises(ValueError, match="autoencoder of images"):
         DistilledAutoencoder(StateAutoencoder([0.0], [1.0]), 8)
 
 

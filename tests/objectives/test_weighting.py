@@ -34,7 +34,7 @@ def test_weights_of_a_clip_have_mean_1_and_depend_on_no_other_clip():
 
 @pytest.mark.parametrize("wrong", [-0.5, float("nan"), float("inf")])
 def test_weights_that_are_none_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"region_weights\.lips=.*wanted"):
+    with pytest.raises(ValueError, match=r"region_weights\.lips=.*expected"):
         RegionWeights(lips=wrong)
 
 

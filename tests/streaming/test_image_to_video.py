@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from avatar.conditioning import image_to_video
-from avatar.diffusion.generation import WholeClip
+from avatar.diffusion.generation import BidirectionalSampler
 from avatar.diffusion.rollout import Plan
 from avatar.models.autoencoders.wan import WanAutoencoder
 from avatar.models.image_encoders.clip import CLIP
@@ -132,7 +132,7 @@ def test_each_window_of_a_long_clip_follows_the_reference(net, clip_conditioning
             seen.append(cond.concat_latents[:, :, 1:])  # after those of the sink
             return torch.zeros_like(x)
 
-    WholeClip(steps=1, window=2)(Spy(), cond, (0,))
+    BidirectionalSampler(steps=1, window=2)(Spy(), cond, (0,))
     assert [part.shape[2] for part in seen] == [2, 2, 1]
     assert all(torch.equal(part, cond.concat_latents[:, :, : part.shape[2]]) for part in seen)
 

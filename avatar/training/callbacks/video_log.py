@@ -8,7 +8,7 @@ import torch
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from avatar.diffusion.generation import Generator
+from avatar.diffusion.generation import ClipSampler
 from avatar.media.mp4_writer import Mp4Writer
 from avatar.models.hub import on
 from avatar.types import SAMPLES_PER_FRAME
@@ -18,14 +18,14 @@ class VideoLog(lightning.Callback):
     """Generates the first clips of the dev set side by side, always from the same noise.
 
     Args:
-        generator: the sampler.
+        sampler: the sampler.
         folder: where the MP4 files are written, each named by the number of batches.
         every: batches between two videos; one more follows at the end of the run.
         clips: number of clips, side by side.
     """
 
-    def __init__(self, generator: Generator, folder: str, every: int, clips: int):
-        self.generator, self.folder, self.every, self.clips = generator, Path(folder), every, clips
+    def __init__(self, sampler: ClipSampler, folder: str, every: int, clips: int):
+        self.sampler, self.folder, self.every, self.clips = sampler, Path(folder), every, clips
         self.batches = 0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
@@ -43,7 +43,7 @@ class VideoLog(lightning.Callback):
         batch = data.held_out(self.clips, module.device)
         cond = batch.conditioning
         was_training = module.net.training
-        latents = self.generator(module.net.eval(), cond, tuple(range(len(batch.keys))))
+        latents = self.sampler(module.net.eval(), cond, tuple(range(len(batch.keys))))
         module.net.train(was_training)
         if not trainer.is_global_zero:
             return  # the other ranks only take part in generation, for sharded networks
