@@ -26,7 +26,7 @@ from avatar.data.shard_index import Entry
 from avatar.data.tar import Tars
 from avatar.errors import UserError
 from avatar.media.frames import from_uint8
-from avatar.media.regions import mouth_in, shares
+from avatar.media.regions import box_masks, mouth_box
 from avatar.media.video_reader import open_video
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 from avatar.types import GLOBAL_BATCH, REGIONS, SAMPLES_PER_FRAME, STATES, Batch, Conditioning
@@ -194,9 +194,9 @@ class Recipe:
         for name in self.regions:
             boxes = self._boxes(files, name, entry.frames)
             if boxes is None and name == "lips" and (face := self._boxes(files, "face", entry.frames)) is not None:
-                boxes = mouth_in(face)
+                boxes = mouth_box(face)
             if boxes is not None:
-                covered = torch.from_numpy(shares(boxes[of_crop], *self.grid(entry)))
+                covered = torch.from_numpy(box_masks(boxes[of_crop], *self.grid(entry)))
                 masks[REGIONS.index(name)] = covered.unflatten(0, (-1, self.stride)).mean(dim=1)
         return masks
 

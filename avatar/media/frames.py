@@ -12,5 +12,5 @@ def from_uint8(frames: UInt8[np.ndarray, "f h w c"] | UInt8[Tensor, "f h w c"]) 
 
 
 def to_uint8(video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w c"]:
-    """The inverse of `from_uint8`; what lies outside [-1, 1] is clipped."""
+    """The inverse of `from_uint8`, on the CPU; values outside [-1, 1] are clipped."""
     return ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()

@@ -1,7 +1,7 @@
-"""Frames out of prepared clips, which have a constant rate: frame i is the i-th one shown.
+"""Video readers of prepared clips, which have a constant frame rate: frame i is the i-th one in presentation order.
 
-decord where it can be imported and gets the width right, else PyAV; both give the same pictures. Readers belong to the
-process that opened them.
+They use decord where it is installed and decodes the width correctly, else PyAV; both return the same frames. A reader
+must not be shared between processes.
 """
 
 import io
@@ -14,50 +14,50 @@ from jaxtyping import UInt8
 
 from avatar.errors import UserError
 
-Pictures = UInt8[np.ndarray, "f h w 3"]
+Frames = UInt8[np.ndarray, "f h w 3"]
 
 
 @runtime_checkable
 class VideoReader(Protocol):
-    """An open clip."""
+    """Interface of a reader of one video."""
 
-    def read(self, start: int, stop: int) -> Pictures:
-        """Frames from `start` up to and without `stop`.
+    def read(self, start: int, stop: int) -> Frames:
+        """Read the frames [start, stop).
 
         Raises:
-            UserError: a clip that can't be decoded so far.
+            UserError: the video cannot be decoded, or has fewer frames.
         """
         ...
 
 
 class Decord:
-    """By decord, in one thread: a worker of a loader has one core."""
+    """Video reader by decord, on one thread, since a worker of a data loader has one core."""
 
     def __init__(self, content: bytes, decord: Any):
         try:
             self._reader = decord.VideoReader(io.BytesIO(content), num_threads=1)
-            # At some widths (16, 24, 48, 72) it takes the padding of lines for more colours.
+            # At some widths (16, 24, 48, 72) decord returns the padding of lines as more colour channels.
             self.padded = len(self._reader) > 0 and self._reader[0].shape[2] != 3
         except (RuntimeError, decord.DECORDError) as error:
-            raise UserError(f"video that can't be opened ({_line(error)})") from error
+            raise _decoding_error(error) from error
         self._error = decord.DECORDError
 
-    def read(self, start: int, stop: int) -> Pictures:
-        # Asked for more than there is, decord may try for ever.
-        _check(len(self._reader), stop)
+    def read(self, start: int, stop: int) -> Frames:
+        # decord may not return from a request for more frames than there are.
+        _check_length(len(self._reader), stop)
         try:
             return self._reader.get_batch(range(start, stop)).asnumpy()
         except (RuntimeError, IndexError, self._error) as error:
-            raise UserError(f"video that can't be decoded ({_line(error)})") from error
+            raise _decoding_error(error) from error
 
 
 class PyAV:
-    """By PyAV, from the first frame on."""
+    """Video reader by PyAV, which decodes from the first frame on."""
 
     def __init__(self, content: bytes):
         self._content = content
 
-    def read(self, start: int, stop: int) -> Pictures:
+    def read(self, start: int, stop: int) -> Frames:
         frames = []
         try:
             with av.open(io.BytesIO(self._content), "r") as container:
@@ -68,31 +68,31 @@ class PyAV:
                     if number == stop - 1:
                         break
         except (av.error.FFmpegError, IndexError) as error:
-            raise UserError(f"video that can't be decoded ({_line(error)})") from error
-        _check(start + len(frames), stop)
+            raise _decoding_error(error) from error
+        _check_length(start + len(frames), stop)
         return np.stack(frames)
 
 
 def open_video(content: bytes) -> VideoReader:
-    """A reader of a video file's bytes.
+    """Open a video from the bytes of its file.
 
     Raises:
-        UserError: bytes that are no video.
+        UserError: the bytes are not a video.
     """
     try:
-        import decord  # here, in the worker: it starts threads
+        import decord  # in the worker process, because the import starts threads
     except ImportError:
         return PyAV(content)
     reader = Decord(content, decord)
     return PyAV(content) if reader.padded else reader
 
 
-def _check(frames: int, stop: int) -> None:
+def _check_length(frames: int, stop: int) -> None:
     if frames < stop:
-        raise UserError(f"video of {frames} frames, wanted {stop}")
+        raise UserError(f"got a video of {frames} frames; expected at least {stop}: prepare the data set again")
 
 
-def _line(error: BaseException) -> str:
-    """What an error says, without the addresses that decord lists below it."""
+def _decoding_error(error: BaseException) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    reason = lines[0][:200] if lines else type(error).__name__  # decord lists addresses below the first line
+    return UserError(f"got a video that can't be decoded ({reason}); expected an H.264 MP4: prepare the data set again")

@@ -597,7 +597,7 @@ def test_readers_give_the_same_pictures_and_say_what_they_can_not_read():
             with pytest.raises(ValueError, match="video"):
                 opened(broken).read(0, FRAMES)
     for reader in (first, second):
-        with pytest.raises(ValueError, match="video of 29 frames, wanted 30"):
+        with pytest.raises(ValueError, match="video of 29 frames; expected at least 30"):
             reader.read(2, 30)
 
 

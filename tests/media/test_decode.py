@@ -1,3 +1,5 @@
+"""Decoding of images, audio and video in the formats of users' files."""
+
 import os
 import wave
 from fractions import Fraction
@@ -18,7 +20,7 @@ def tone(rate: int, seconds: float = 1.0, hz: float = 440.0) -> np.ndarray:
 
 
 def write_audio(path, channels: np.ndarray, rate: int, codec: str, form: str = "fltp"):
-    """Channels `c s` into the container that the path's suffix names."""
+    """Write channels `c s` in the container of the path's suffix."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout={1: "mono", 2: "stereo"}[len(channels)])
         samples = channels if form.endswith("p") else channels.T.reshape(1, -1)
@@ -42,10 +44,8 @@ def write_audio(path, channels: np.ndarray, rate: int, codec: str, form: str = "
         ("mkv", "aac", 22_050, 1, 1600),
     ],
 )
-def test_audio_of_any_container_rate_and_channels_keeps_length_pitch_and_loudness(
-    tmp_path, suffix, codec, rate, count, slack
-):
-    path = tmp_path / f"größe und laut.{suffix}"  # a space and umlauts
+def test_audio_of_every_format_keeps_its_length_pitch_and_level(tmp_path, suffix, codec, rate, count, slack):
+    path = tmp_path / f"größe und laut.{suffix}"  # with a space and umlauts
     audio = read_audio(write_audio(path, np.stack([tone(rate)] * count), rate, codec))
     assert audio.dtype == np.float32
     assert abs(len(audio) - 16_000) <= slack  # coders pad to whole packets
@@ -55,7 +55,7 @@ def test_audio_of_any_container_rate_and_channels_keeps_length_pitch_and_loudnes
     assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
 
 
-def test_audio_at_16_khz_mono_comes_through_bit_for_bit(tmp_path):
+def test_mono_audio_at_16_khz_is_unchanged(tmp_path):
     noise = np.random.default_rng(0).integers(-20_000, 20_000, 4_000).astype(np.int16)
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
@@ -63,13 +63,13 @@ def test_audio_at_16_khz_mono_comes_through_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), noise.astype(np.float32) / 32_768)
 
 
-def test_stereo_is_averaged_and_one_silent_channel_is_fine(tmp_path):
+def test_stereo_is_averaged_and_one_channel_may_be_silent(tmp_path):
     left = tone(16_000)
     path = write_audio(tmp_path / "a.wav", np.stack([left, 0 * left]), 16_000, "pcm_f32le", "flt")
     np.testing.assert_allclose(read_audio(path), left / 2, atol=1e-6)
 
 
-def test_stereo_in_anti_phase_is_refused_rather_than_cancelled(tmp_path):
+def test_stereo_in_anti_phase_is_rejected(tmp_path):
     left = tone(16_000)
     path = write_audio(tmp_path / "a.wav", np.stack([left, -0.9 * left]), 16_000, "pcm_f32le", "flt")
     with pytest.raises(ValueError, match="anti-phase"):
@@ -77,21 +77,21 @@ def test_stereo_in_anti_phase_is_refused_rather_than_cancelled(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_samples_that_are_not_finite_are_refused(tmp_path, bad):
+def test_nonfinite_samples_are_rejected(tmp_path, bad):
     samples = tone(16_000)
     samples[8_000] = bad
     with pytest.raises(ValueError, match="NaN or infinite"):
         read_audio(write_audio(tmp_path / "a.wav", samples[None], 16_000, "pcm_f32le", "flt"))
 
 
-def test_an_audio_stream_without_samples_is_refused(tmp_path):
+def test_an_audio_stream_without_samples_is_rejected(tmp_path):
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
     with pytest.raises(ValueError, match="without samples"):
         read_audio(tmp_path / "a.wav")
 
 
-def test_a_film_without_sound_and_a_sound_without_film_are_told_apart_from_damage(tmp_path):
+def test_a_missing_audio_or_video_stream_is_reported(tmp_path):
     with av.open(str(tmp_path / "mute.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width = stream.height = 64
@@ -105,29 +105,29 @@ def test_a_film_without_sound_and_a_sound_without_film_are_told_apart_from_damag
 
 @pytest.mark.parametrize("read", [read_audio, read_video, lambda path: read_image(path, 64)])
 @pytest.mark.parametrize("name", ["empty.mp4", "text.mp4", "text.txt", "noise.png", "noise.wav", "folder", "missing"])
-def test_what_is_no_media_gives_one_line_that_names_it(tmp_path, read, name):
+def test_other_files_are_rejected_with_one_line_and_their_path(tmp_path, read, name):
     path = tmp_path / name
     noise = np.random.default_rng(0).bytes(5_000)
     if name == "folder":
         path.mkdir()
     elif name != "missing":
-        path.write_bytes({"empty": b"", "text": b"not a film\n" * 50, "noise": noise}[path.stem])
+        path.write_bytes({"empty": b"", "text": b"not a video\n" * 50, "noise": noise}[path.stem])
     with pytest.raises(FileNotFoundError if name == "missing" else ValueError) as caught:
         read(path)
     assert str(path) in str(caught.value)
-    assert "wanted" in str(caught.value)
+    assert "expected" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_and_a_device_are_refused_as_what_they_are(tmp_path):
+def test_a_folder_and_a_device_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         read_audio(tmp_path)
     with pytest.raises(ValueError, match="is not a regular file"):
         read_image(os.devnull, 64)
 
 
-def picture(height: int, width: int) -> Image.Image:
-    """Red above, blue below; the left tenth green."""
+def sample_image(height: int, width: int) -> Image.Image:
+    """An image that is red above and blue below; its left tenth is green."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2], pixels[height // 2 :], pixels[:, : width // 10] = RED, BLUE, GREEN
     return Image.fromarray(pixels)
@@ -138,8 +138,8 @@ def near(pixel: np.ndarray, colour: tuple[int, int, int]) -> bool:
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tiff", "jpg"])
-def test_a_square_image_is_resized_without_a_word(tmp_path, suffix):
-    picture(200, 200).save(tmp_path / f"ein bild.{suffix}", quality=95)
+def test_a_square_image_is_resized_without_a_note(tmp_path, suffix):
+    sample_image(200, 200).save(tmp_path / f"ein bild.{suffix}", quality=95)
     pixels, note = read_image(tmp_path / f"ein bild.{suffix}", 64)
     assert pixels.shape == (64, 64, 3)
     assert pixels.dtype == np.uint8
@@ -149,20 +149,20 @@ def test_a_square_image_is_resized_without_a_word(tmp_path, suffix):
     assert near(pixels[50, 2], GREEN)
 
 
-def test_tall_images_keep_their_upper_part_and_wide_ones_their_middle(tmp_path):
-    picture(400, 200).save(tmp_path / "tall.png")
+def test_tall_images_are_cropped_above_and_wide_ones_in_the_middle(tmp_path):
+    sample_image(400, 200).save(tmp_path / "tall.png")
     pixels, note = read_image(tmp_path / "tall.png", 64)
     assert near(pixels[60, 40], RED)
     assert "upper 200 x 200 of 200 x 400" in note
 
-    picture(200, 400).save(tmp_path / "wide.png")
+    sample_image(200, 400).save(tmp_path / "wide.png")
     pixels, note = read_image(tmp_path / "wide.png", 64)
     assert near(pixels[2, 0], RED)  # the green tenth is cropped
     assert near(pixels[60, 63], BLUE)
     assert "middle 200 x 200 of 400 x 200" in note
 
 
-def test_shrinking_averages_instead_of_picking_pixels(tmp_path):
+def test_downscaling_averages_pixels(tmp_path):
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "a.png")
@@ -170,8 +170,8 @@ def test_shrinking_averages_instead_of_picking_pixels(tmp_path):
     assert near(pixels[32, 32], (128, 128, 128))
 
 
-def test_small_images_are_enlarged_and_it_is_said(tmp_path):
-    picture(20, 20).save(tmp_path / "a.png")
+def test_small_images_are_enlarged_with_a_note(tmp_path):
+    sample_image(20, 20).save(tmp_path / "a.png")
     pixels, note = read_image(tmp_path / "a.png", 64)
     assert pixels.shape == (64, 64, 3)
     assert "enlarged from 20 to 64" in note
@@ -179,8 +179,8 @@ def test_small_images_are_enlarged_and_it_is_said(tmp_path):
 
 def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera's top is at the right
-    picture(200, 200).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    exif[0x0112] = 6  # the top of the image is at its right
+    sample_image(200, 200).save(tmp_path / "a.jpg", exif=exif, quality=95)
     pixels, note = read_image(tmp_path / "a.jpg", 64)
     assert near(pixels[40, 60], RED)
     assert near(pixels[40, 4], BLUE)
@@ -189,8 +189,8 @@ def test_exif_rotation_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_becomes_white_and_it_is_said(tmp_path, mode):
-    image = picture(100, 100).convert("RGBA")
+def test_transparency_becomes_white_with_a_note(tmp_path, mode):
+    image = sample_image(100, 100).convert("RGBA")
     image.putalpha(Image.fromarray(np.repeat(np.uint8([[0, 255]]), 50, axis=1).repeat(100, axis=0)))
     image.convert(mode).save(tmp_path / "a.png")
     pixels, note = read_image(tmp_path / "a.png", 100)
@@ -199,20 +199,20 @@ def test_transparency_becomes_white_and_it_is_said(tmp_path, mode):
     assert "white" in note
 
 
-def test_palette_gifs_give_their_first_frame(tmp_path):
-    frames = [picture(100, 100).convert("P"), Image.new("P", (100, 100))]
+def test_the_first_frame_of_a_gif_is_read(tmp_path):
+    frames = [sample_image(100, 100).convert("P"), Image.new("P", (100, 100))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     pixels, note = read_image(tmp_path / "a.gif", 64)
     assert near(pixels[10, 40], RED)
     assert "first of 2 frames" in note
 
 
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+def test_16_bit_grey_is_scaled(tmp_path):
     Image.fromarray(np.full((64, 64), 32_896, np.uint16)).save(tmp_path / "a.png")
     assert near(read_image(tmp_path / "a.png", 64)[0][32, 32], (128, 128, 128))
 
 
-def test_a_truncated_image_is_refused(tmp_path):
+def test_a_truncated_image_is_rejected(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)).save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:5_000])
     with pytest.raises(ValueError, match="can't be read as image"):
@@ -220,32 +220,32 @@ def test_a_truncated_image_is_refused(tmp_path):
 
 
 @pytest.fixture
-def film(tmp_path):
-    """Three frames, red above and blue below, with sound."""
-    with Mp4Writer(tmp_path / "film.mp4", 64) as writer:
-        writer.write(np.stack([np.asarray(picture(64, 64))] * 3), tone(16_000, 3 / 25))
-    return tmp_path / "film.mp4"
+def short_video(tmp_path):
+    """Three frames of the sample image, with audio."""
+    with Mp4Writer(tmp_path / "video.mp4", 64) as writer:
+        writer.write(np.stack([np.asarray(sample_image(64, 64))] * 3), tone(16_000, 3 / 25))
+    return tmp_path / "video.mp4"
 
 
-def test_a_video_serves_as_image_by_its_first_frame(film):
-    pixels, note = read_image(film, 64)
+def test_the_first_frame_of_a_video_is_read_as_an_image(short_video):
+    pixels, note = read_image(short_video, 64)
     assert pixels[10, 40, 0] > 200
     assert pixels[50, 40, 2] > 200
     assert "video" in note
 
 
-def test_video_gives_all_frames_and_the_rate(film):
-    frames, rate = read_video(film)
+def test_all_frames_and_the_frame_rate_of_a_video_are_read(short_video):
+    frames, rate = read_video(short_video)
     assert frames.shape == (3, 64, 64, 3)
     assert rate == 25
 
 
-def test_the_rotation_in_a_phone_videos_header_is_applied(film):
-    data = bytearray(film.read_bytes())
+def test_the_rotation_in_the_header_of_a_video_is_applied(short_video):
+    data = bytearray(short_video.read_bytes())
     matrix = data.index(b"tkhd") + 44  # of the first track, the video's
     quarter_turn_right = [0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30]
     data[matrix : matrix + 36] = b"".join(entry.to_bytes(4, "big", signed=True) for entry in quarter_turn_right)
-    film.write_bytes(data)
-    frames, _ = read_video(film)
-    assert frames[0, 40, 60, 0] > 200  # what was above is at the right
+    short_video.write_bytes(data)
+    frames, _ = read_video(short_video)
+    assert frames[0, 40, 60, 0] > 200  # the upper part is at the right
     assert frames[0, 40, 4, 2] > 200

@@ -1,3 +1,5 @@
+"""MP4 files: content, codecs, and what is left after a kill, an error or a full disk."""
+
 import contextlib
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from avatar.media.mp4_writer import Mp4Writer, write_png
 
 
 def frames(count: int, first: int = 0, size: tuple[int, int] = (64, 64)) -> np.ndarray:
-    """Grey frames that get lighter by two levels each."""
+    """Grey frames, each lighter by two levels than the one before."""
     levels = np.uint8(20 + 2 * np.arange(first, first + count))
     return np.broadcast_to(levels[:, None, None, None], (count, *size, 3)).copy()
 
@@ -28,7 +30,7 @@ def names(folder) -> list[str]:
 
 
 def playable_frames(path) -> int:
-    """What a player shows of a film that may be cut off: it skips what is damaged."""
+    """The number of frames that a player shows of a truncated file; it skips damaged packets."""
     count = 0
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):
@@ -37,7 +39,7 @@ def playable_frames(path) -> int:
     return count
 
 
-# A writer in a process of its own: python -c SCRIPT folder
+# A writer in another process: python -c SCRIPT folder
 SCRIPT = """
 import os, resource, signal, sys
 import numpy as np
@@ -58,7 +60,7 @@ def run(folder, stop: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
-def test_pictures_and_sound_come_back_in_number_order_and_step(tmp_path, chunk):
+def test_frames_and_audio_are_complete_in_order_and_synchronous(tmp_path, chunk):
     loud = silence(70)
     loud[640 * 35 : 640 * 36] = 0.5 * np.sin(np.arange(640) / 3).astype(np.float32)
     with Mp4Writer(tmp_path / "a b" / "größe.mp4", 64) as writer:
@@ -68,13 +70,13 @@ def test_pictures_and_sound_come_back_in_number_order_and_step(tmp_path, chunk):
     assert rate == 25
     assert seen.shape == (70, 64, 64, 3)
     np.testing.assert_allclose(seen.mean((1, 2, 3)), frames(70).mean((1, 2, 3)), atol=4)
-    heard = read_audio(writer.path)
-    assert len(heard) / 640 == pytest.approx(70, abs=2)  # AAC comes in packets of 1.6 frames
-    assert np.argmax(np.abs(heard) > 0.1) / 640 == pytest.approx(35, abs=0.1)
+    audio = read_audio(writer.path)
+    assert len(audio) / 640 == pytest.approx(70, abs=2)  # AAC comes in packets of 1.6 frames
+    assert np.argmax(np.abs(audio) > 0.1) / 640 == pytest.approx(35, abs=0.1)
     assert names(writer.path.parent) == ["größe.mp4"]
 
 
-def test_the_file_is_what_browsers_play(tmp_path):
+def test_the_codecs_and_the_index_are_those_that_browsers_play(tmp_path):
     with Mp4Writer(tmp_path / "a.mp4", (48, 64)) as writer:
         writer.write(frames(30, size=(48, 64)), silence(30))
     with av.open(str(writer.path)) as container:
@@ -88,16 +90,16 @@ def test_the_file_is_what_browsers_play(tmp_path):
     assert b"moof" not in data
 
 
-def test_saturated_colours_survive(tmp_path):
+def test_saturated_colours_are_preserved(tmp_path):
     colours = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]])
-    pictures = np.broadcast_to(colours[:, None, None], (4, 64, 64, 3)).copy()
+    images = np.broadcast_to(colours[:, None, None], (4, 64, 64, 3)).copy()
     with Mp4Writer(tmp_path / "a.mp4", 64) as writer:
-        writer.write(pictures, silence(4))
+        writer.write(images, silence(4))
     seen, _ = read_video(writer.path)
     assert np.abs(seen[:, 32, 32].astype(int) - colours).max() <= 8
 
 
-def test_killed_half_way_it_leaves_a_partial_file_that_plays(tmp_path):
+def test_the_partial_file_of_a_killed_process_plays(tmp_path):
     assert (
         run(tmp_path, "stream(sys.argv[1], lambda: os.kill(os.getpid(), signal.SIGKILL))").returncode == -signal.SIGKILL
     )
@@ -106,14 +108,14 @@ def test_killed_half_way_it_leaves_a_partial_file_that_plays(tmp_path):
     assert len(read_audio(tmp_path / "out.partial.mp4")) >= 80 * 640
 
 
-def test_after_ctrl_c_the_film_stands_under_its_final_name(tmp_path):
+def test_the_file_is_complete_after_ctrl_c(tmp_path):
     done = run(tmp_path, "stream(sys.argv[1], lambda: os.kill(os.getpid(), signal.SIGINT))")
     assert "KeyboardInterrupt" in done.stderr
     assert names(tmp_path) == ["out.mp4"]
     assert len(read_video(tmp_path / "out.mp4")[0]) == 100
 
 
-def test_after_another_error_the_film_stays_partial_and_the_log_says_so(tmp_path, caplog):
+def test_the_file_stays_partial_after_another_error_with_a_warning(tmp_path, caplog):
     with pytest.raises(ZeroDivisionError), Mp4Writer(tmp_path / "out.mp4", 64) as writer:
         writer.write(frames(30), silence(30))
         raise ZeroDivisionError
@@ -122,9 +124,9 @@ def test_after_another_error_the_film_stays_partial_and_the_log_says_so(tmp_path
     assert len(read_video(writer.partial)[0]) == 30
 
 
-# 100 frames take 239 kB before closing, 267 kB after; half-way, PyAV reports the full disk, at the very end it doesn't.
+# 100 frames take 239 kB before `close` and 267 kB after it. PyAV reports a full disk, except at the last write.
 @pytest.mark.parametrize(("limit", "least"), [(100_000, 30), (255_000, 90)])
-def test_a_disk_full_at_any_moment_gives_one_line_and_keeps_what_was_written(tmp_path, limit, least):
+def test_a_full_disk_gives_one_line_and_keeps_the_partial_file(tmp_path, limit, least):
     done = run(
         tmp_path,
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
@@ -136,12 +138,12 @@ def test_a_disk_full_at_any_moment_gives_one_line_and_keeps_what_was_written(tmp
     assert playable_frames(tmp_path / "out.partial.mp4") >= least
 
 
-def test_a_disk_that_fills_up_while_the_index_is_moved_leaves_the_partial_file(tmp_path, monkeypatch):
+def test_a_full_disk_while_the_index_is_moved_keeps_the_partial_file(tmp_path, monkeypatch):
     def full(*paths):
         paths[1].write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("avatar.media.mp4_writer._index_first", full)
+    monkeypatch.setattr("avatar.media.mp4_writer._copy_index_first", full)
     with (
         pytest.raises(OSError, match=r"No space left on device\) after 30 frames"),
         Mp4Writer(tmp_path / "a.mp4", 64) as w,
@@ -151,7 +153,7 @@ def test_a_disk_that_fills_up_while_the_index_is_moved_leaves_the_partial_file(t
     assert len(read_video(w.partial)[0]) == 30
 
 
-def test_a_file_that_exists_is_not_overwritten_unless_asked(tmp_path):
+def test_an_existing_file_is_overwritten_on_request_only(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="choose another name"):
         Mp4Writer(tmp_path / "a.mp4", 64)
@@ -161,7 +163,7 @@ def test_a_file_that_exists_is_not_overwritten_unless_asked(tmp_path):
     assert len(read_video(tmp_path / "a.mp4")[0]) == 2
 
 
-def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
+def test_a_file_created_in_the_meantime_is_not_overwritten(tmp_path):
     with pytest.raises(FileExistsError), Mp4Writer(tmp_path / "a.mp4", 64) as writer:
         writer.write(frames(2), silence(2))
         (tmp_path / "a.mp4").write_bytes(b"mine")
@@ -169,7 +171,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
     assert len(read_video(writer.partial)[0]) == 2
 
 
-def test_an_earlier_partial_file_is_kept_and_another_name_taken(tmp_path):
+def test_an_older_partial_file_is_kept(tmp_path):
     (tmp_path / "a.partial.mp4").write_bytes(b"of a killed run")
     with Mp4Writer(tmp_path / "a.mp4", 64) as writer:
         writer.write(frames(2), silence(2))
@@ -177,7 +179,7 @@ def test_an_earlier_partial_file_is_kept_and_another_name_taken(tmp_path):
     assert names(tmp_path) == ["a.mp4", "a.partial.mp4"]
 
 
-def test_without_a_frame_nothing_is_left(tmp_path):
+def test_no_file_is_left_without_frames(tmp_path):
     with pytest.raises(ValueError, match="no frame"), Mp4Writer(tmp_path / "a.mp4", 64):
         pass
     with pytest.raises(KeyboardInterrupt), Mp4Writer(tmp_path / "a.mp4", 64):
@@ -188,29 +190,29 @@ def test_without_a_frame_nothing_is_left(tmp_path):
 @pytest.mark.parametrize(
     ("path", "size"), [("a.mp4", 63), ("a.mp4", (64, 33)), ("a.mp4", (33, 64)), ("a.mp4", 0), ("a.avi", 64)]
 )
-def test_what_cannot_be_encoded_is_refused_before_a_file_is_made(tmp_path, path, size):
-    with pytest.raises(ValueError, match=r"got .* want"):
+def test_invalid_sizes_and_names_are_rejected_before_a_file_is_created(tmp_path, path, size):
+    with pytest.raises(ValueError, match=r"got .*; expected"):
         Mp4Writer(tmp_path / path, size)
     assert names(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written_gives_one_line(tmp_path):
+def test_a_folder_that_is_not_writable_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"can't write .* choose another"):
         Mp4Writer(tmp_path / "file" / "a.mp4", 64)
 
 
-@pytest.mark.parametrize(("pictures", "sound"), [(frames(2), silence(3)), (frames(2, size=(64, 32)), silence(2))])
-def test_frames_of_another_size_or_sound_of_another_length_are_refused(tmp_path, pictures, sound):
+@pytest.mark.parametrize(("images", "audio"), [(frames(2), silence(3)), (frames(2, size=(64, 32)), silence(2))])
+def test_frames_of_another_size_and_audio_of_another_length_are_rejected(tmp_path, images, audio):
     with (
-        pytest.raises(ValueError, match="wanted 64 x 64 pixels and 640 samples"),
+        pytest.raises(ValueError, match="expected 64 x 64 pixels and 640 samples"),
         Mp4Writer(tmp_path / "a.mp4", 64) as w,
     ):
-        w.write(pictures, sound)
+        w.write(images, audio)
     assert names(tmp_path) == []
 
 
-def test_png_is_written_whole_and_never_over_another(tmp_path):
+def test_a_png_is_written_and_not_overwritten(tmp_path):
     write_png(tmp_path / "new" / "a.png", frames(1)[0])
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), frames(1)[0])
     with pytest.raises(FileExistsError):

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from avatar.data.preprocess.probe import open_source
 from avatar.data.preprocess.reasons import Rejected, repair
-from avatar.media.decode import LEAST_DOWNMIX_ENERGY
+from avatar.media.decode import MIN_DOWNMIX_ENERGY
 from avatar.types import SAMPLE_RATE
 
 FULL_SCALE = 0.999
@@ -61,7 +61,7 @@ def read_source_audio(path: Path, start_s: float) -> SourceAudio:
     if reader.first_s is None or not reader.position:
         raise Rejected("no_audio", "a sound stream without samples")
     samples = reader.finish()
-    if reader.mono_energy < LEAST_DOWNMIX_ENERGY * reader.channel_energy:
+    if reader.mono_energy < MIN_DOWNMIX_ENERGY * reader.channel_energy:
         raise Rejected("antiphase", f"averaging keeps {reader.mono_energy / reader.channel_energy:.2%} of the sound")
     repairs = reader.repairs()
     offset = reader.first_s - start_s

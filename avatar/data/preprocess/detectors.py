@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from avatar.data.preprocess import scores
 from avatar.errors import UserError
-from avatar.media.regions import mouth_in
+from avatar.media.regions import mouth_box
 
 
 @runtime_checkable
@@ -109,7 +109,7 @@ class DetectionTracker:
         self._finds_mouths |= boxes.shape[1] == 8
         self._faces.append(found)
         self._counts.append(len(boxes))
-        mouth = found[4:] if self._finds_mouths else mouth_in(found[:4])
+        mouth = found[4:] if self._finds_mouths else mouth_box(found[:4])
         self._motion.append(box_motion(mouth, luma, self._previous_luma))
         self._previous_luma = luma
 
