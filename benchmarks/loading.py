@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avatar.data.batch_schedule import EVENLY
+from avatar.data.batch_schedule import UNIFORM
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.puppet_frames import FrameBatches
 from avatar.data.shard_index import Filters
@@ -123,7 +123,7 @@ def of_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         history=8,
         region_weights={"face": 0.0, "lips": 0.0},
         buckets=LengthBuckets((arguments.latents,), (1.0,), arguments.latents * side * side * 4),
-        placement=EVENLY,
+        placement=UNIFORM,
         on_error="raise",
         steps=1_000_000,
         seed=0,

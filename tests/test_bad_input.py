@@ -16,7 +16,7 @@ from avatar.commands import evaluate
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.shard_index import Filters, Index
 from avatar.data.shard_reader import check_captions
-from avatar.data.tar import Tars
+from avatar.data.tar import TarReader
 from avatar.files import load_tensors, short_error
 from avatar.models import bundle, weight_files
 from avatar.models.audio_encoders.log_mel import LogMel
@@ -187,7 +187,7 @@ def test_inputs_of_wrong_shapes_are_rejected():
 )
 @pytest.mark.usefixtures("unchecked")
 def test_batch_settings_other_than_integers_are_rejected(changes, message):
-    with pytest.raises(ValueError, match=rf"buckets\.{message}; wanted whole numbers"):
+    with pytest.raises(ValueError, match=rf"buckets\.{message}; expected integers"):
         LengthBuckets(**{"lengths": (1, 2), "weights": (1.0, 1.0), "max_latents_per_batch": 8} | changes)
 
 
@@ -271,7 +271,7 @@ def test_captions_in_the_index_are_not_read_from_shards(tmp_path, monkeypatch):
     folder = write_set(tmp_path / "set", {"train": 2, "dev": 1})
     path = folder / "index.json"
     index = json.loads(path.read_text())
-    monkeypatch.setattr(Tars, "read", lambda *_: pytest.fail("a shard was read"))
+    monkeypatch.setattr(TarReader, "read", lambda *_: pytest.fail("a shard was read"))
 
     def check(text) -> None:
         path.write_text(json.dumps(index))
@@ -301,7 +301,7 @@ def test_an_unusable_data_set_leaves_the_run_folder_unused(monkeypatch, capsys, 
 def test_an_autoencoder_is_trained_by_one_process_only():
     data = hydra.utils.instantiate(composed("train", "data=frames", "objective=autoencoder").data)
     data.check(1)
-    with pytest.raises(ValueError, match=r"2 processes.*trainer\.devices=1"):
+    with pytest.raises(ValueError, match=r"got 2 ranks.*trainer\.devices=1"):
         data.check(2)
 
 

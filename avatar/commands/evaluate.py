@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
 from avatar.commands.held_out import HeldOutClips
-from avatar.data.encoded_clips import ClipSet
+from avatar.data.clip_encoding import ClipSet
 from avatar.diffusion.generation import ClipSampler, RolloutSampler
 from avatar.diffusion.rollout import Plan, plan_of
 from avatar.errors import ExistingFileError, require_int
@@ -93,7 +93,7 @@ def evaluate(cfg: DictConfig) -> None:
         scores = {name: score(read, others) for name, read in readings.items()}
 
     control_scores = None
-    if cfg.control and cfg.latents * held_out.stride >= control.LEAST:
+    if cfg.control and cfg.latents * held_out.stride >= control.MIN_FRAMES:
         with timed(stages, "control"):
             control_scores = counterfactuals(held_out, student, sampler, min(cfg.control, cfg.clips), cfg.seed)
         for attribute, found in control_scores.items():

@@ -8,7 +8,7 @@ from rich.progress import track
 from torch import Tensor
 
 from avatar.conditioning import image_to_video
-from avatar.data.encoded_clips import ClipSet, encode_clips, frames_beyond
+from avatar.data.clip_encoding import ClipSet, encode_clips, frames_beyond
 from avatar.diffusion.generation import ClipSampler
 from avatar.metrics.distribution import Trajectory
 from avatar.metrics.state_estimation import EstimatedClip, PixelReader, StateReader, VideoReader

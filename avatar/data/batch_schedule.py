@@ -1,7 +1,7 @@
-"""Which clips make a batch, and where they are cropped: functions of (seed, step), whatever has been before.
+"""Deterministic batch schedule: the samples and crops of each batch as a function of (seed, step).
 
-A batch is drawn for all ranks together; rank r of n takes every n-th clip of it from the r-th on. So the order doesn't
-depend on how many ranks, workers or files there are, and a run goes on exactly where another one stopped.
+Batches are global: rank r of n takes every n-th clip from the r-th on. The order does not depend on the numbers of
+ranks, workers or files, and runs resume exactly.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,21 @@ from avatar.errors import UserError
 
 ANYWHERE, AT_START, ON_CHANGE = range(3)
 
-# What random numbers are for: it keeps their streams apart.
+# Purposes of random numbers, as the first word of their seeds: it separates their streams.
 _BUCKETS, _ORDER, _CROP, _SUBSTITUTE = range(1, 5)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where crops are laid in their clips: so many on purpose, all others anywhere.
+    """Placement of crops in their clips: shares with a purpose, the rest uniform.
 
     Args:
-        starts: share of the crops of at most `short` latents that begin where their clip does, as a stream does.
-        short: in latents.
-        transitions: share of the crops of two latents or more that the state changes in, where it does in their clip.
+        starts: share of short crops at the start of their clip, as at the start of a stream.
+        short: maximum length of a short crop, in latents.
+        transitions: share of crops of two latents or more over a change of state, in clips that have one.
+
+    Raises:
+        UserError: shares below 0 or with a sum above 1.
     """
 
     starts: float = 0.0
@@ -36,12 +39,12 @@ class Placement:
     def __post_init__(self):
         if min(self.starts, self.transitions) < 0 or self.starts + self.transitions > 1:
             raise UserError(
-                f"shares of {self.starts} at starts and {self.transitions} on transitions; wanted two that sum to at "
-                "most 1"
+                f"got placement.starts={self.starts}, transitions={self.transitions}; expected shares of at least 0 "
+                "with a sum of at most 1"
             )
 
     def kinds(self, rng: np.random.Generator, length: int, count: int) -> Int[np.ndarray, " count"]:
-        """What each of so many crops of this length is meant to be. Takes no number where all may lie anywhere."""
+        """Draw the kind of each of `count` crops; without shares for this length, no random number is drawn."""
         starts = self.starts if length <= self.short else 0.0
         transitions = self.transitions if length > 1 else 0.0
         if not starts + transitions:
@@ -50,21 +53,24 @@ class Placement:
         return np.select([drawn < starts, drawn < starts + transitions], [AT_START, ON_CHANGE], ANYWHERE)
 
 
-EVENLY = Placement()
+UNIFORM = Placement()
 
 
 def changes(state: Int[np.ndarray, " l"]) -> Int[np.ndarray, " m"]:
-    """The latents at which another state begins."""
+    """The latents at which the state changes."""
     return 1 + np.flatnonzero(np.diff(state.astype(int)))
 
 
 def place(
     kind: int, rng: np.random.Generator, length: int, latents: int, at: Int[np.ndarray, " m"], anywhere: int
 ) -> int:
-    """The first latent of a crop from a clip of so many latents whose state changes `at` some of them.
+    """Draw the first latent of a crop.
 
-    `anywhere` is where it lies if it is not to lie, or can't lie, on purpose. A crop over a change has at least one
-    latent before and one after it.
+    Args:
+        kind: ANYWHERE, AT_START or ON_CHANGE; a crop over a change has at least one latent before and after it.
+        length, latents: of the crop and of its clip.
+        at: the latents at which the clip's state changes.
+        anywhere: the result for ANYWHERE, and for ON_CHANGE in clips without a change.
     """
     if kind == AT_START:
         return 0
@@ -76,34 +82,37 @@ def place(
 
 @dataclass(frozen=True)
 class Draw:
-    """One clip of a batch; the rest of its randomness is in `entropy`, which is its own."""
+    """One clip of a batch; `entropy` seeds the random numbers of its crop."""
 
     sample: int
     length: int  # latents
     kind: int  # ANYWHERE, AT_START or ON_CHANGE
     entropy: tuple[int, ...]
-    pool: Int[np.ndarray, " n"]  # the samples of its bucket
+    pool: Int[np.ndarray, " n"]  # samples of its bucket
 
     def rng(self) -> np.random.Generator:
-        """For its crop; always the same numbers."""
+        """The generator of its crop, always in the same state."""
         return np.random.default_rng([_CROP, *self.entropy])
 
     def substitute(self, attempt: int) -> "Draw":
-        """What to take when this draw's sample can't be read: another one of the bucket, by attempts counted from 1."""
+        """Another draw of the bucket, if this sample is unreadable; attempts count from 1."""
         rng = np.random.default_rng([_SUBSTITUTE, *self.entropy, attempt])
         return Draw(int(rng.choice(self.pool)), self.length, self.kind, self.entropy, self.pool)
 
 
 class BatchSchedule:
-    """The batches of a run from samples of several sizes.
+    """Batch schedule of a run, for samples of several sizes.
 
-    A bucket is a (length, height, width). Each has an order of its own, in which all of its samples stand once before
-    any comes again, every time shuffled anew, and its batches are cut from that order without a gap. Lengths are drawn
-    by their weights; of the sizes that have clips so long, each so often that all samples are drawn alike often.
+    A bucket is a (length, height, width). Its samples are shuffled in epochs, and its batches are consecutive slices of
+    that order. Lengths are drawn by their weights; among the sizes with samples of this length, buckets are drawn so
+    that all samples are drawn equally often.
 
     Args:
-        sizes: latents, height and width of each sample, in latent pixels.
-        steps: batches that can be asked for.
+        sizes: length, height and width of each sample, in latents and latent pixels.
+        buckets: lengths, weights and sizes of batches.
+        placement: of crops in their clips.
+        seed: of the schedule.
+        steps: number of batches.
 
     Raises:
         UserError: a length that no sample reaches.
@@ -124,8 +133,8 @@ class BatchSchedule:
         for length, share in zip(buckets.lengths, buckets.shares(), strict=True):
             if length > sizes[:, 0].max():
                 raise UserError(
-                    f"crops of {length} latents, but the longest sample has {sizes[:, 0].max()}; make the lengths of "
-                    "the buckets shorter"
+                    f"got crops of {length} latents; expected at most {sizes[:, 0].max()}, the longest sample: shorten "
+                    "buckets.lengths"
                 )
             long_enough = np.flatnonzero(sizes[:, 0] >= length)
             pools = [long_enough[group] for group in _groups(sizes[long_enough, 1:])]
@@ -135,7 +144,7 @@ class BatchSchedule:
             self.lengths += [length] * len(pools)
             counts += count
             chances.append(share * often / often.sum())
-        # A prefix of these is the same whatever `steps` is.
+        # With more steps, the first draws stay the same.
         drawn = np.random.default_rng([_BUCKETS, seed]).random(steps)
         edges = np.cumsum(np.concatenate(chances))
         self.bucket = np.searchsorted(edges / edges[-1], drawn, side="right")
@@ -144,10 +153,10 @@ class BatchSchedule:
         for bucket, count in enumerate(counts):
             own = self.bucket == bucket
             self.before[own] = count * np.arange(own.sum())
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each bucket, the last one asked for
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # bucket -> its last epoch and order
 
     def batch(self, step: int) -> list[Draw]:
-        """The clips of a batch, of all ranks."""
+        """The clips of a global batch."""
         bucket = int(self.bucket[step])
         length, count, pool = self.lengths[bucket], int(self.counts[bucket]), self.pools[bucket]
         kinds = self.placement.kinds(np.random.default_rng([_CROP, self.seed, step]), length, count)
@@ -167,6 +176,6 @@ class BatchSchedule:
 
 
 def _groups(sizes: Int[np.ndarray, "n 2"]) -> Sequence[np.ndarray]:
-    """Indices of the rows that are equal, for each different one, in their order."""
+    """Indices of equal rows, for each different row."""
     _, which = np.unique(sizes, axis=0, return_inverse=True)
     return [np.flatnonzero(which == group) for group in range(which.max() + 1)]

@@ -1,4 +1,4 @@
-"""Frames of the puppet world for training an autoencoder, rendered in the loader."""
+"""Training on frames of the puppet world, for autoencoders; frames are rendered in the loader."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from avatar.puppet.scene import Scene
 from avatar.puppet.worlds import World
 from avatar.types import REGIONS, Frames
 
-CROPS_PER_CLIP = 4  # speech costs more than rendering: one clip's motion serves several crops, each another puppet
+CROPS_PER_CLIP = 4  # speech is slower than rendering, so several crops share a clip's motion, each with another puppet
 
 
 class FrameBatches(Dataset):
-    """Batch i is a function of (seed, i): crops of `frames` frames, each with another frame of its clip."""
+    """Batches of crops, each with another frame of its clip as reference. Batch i depends only on (seed, i)."""
 
     def __init__(
         self,
@@ -57,12 +57,20 @@ class FrameBatches(Dataset):
 
 
 class PuppetFrames(lightning.LightningDataModule):
-    """Training and validation frames of the puppet world.
+    """Data module of puppet frames.
 
     Args:
+        world: renders the clips.
+        scene: what they show.
         frames: per crop, 1 + a multiple of the autoencoder's temporal stride.
-        steps: batches of one run.
-        cache: folder for synthesised speech.
+        batch: crops per batch, at least 2.
+        steps: batches of a run.
+        seed: of the training batches.
+        workers: processes that render training batches.
+        cache: folder of synthesised speech.
+
+    Raises:
+        UserError: a batch below 2.
     """
 
     def __init__(
@@ -78,28 +86,28 @@ class PuppetFrames(lightning.LightningDataModule):
     ):
         super().__init__()
         if batch < 2:
-            raise UserError(f"batches of {batch}; half of a batch begins with a scene cut, so give 2 or more")
+            raise UserError(f"got batch={batch}; expected at least 2, since half of a batch begins with a scene cut")
         self.world, self.scene, self.frames, self.batch, self.steps = world, scene, frames, batch, steps
         self.seed, self.workers, self.cache = seed, workers, Path(cache)
-        self.start = 0  # where a resumed run goes on
+        self.start = 0  # the batch with which a resumed run continues
         self.accumulate = 1
 
     def check(self, ranks: int) -> None:
         """Raise UserError for more than one rank."""
         if ranks > 1:
             raise UserError(
-                f"{ranks} processes, but an autoencoder's statistics are those of whole batches, and "
-                "its training takes one: trainer=default, trainer.devices=1"
+                f"got {ranks} ranks; expected 1, since an autoencoder's statistics are those of the full batch: set "
+                "trainer=default trainer.devices=1"
             )
 
     @property
     def regions(self) -> frozenset[str]:
-        """Those of REGIONS that training clips have masks of."""
+        """Those of REGIONS for which training clips have masks."""
         return frozenset(REGIONS)
 
     def describe_batch(self, ranks: int) -> str:
-        """What an update learns from."""
-        return f"an update learns from {self.batch} clips of {self.frames} frames"
+        """The size of the batch, in words."""
+        return f"batch: {self.batch} clips of {self.frames} frames"
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.seed, self.steps, self.start)

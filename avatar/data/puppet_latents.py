@@ -1,20 +1,20 @@
-"""Batches of puppet latents, of several lengths, drawn from clips that are encoded once."""
+"""Training on latents of the puppet world: batches of several lengths from clips that are encoded once."""
 
 from dataclasses import replace
 from pathlib import Path
 
-import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from avatar.conditioning import image_to_video
-from avatar.data.batch_schedule import EVENLY, ON_CHANGE, Placement, changes, place
+from avatar.data.batch_schedule import ON_CHANGE, UNIFORM, Placement, changes, place
 from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
-from avatar.data.encoded_clips import ClipSet, EncodedClips, encode_clips
+from avatar.data.clip_encoding import ClipSet, encode_clips
+from avatar.data.encoded_clips import EncodedClips
+from avatar.data.latent_data import LatentDataModule
 from avatar.errors import UserError
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet.worlds import World
@@ -24,7 +24,7 @@ GLOBAL_BATCHES = BatchShard()
 
 
 class LatentBatches(Dataset):
-    """Batch i is a function of (seed, i) alone: its length, its clips, and where they are cropped; of it, a share."""
+    """Micro-batches of crops. Batch i depends only on (seed, i): its length, its clips, and the starts of its crops."""
 
     def __init__(
         self,
@@ -35,12 +35,12 @@ class LatentBatches(Dataset):
         seed: int,
         start: int,
         stop: int,
-        placement: Placement = EVENLY,
-        share: BatchShard = GLOBAL_BATCHES,
+        placement: Placement = UNIFORM,
+        shard: BatchShard = GLOBAL_BATCHES,
     ):
         self.clips, self.buckets, self.audio, self.text = clips, buckets, audio, text
         self.seed, self.start, self.stop = seed, start, stop
-        self.placement, self.share = placement, share
+        self.placement, self.shard = placement, shard
         self.changes = [changes(states) for states in clips.labels[:, 0].numpy()]
         self.changing = np.flatnonzero([len(at) for at in self.changes])
 
@@ -48,7 +48,7 @@ class LatentBatches(Dataset):
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> Batch:
-        step, part = self.share.locate(self.start + index)
+        step, part = self.shard.locate(self.start + index)
         rng = np.random.default_rng([self.seed, step])
         length, count = self.buckets.draw(rng)
         latents = self.clips.latents.shape[2]
@@ -58,18 +58,22 @@ class LatentBatches(Dataset):
             if kind == ON_CHANGE and len(self.changing):
                 which[n] = rng.choice(self.changing)
             start[n] = place(int(kind), rng, length, latents, self.changes[which[n]], int(start[n]))
-        which, start = (torch.from_numpy(drawn[part]) for drawn in (which, start))
+        which, start = (torch.from_numpy(numbers[part]) for numbers in (which, start))
         return replace(self.clips.batch(which, start, length, self.audio, self.text), shard=part)
 
 
-class PuppetLatents(lightning.LightningDataModule):
-    """Training and validation batches of the puppet world, on an autoencoder's latents.
+class PuppetLatents(LatentDataModule):
+    """Data module of the puppet world, on an autoencoder's latents.
 
     Args:
+        world: renders the clips.
         train, dev: the clips to encode.
-        steps: batches of one run, each made in `buckets.accumulate` passes.
-        image: the image encoder of image-to-video networks, for others None.
-        cache: folder for synthesised speech and encoded clips.
+        cache: folder of synthesised speech and encoded clips.
+        workers: processes that render clips to encode.
+        The other arguments are those of `LatentDataModule`.
+
+    Raises:
+        UserError: clips that are shorter than crops.
     """
 
     def __init__(
@@ -85,85 +89,58 @@ class PuppetLatents(lightning.LightningDataModule):
         seed: int,
         workers: int,
         cache: str,
-        placement: Placement = EVENLY,
+        placement: Placement = UNIFORM,
         image: ImageEncoder | None = None,
     ):
-        super().__init__()
-        self.world, self.autoencoder, self.audio, self.text = world, autoencoder.eval(), audio, text
-        self.image = image
+        super().__init__(autoencoder, audio, text, image, buckets, placement, steps, seed, loader_workers=0)
         self.sets = {"train": train, "dev": dev}
         for name, clips in self.sets.items():
             if (longest := max(buckets.lengths)) > clips.latents:
                 raise UserError(
-                    f"crops of {longest} latents from {name} clips of {clips.latents}; make these longer, or the "
-                    "lengths of the buckets shorter"
+                    f"got crops of {longest} latents; expected at most {clips.latents}, the length of the {name} "
+                    "clips: lengthen them, or shorten buckets.lengths"
                 )
-        self.buckets, self.steps, self.seed, self.workers, self.cache = buckets, steps, seed, workers, Path(cache)
-        self.placement = placement
-        self.start = 0  # the pass that a resumed run goes on with
+        self.world, self.workers, self.cache = world, workers, Path(cache)
 
     def check(self, ranks: int) -> None:
-        """Raise UserError for what can't be trained on by so many ranks, before anything is encoded."""
+        """Raise UserError for data that can't be trained on with this number of ranks, before anything is encoded."""
         check_ranks(self.buckets, ranks, min(clips.count for clips in self.sets.values()))
 
     def prepare_data(self) -> None:
-        """Encode what isn't yet, on one rank of each node."""
+        """Encode clips that are not in the cache, on one rank of each node."""
         for clips in self.sets.values():
-            self._encoded(clips)
+            self._encode(clips)
 
     def setup(self, stage: str) -> None:
-        self.clips = {name: self._encoded(clips) for name, clips in self.sets.items()}
+        self.clips = {name: self._encode(clips) for name, clips in self.sets.items()}
 
     def sizes(self) -> set[tuple[int, int]]:
-        """Height and width of its latents."""
+        """Heights and widths of its latents."""
         height, width = self.world.shape
         return {(height // self.autoencoder.spatial_stride, width // self.autoencoder.spatial_stride)}
 
     def describe_batch(self, ranks: int) -> str:
-        """What an update learns from."""
+        """The size of the global batch, in words."""
         return self.buckets.describe_batch(ranks)
 
     @property
     def regions(self) -> frozenset[str]:
-        """Those of REGIONS that training clips have masks of."""
+        """Those of REGIONS for which training clips have masks."""
         return frozenset(REGIONS)
 
-    @property
-    def accumulate(self) -> int:
-        """Passes per batch."""
-        return self.buckets.accumulate
+    def batches(self, split: str, seed: int, start: int, stop: int, shard: BatchShard) -> LatentBatches:
+        clips = self.clips[split]
+        return LatentBatches(clips, self.buckets, self.audio, self.text, seed, start, stop, self.placement, shard)
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.seed, self.start, self.steps * self.accumulate, self.accumulate)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("dev", 0, 0, 4, 1)
-
-    def _loader(self, name: str, seed: int, start: int, passes: int, accumulate: int) -> DataLoader:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        share = BatchShard(rank, ranks, accumulate)
-        batches = LatentBatches(
-            self.clips[name], self.buckets, self.audio, self.text, seed, start, start + passes, self.placement, share
-        )
-        return DataLoader(batches, batch_size=None)
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return replace(
-            batch, conditioning=image_to_video.with_image_conditioning(batch.conditioning, self.autoencoder, self.image)
-        )
-
-    def held_out(self, clips: int, device: torch.device) -> Batch:
-        """The first whole clips of the dev set, on this device."""
+    def first_clips(self, count: int) -> Batch:
         dev = self.clips["dev"]
-        which = torch.arange(min(clips, len(dev)))
-        batch = dev.batch(which, torch.zeros_like(which), dev.latents.shape[2], self.audio, self.text)
-        return self.on_after_batch_transfer(self.transfer_batch_to_device(batch, device, 0), 0)
+        which = torch.arange(min(count, len(dev)))
+        return dev.batch(which, torch.zeros_like(which), dev.latents.shape[2], self.audio, self.text)
 
-    def to_pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
-        """Decoded frames to look at."""
-        return self.world.pictures(video)
+    def to_images(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
+        return self.world.to_images(video)
 
-    def _encoded(self, clips: ClipSet) -> EncodedClips:
+    def _encode(self, clips: ClipSet) -> EncodedClips:
         return encode_clips(
             clips,
             self.world,

@@ -1,7 +1,7 @@
-"""Batches from prepared sets: `python train.py data=shards data.urls=data/myset`.
+"""Training on preprocessed sets: `python train.py data=shards data.urls=data/myset`.
 
-The order is `sampling.Plan`'s, a function of (seed, step). Each clip is read by its place in its shard, so workers and
-shards may be of any number; a batch is that of all ranks, of which each one reads its part.
+The order of clips is that of `BatchSchedule`, a function of (seed, step). Each sample is read by its offset in its
+shard, so that the numbers of workers and of shards are free; batches are global, and each rank reads its shard.
 """
 
 import logging
@@ -11,20 +11,19 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import lightning
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt8
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from avatar.conditioning import image_to_video
 from avatar.data.batch_schedule import AT_START, BatchSchedule, Draw, Placement
 from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
+from avatar.data.latent_data import LatentDataModule
+from avatar.data.shard_batches import VideoBatch, collate, encode_batch
 from avatar.data.shard_index import Entry, Filters, Index
-from avatar.data.shard_reader import ON_ERROR, SampleReader, check_captions, check_shards, latent_of
-from avatar.data.shard_samples import PICTURES, Footage, Recipe, collate, encoded
+from avatar.data.shard_reader import ON_ERROR, SampleReader, check_captions, check_shards, latent_metadata
+from avatar.data.shard_samples import PICTURES, SampleDecoder
 from avatar.errors import UserError
 from avatar.media.frames import to_uint8
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
@@ -34,35 +33,36 @@ log = logging.getLogger(__name__)
 
 
 class ShardBatches(Dataset):
-    """One share of all batches; what is still pictures is encoded by the data module."""
+    """Micro-batches of one rank; frames are encoded later, by the data module."""
 
-    def __init__(self, reader: SampleReader, plan: BatchSchedule, start: int, stop: int, share: BatchShard):
-        self.reader, self.plan, self.start, self.stop, self.share = reader, plan, start, stop, share
+    def __init__(self, reader: SampleReader, schedule: BatchSchedule, start: int, stop: int, shard: BatchShard):
+        self.reader, self.schedule, self.start, self.stop, self.shard = reader, schedule, start, stop, shard
 
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, index: int) -> Batch | Footage:
-        step, part = self.share.locate(self.start + index)
-        return replace(collate([self.reader.crop(draw) for draw in self.plan.batch(step)[part]]), shard=part)
+    def __getitem__(self, index: int) -> Batch | VideoBatch:
+        step, part = self.shard.locate(self.start + index)
+        return replace(collate([self.reader.crop(draw) for draw in self.schedule.batch(step)[part]]), shard=part)
 
 
-class ShardClips(lightning.LightningDataModule):
-    """Training and validation batches of prepared sets, on an autoencoder's latents.
+class ShardClips(LatentDataModule):
+    """Data module of preprocessed sets, on an autoencoder's latents.
 
     Args:
         urls: folders of sets.
-        train, dev: splits; validation takes its four batches, and samples to look at, from `dev`.
-        pictures: "latents", "video" (encoded while training), or None: latents if all sets have them.
-        pause: frames without speech that don't end the state "speaking"; None: speech in the sound is no state.
-        history: latents before a crop that the autoencoder sees when a video is encoded.
-        region_weights: what the objective adds to the weight of each of REGIONS; of those of 0, no boxes are read.
-        on_error: "raise" or "skip" what can't be read.
-        steps: batches of one run, each made in `buckets.accumulate` passes.
-        image: the image encoder of image-to-video networks, for others None.
+        train, dev: splits; validation and sample videos use `dev`.
+        filters: of samples, by their scores.
+        pictures: "latents", "video" (encoded during training), or None: latents if the sets have them.
+        pause: pauses of up to this many frames keep the state "speaking"; None: no states from speech activity.
+        history: latents before a crop that are encoded with it, for videos.
+        region_weights: loss weights of the objective; boxes are read only of regions with a weight above 0.
+        on_error: "raise" for unreadable samples, or "skip" them.
+        workers: processes that load training batches.
+        The other arguments are those of `LatentDataModule`.
 
     Raises:
-        OSError, ValueError: no sets, splits, samples, or not of this autoencoder; all before the first step.
+        UserError: no sets, splits or samples, or latents of another autoencoder; all before the first step.
     """
 
     def __init__(
@@ -86,87 +86,74 @@ class ShardClips(lightning.LightningDataModule):
         workers: int,
         image: ImageEncoder | None = None,
     ):
-        super().__init__()
+        super().__init__(autoencoder, audio, text, image, buckets, placement, steps, seed, loader_workers=workers)
         if on_error not in ON_ERROR or pictures not in (None, *PICTURES):
-            raise UserError(f"on_error={on_error}, pictures={pictures}; wanted raise or skip; latents, video or null")
+            raise UserError(
+                f"got on_error={on_error}, pictures={pictures}; expected on_error raise or skip, and pictures latents, "
+                "video or null"
+            )
         if history < 0 or (pause is not None and pause < 0):
-            raise UserError(f"history={history}, pause={pause}; wanted numbers of latents and frames, 0 or more")
-        self.urls, self.train, self.dev, self.filters, self.pictures = urls, train, dev, filters, pictures
-        self.autoencoder, self.audio, self.text, self.image = autoencoder.eval(), audio, text, image
+            raise UserError(f"got history={history}, pause={pause}; expected numbers of latents and frames, 0 or more")
+        self.urls, self.splits, self.filters, self.pictures = urls, {"train": train, "dev": dev}, filters, pictures
         self.pause, self.history, self.region_weights = pause, history, region_weights
-        self.buckets, self.placement, self.on_error = buckets, placement, on_error
-        self.steps, self.seed, self.workers = steps, seed, workers
-        self.start = 0  # the pass that a resumed run goes on with
+        self.on_error, self.workers = on_error, workers
         self.readers: dict[str, SampleReader] = {}
 
     @cached_property
     def entries(self) -> dict[str, list[Entry]]:
         """The samples of both splits."""
         index = Index(self.urls)
-        return {name: index.entries(name, self.filters) for name in dict.fromkeys((self.train, self.dev))}
+        return {name: index.entries(name, self.filters) for name in dict.fromkeys(self.splits.values())}
 
     @cached_property
-    def _everything(self) -> list[Entry]:
+    def _all_entries(self) -> list[Entry]:
         return [entry for part in self.entries.values() for entry in part]
 
     @property
     def regions(self) -> frozenset[str]:
-        """Those of REGIONS that some of the training samples have masks of."""
-        return frozenset().union(*(entry.regions for entry in self.entries[self.train]))
+        """Those of REGIONS for which some training samples have masks."""
+        return frozenset().union(*(entry.regions for entry in self.entries[self.splits["train"]]))
 
     def sizes(self) -> set[tuple[int, int]]:
         """Heights and widths of its latents."""
         stride = self.autoencoder.spatial_stride
-        return {(entry.height // stride, entry.width // stride) for entry in self._everything}
+        return {(entry.height // stride, entry.width // stride) for entry in self._all_entries}
 
     def check(self, ranks: int) -> None:
-        """Raise UserError for what can't be trained on by so many ranks; captions are the first rank's to look at."""
-        check_ranks(self.buckets, ranks, len(self.entries[self.train]))
-        check_shards({entry.shard for entry in self._everything}, self.on_error)
+        """Raise UserError for sets that can't be trained on with this number of ranks; rank 0 checks captions."""
+        check_ranks(self.buckets, ranks, len(self.entries[self.splits["train"]]))
+        check_shards({entry.shard for entry in self._all_entries}, self.on_error)
         for name, part in self.entries.items():
-            self._check_sizes(name, part, self._recipe)
+            self._check_sizes(name, part)
         self.buckets.check_area(max(height * width for height, width in self.sizes()))
         if self.on_error == "raise" and not rank_zero_only.rank:
-            check_captions(self._everything, self.text)  # none shall prove too long after hours
+            check_captions(self._all_entries, self.text)  # else a caption could fail hours after the start
 
     def setup(self, stage: str) -> None:
         self.readers = {
-            name: SampleReader(part, self._recipe, self.on_error, self.workers) for name, part in self.entries.items()
+            name: SampleReader(part, self._decoder, self.on_error, self.workers) for name, part in self.entries.items()
         }
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(
-            self.train, self.seed, self.start, self.steps * self.accumulate, self.accumulate, self.workers
-        )
+    def batches(self, split: str, seed: int, start: int, stop: int, shard: BatchShard) -> ShardBatches:
+        reader, steps = self.readers[self.splits[split]], math.ceil(stop / shard.accumulate)
+        schedule = BatchSchedule(self._clip_sizes(reader.entries), self.buckets, self.placement, seed, steps)
+        return ShardBatches(reader, schedule, start, stop, shard)
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.dev, 0, 0, 4, 1, 0)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self.encoded(batch)
-
-    def encoded(self, batch: Batch | Footage) -> Batch:
-        """The batch with its pictures encoded, if it has any, and its conditioning completed, where its tensors are."""
-        if isinstance(batch, Footage):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        if isinstance(batch, VideoBatch):
             self.autoencoder.to(batch.reference.device)
-            batch = replace(encoded(batch, self.autoencoder), shard=batch.shard)
-        return replace(
-            batch, conditioning=image_to_video.with_image_conditioning(batch.conditioning, self.autoencoder, self.image)
-        )
+            batch = encode_batch(batch, self.autoencoder)
+        return super().on_after_batch_transfer(batch, dataloader_idx)
 
-    def held_out(self, clips: int, device: torch.device) -> Batch:
-        """The beginnings of the first clips of the dev split, as long as crops get, all of one size, on this device."""
-        reader = self.readers[self.dev]
-        sizes = self._sizes(reader.entries, reader.recipe)
-        length = max(self.buckets.lengths)
+    def first_clips(self, count: int) -> Batch | VideoBatch:
+        reader, length = self.readers[self.splits["dev"]], max(self.buckets.lengths)
+        sizes = self._clip_sizes(reader.entries)
         long_enough = np.flatnonzero(sizes[:, 0] >= length)
-        alike = long_enough[(sizes[long_enough, 1:] == sizes[long_enough[0], 1:]).all(1)]
-        draws = [Draw(int(sample), length, AT_START, (0, 0, int(sample), 1), alike) for sample in alike[:clips]]
-        crops = collate([reader.crop(draw) for draw in draws])
-        return self.encoded(self.transfer_batch_to_device(crops, device, 0))
+        same_size = long_enough[(sizes[long_enough, 1:] == sizes[long_enough[0], 1:]).all(1)]
+        draws = [Draw(int(sample), length, AT_START, (0, 0, int(sample), 1), same_size) for sample in same_size[:count]]
+        return collate([reader.crop(draw) for draw in draws])
 
-    def to_pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f h w 3"]:
-        """Decoded frames to look at."""
+    def to_images(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         return to_uint8(video)
 
     def teardown(self, stage: str) -> None:
@@ -175,38 +162,21 @@ class ShardClips(lightning.LightningDataModule):
                 log.warning("%s", summary)
 
     def describe_batch(self, ranks: int) -> str:
-        """What an update learns from."""
+        """The size of the global batch, in words."""
         return self.buckets.describe_batch(ranks, {height * width for height, width in self.sizes()})
 
-    @property
-    def accumulate(self) -> int:
-        """Passes per batch."""
-        return self.buckets.accumulate
-
-    @property
-    def _ranks(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    def _loader(self, split: str, seed: int, start: int, passes: int, accumulate: int, workers: int) -> DataLoader:
-        reader, stop = self.readers[split], start + passes
-        steps = math.ceil(stop / accumulate)
-        plan = BatchSchedule(self._sizes(reader.entries, reader.recipe), self.buckets, self.placement, seed, steps)
-        rank = self.trainer.global_rank if self.trainer else 0
-        batches = ShardBatches(reader, plan, start, stop, BatchShard(rank, self._ranks, accumulate))
-        return DataLoader(batches, batch_size=None, num_workers=workers)
-
-    def _sizes(self, entries: Sequence[Entry], recipe: Recipe) -> Int[np.ndarray, "n 3"]:
-        """Of each sample its latents, and their height and width."""
-        return np.array([(recipe.latents(entry), *recipe.grid(entry)) for entry in entries])
+    def _clip_sizes(self, entries: Sequence[Entry]) -> Int[np.ndarray, "n 3"]:
+        """The length, height and width of each sample, in latents."""
+        return np.array([(self._decoder.latents(entry), *self._decoder.grid(entry)) for entry in entries])
 
     @cached_property
-    def _recipe(self) -> Recipe:
-        """How samples are read, by what each set says of its latents."""
+    def _decoder(self) -> SampleDecoder:
+        """The decoder of all sets, which must have the same latents."""
         sets: dict[str, list[Entry]] = {}
-        for entry in self._everything:
+        for entry in self._all_entries:
             sets.setdefault(entry.shard.url, []).append(entry)
-        latent = {url: latent_of(part) for url, part in sets.items()}
-        recipe = Recipe(
+        latent = {url: latent_metadata(part) for url, part in sets.items()}
+        decoder = SampleDecoder(
             self.pictures or ("latents" if any(latent.values()) else "video"),
             self.autoencoder.temporal_stride,
             self.autoencoder.spatial_stride,
@@ -217,21 +187,21 @@ class ShardClips(lightning.LightningDataModule):
             self.history,
             [name for name, added in self.region_weights.items() if added > 0],
         )
-        if recipe.pictures == "latents":
-            for url, made in latent.items():
-                recipe.check_latents(made, url)
-        return recipe
+        if decoder.pictures == "latents":
+            for url, metadata in latent.items():
+                decoder.check_latents(metadata, url)
+        return decoder
 
-    def _check_sizes(self, split: str, entries: Sequence[Entry], recipe: Recipe) -> None:
-        longest, wanted = max(map(recipe.latents, entries)), max(self.buckets.lengths)
-        if wanted > longest:
+    def _check_sizes(self, split: str, entries: Sequence[Entry]) -> None:
+        longest, length = max(map(self._decoder.latents, entries)), max(self.buckets.lengths)
+        if length > longest:
             raise UserError(
-                f"crops of {wanted} latents, but the longest sample of split {split!r} has {longest}; make the lengths "
-                "of the buckets shorter"
+                f"got crops of {length} latents; expected at most {longest}, the longest sample of split {split!r}: "
+                "shorten buckets.lengths"
             )
-        edge = self.autoencoder.spatial_stride
-        if odd := [entry for entry in entries if entry.height % edge or entry.width % edge]:
+        stride = self.autoencoder.spatial_stride
+        if odd := [entry for entry in entries if entry.height % stride or entry.width % stride]:
             raise UserError(
-                f"{odd[0].key} is {odd[0].height} × {odd[0].width}, but the autoencoder takes multiples of {edge}; "
-                f"prepare with rules.multiple={edge}"
+                f"{odd[0].key} is {odd[0].height} × {odd[0].width}; expected multiples of {stride} for this "
+                f"autoencoder: preprocess with rules.multiple={stride}"
             )

@@ -1,11 +1,12 @@
-"""Samples out of uncompressed tars, by their place: nothing of a shard is read but what is asked for.
+"""Random access to the samples of uncompressed WebDataset tars.
 
-WebDataset's own readers go through a shard from its first byte to its last and shuffle what passes by; where such a
-stream stands can't be saved, so it can't be resumed exactly. The format is the same: a sample's files stand together,
-`KEY.part`, and the part begins after the first dot.
+WebDataset's own readers iterate over a shard and shuffle in a buffer, whose position cannot be saved, so that runs
+cannot be resumed exactly. The format is the same: the files of a sample, `KEY.part`, follow each other, and the part
+begins after the first dot.
 """
 
 import contextlib
+import math
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,24 +17,25 @@ from avatar.errors import UserError
 BLOCK = tarfile.BLOCKSIZE
 
 
-class Tars:
-    """Reads samples; remembers where those of a shard begin, once one of them was read."""
+class TarReader:
+    """Reads samples of shards by key; the offsets of a shard's samples are kept after its first read."""
 
     def __init__(self):
-        self._places: dict[Path, dict[str, int]] = {}
+        self._offsets: dict[Path, dict[str, int]] = {}
 
     def read(self, path: Path, key: str, parts: frozenset[str]) -> dict[str, bytes]:
-        """Those of a sample's parts that it has.
+        """Read those of `parts` that a sample has.
 
         Raises:
-            OSError, ValueError: a shard that is gone, or ends before or within the sample.
+            OSError: the shard is missing.
+            UserError: the sample is missing or incomplete.
         """
         with path.open("rb", buffering=0) as file:
-            if path not in self._places:
-                self._places[path] = _places(file)
-            start = self._places[path].get(key)
+            if path not in self._offsets:
+                self._offsets[path] = _sample_offsets(file)
+            start = self._offsets[path].get(key)
             if start is None:
-                raise UserError("it isn't in its shard, which is cut off or another one")
+                raise UserError("the shard does not contain this sample: it is cut off, or another file")
             found = {}
             try:
                 for member, at in _members(file, start):
@@ -44,24 +46,24 @@ class Tars:
                         file.seek(at)
                         found[part] = file.read(member.size)
             except tarfile.HeaderError as error:
-                raise UserError(f"its shard is cut off or damaged within the sample ({error})") from error
+                raise UserError(f"the shard is cut off or damaged within the sample ({error})") from error
             return found
 
 
-def _places(file: BinaryIO) -> dict[str, int]:
-    """Where each sample's first header stands, as far as there are any."""
-    places: dict[str, int] = {}
-    with contextlib.suppress(tarfile.HeaderError):  # found again by whoever reads what stands there
+def _sample_offsets(file: BinaryIO) -> dict[str, int]:
+    """The offset of each sample's first header, up to the first damaged one."""
+    offsets: dict[str, int] = {}
+    with contextlib.suppress(tarfile.HeaderError):  # reported when a sample after it is read
         for member, at in _members(file, 0):
-            places.setdefault(member.name.partition(".")[0], at - BLOCK)
-    return places
+            offsets.setdefault(member.name.partition(".")[0], at - BLOCK)
+    return offsets
 
 
 def _members(file: BinaryIO, start: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Members and where their contents begin, from a header to the end of the archive.
+    """The members from the header at `start` on, each with the offset of its content.
 
     Raises:
-        tarfile.HeaderError: no header where one should be.
+        tarfile.HeaderError: a damaged header.
     """
     while True:
         file.seek(start)
@@ -70,4 +72,4 @@ def _members(file: BinaryIO, start: int) -> Iterator[tuple[tarfile.TarInfo, int]
         except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
             return
         yield member, start + BLOCK
-        start += BLOCK + -(-member.size // BLOCK) * BLOCK
+        start += BLOCK + math.ceil(member.size / BLOCK) * BLOCK

@@ -12,6 +12,8 @@ Each hop is encoded from a piece of audio of one fixed length: the features do n
 packets, bit by bit, and equal those of `encode` for the full track.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -67,7 +69,7 @@ class AudioWindow:
 
     def finish(self) -> Float[Tensor, "l k d"]:
         """Pad with silence, and return the windows of the last latents with audio."""
-        latents = -(-self.received // (self.stride * SAMPLES_PER_FRAME))
+        latents = math.ceil(self.received / (self.stride * SAMPLES_PER_FRAME))
         missing = self.samples_needed(latents) - self.received if latents > self.latent else 0
         return self.push(torch.zeros(missing))
 

@@ -1,4 +1,4 @@
-"""Checks of the inputs of a session: names of labels, audio, portraits."""
+"""Checks of the inputs of a session: audio and portraits."""
 
 import torch
 from jaxtyping import Float
@@ -10,13 +10,6 @@ from avatar.types import Pixels
 
 Audio = Float[Tensor, "_"]  # samples; lengths that differ are a user error, not one of types
 SinkLatent = Float[Tensor, "1 c 1 h w"]  # the latent of a reference
-
-
-def label_index(kind: str, name: str | None, names: tuple[str, ...]) -> int:
-    """The index of a label in its vocabulary; None has index 0. Raises UserError for an unknown name."""
-    if name is not None and name not in names:
-        raise UserError(f"{kind} {name!r}; choose one of {', '.join(names)}")
-    return 0 if name is None else names.index(name)
 
 
 def check_audio(own: Audio, other: Audio | None) -> None:

@@ -7,6 +7,7 @@ that were set before the chunk was generated, and on the seed; never on how the 
 At the end of each chunk the session takes a snapshot, to which `interrupt` can roll back.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from avatar.conditioning import image_to_video
 from avatar.conditioning.image_to_video import I2VConditioning
+from avatar.conditioning.labels import label_index
 from avatar.diffusion.rollout import Noise, Plan, Rollout
 from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
 from avatar.streaming.audio_window import AudioWindow
-from avatar.streaming.inputs import Audio, SinkLatent, check_audio, encode_portrait, format_shape, label_index
+from avatar.streaming.inputs import Audio, SinkLatent, check_audio, encode_portrait, format_shape
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, ROLES, SAMPLES_PER_FRAME, STATES, Conditioning, Latents, Pixels
 
 Video = Float[Tensor, "c f h w"]
@@ -181,7 +183,7 @@ class Session:
         """End the timeline after the audio so far; the last chunk is padded with silence."""
         if self.end is not None:
             return
-        self.end = -(-self.received // SAMPLES_PER_FRAME)
+        self.end = math.ceil(self.received / SAMPLES_PER_FRAME)
         latents = self.rollout.position
         while latents * self.stride < self.end:
             latents += self.plan.chunk if latents else self.plan.first_chunk

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.data.batch_schedule import ANYWHERE, AT_START, EVENLY, ON_CHANGE, BatchSchedule, Placement, changes, place
+from avatar.data.batch_schedule import ANYWHERE, AT_START, ON_CHANGE, UNIFORM, BatchSchedule, Placement, changes, place
 from avatar.data.bucketing import BatchShard, LengthBuckets, check_ranks
 from avatar.data.encoded_clips import EncodedClips
 from avatar.data.puppet_latents import GLOBAL_BATCHES, LatentBatches
@@ -20,7 +20,7 @@ SIZES = np.array([(6, 1, 1), (8, 1, 1), (2, 1, 1), (7, 2, 1), (9, 2, 1), (6, 1, 
 STEPS = 400
 
 
-def plan(seed: int = 1, steps: int = STEPS, buckets: LengthBuckets = BUCKETS, placement: Placement = EVENLY):
+def plan(seed: int = 1, steps: int = STEPS, buckets: LengthBuckets = BUCKETS, placement: Placement = UNIFORM):
     return BatchSchedule(SIZES, buckets, placement, seed, steps)
 
 
@@ -31,7 +31,7 @@ def message(draws) -> list[tuple]:
     return [(draw.sample, draw.length, draw.kind, draw.rng().random()) for draw in draws]
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
+def test_a_batch_depends_only_on_seed_and_step():
     forwards, backwards, longer = plan(), plan(), plan(steps=3 * STEPS)
     expected = [message(forwards.batch(step)) for step in range(60)]
     assert [message(backwards.batch(step)) for step in reversed(range(60))] == expected[::-1]
@@ -39,7 +39,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert [message(plan(seed=2).batch(step)) for step in range(60)] != expected
 
 
-def test_batches_hold_one_bucket_within_the_budget():
+def test_batches_have_one_bucket_and_a_bounded_size():
     for step in range(STEPS):
         draws = plan_batches[step]
         (length,) = {draw.length for draw in draws}
@@ -48,7 +48,7 @@ def test_batches_hold_one_bucket_within_the_budget():
         assert all(SIZES[draw.sample, 0] >= length for draw in draws)
 
 
-def test_lengths_come_by_their_weights_and_samples_alike_often():
+def test_lengths_follow_their_weights_and_samples_are_uniform():
     lengths = Counter(draws[0].length for draws in plan_batches)
     assert np.allclose([lengths[n] / STEPS for n in (1, 3, 6)], (0.25, 0.25, 0.5), atol=0.07)
     long = Counter(draw.sample for draws in plan_batches for draw in draws if draw.length == 6)
@@ -56,7 +56,7 @@ def test_lengths_come_by_their_weights_and_samples_alike_often():
     assert max(long.values()) < 1.35 * min(long.values())
 
 
-def test_every_sample_comes_once_before_any_comes_again_and_every_time_in_another_order():
+def test_each_epoch_has_every_sample_once_in_another_order():
     orders: dict[tuple, list[int]] = {}
     for draws in plan_batches:
         orders.setdefault((draws[0].length, *SIZES[draws[0].sample, 1:]), []).extend(draw.sample for draw in draws)
@@ -69,7 +69,7 @@ def test_every_sample_comes_once_before_any_comes_again_and_every_time_in_anothe
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_share_a_batch_evenly_and_a_run_goes_on_with_another_number_of_them(ranks):
+def test_ranks_split_batches_evenly_and_their_number_can_change(ranks):
     """Steps 0 … 9 on one rank, 10 … on several: nothing is repeated or left out."""
     buckets = LengthBuckets((1, 3, 6), (1.0, 1.0, 2.0), 48, batch_multiple_of=4)
     check_ranks(buckets, ranks)
@@ -82,48 +82,44 @@ def test_ranks_share_a_batch_evenly_and_a_run_goes_on_with_another_number_of_the
         assert sorted(draw for part in parts for draw in part) == sorted(alone[step])
 
 
-def test_batches_that_ranks_cannot_share_evenly_are_refused():
-    with pytest.raises(ValueError, match=r"on 3 ranks.*batch_multiple_of=3"):
+def test_batches_that_ranks_cannot_split_evenly_are_rejected():
+    with pytest.raises(ValueError, match=r"3 ranks × 1 micro-batches.*set buckets\.batch_multiple_of=3"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=2), 3)
-    with pytest.raises(ValueError, match=r"on 2 ranks in 3 passes.*batch_multiple_of=6"):
+    with pytest.raises(ValueError, match=r"2 ranks × 3 micro-batches.*set buckets\.batch_multiple_of=6"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=4, accumulate=3), 2)
-    with pytest.raises(ValueError, match="4 ranks for 3 samples"):
+    with pytest.raises(ValueError, match="got 4 ranks; expected at most 3"):
         check_ranks(LengthBuckets((1,), (1.0,), 24, batch_multiple_of=4), 4, samples=3)
-    with pytest.raises(
-        ValueError, match=r"max_latents_per_batch=24 can't hold 4 clip.* of 8 latents; .*max_latents_per_batch=32"
-    ):
+    with pytest.raises(ValueError, match=r"max_latents_per_batch=24; expected at least 32 for 4 clip.* of 8 latents"):
         LengthBuckets((8,), (1.0,), 24, batch_multiple_of=4)
-    with pytest.raises(ValueError, match="none below 0"):
+    with pytest.raises(ValueError, match="expected numbers of at least 0"):
         LengthBuckets((1, 2), (1.0, -1.0), 24)
-    with pytest.raises(ValueError, match="multiples of 0"):
+    with pytest.raises(ValueError, match="batch_multiple_of=0"):
         LengthBuckets((1,), (1.0,), 24, batch_multiple_of=0)
 
 
-def test_a_batch_is_told_in_clips_for_all_ranks_and_passes():
+def test_description_of_the_global_batch():
     message = LengthBuckets((3, 8), (0.2, 0.8), 192, batch_multiple_of=4, accumulate=2).describe_batch(ranks=2)
     clips = "64 clips of 3 latents or 24 clips of 8 latents"
-    assert message == f"an update learns from {clips}, shared out among 2 ranks × 2 passes"
+    assert message == f"global batch: {clips}, on 2 ranks × 2 micro-batches"
     of_sizes = LengthBuckets((3, 8), (0.2, 0.8), 512, batch_multiple_of=2).describe_batch(1, {4, 9, 16})
-    assert of_sizes == "an update learns from 10 to 42 clips of 3 latents or 4 to 16 clips of 8 latents"
+    assert of_sizes == "global batch: 10 to 42 clips of 3 latents or 4 to 16 clips of 8 latents"
 
 
-def test_ranks_and_passes_take_every_clip_of_every_batch_once():
-    shares = [BatchShard(rank, ranks=3, accumulate=2) for rank in range(3)]
+def test_ranks_and_micro_batches_partition_every_batch():
+    shards = [BatchShard(rank, ranks=3, accumulate=2) for rank in range(3)]
     for step in range(4):
         taken = []
         for turn in range(2):
-            parts = [share.locate(2 * step + turn) for share in shares]
+            parts = [shard.locate(2 * step + turn) for shard in shards]
             assert [batch for batch, _ in parts] == [step] * 3
             taken += [clip for _, part in parts for clip in range(12)[part]]
         assert sorted(taken) == list(range(12))
 
 
-def test_a_batch_is_never_larger_than_its_budget():
+def test_batches_are_at_most_max_latents_per_batch():
     buckets = LengthBuckets((1, 24), (0.5, 0.5), 12288, batch_multiple_of=8)
     buckets.check_area(64)  # 64 x 64 pixels
-    with pytest.raises(
-        ValueError, match=rf"can't hold 8 clip.* of 24 latents of 65 pixels; .*max_latents_per_batch={8 * 24 * 65},"
-    ):
+    with pytest.raises(ValueError, match=rf"expected at least {8 * 24 * 65} for 8 clip.* of 24 latents of 65 pixels"):
         buckets.check_area(65)
     for area in (1, 50, 64):
         counts = [buckets.count(length, area) for length in buckets.lengths]
@@ -133,7 +129,7 @@ def test_a_batch_is_never_larger_than_its_budget():
         )
 
 
-def test_the_batch_of_large_models_has_room_for_64_ranks():
+def test_batches_of_large_models_fit_64_ranks():
     cfg = composed(
         "train", "experiment=large/teacher", "data.urls=x", "data.buckets.batch_multiple_of=64", "accumulate=1"
     )
@@ -142,12 +138,12 @@ def test_the_batch_of_large_models_has_room_for_64_ranks():
     assert buckets.count(20, 60 * 104) == 64
 
 
-def test_a_length_that_no_sample_reaches_is_refused():
-    with pytest.raises(ValueError, match=r"crops of 13 latents.* has 12"):
+def test_a_length_that_no_sample_reaches_is_rejected():
+    with pytest.raises(ValueError, match=r"crops of 13 latents; expected at most 12"):
         plan(buckets=LengthBuckets((13,), (1.0,), 24))
 
 
-def test_kinds_come_by_their_shares_where_they_can():
+def test_kinds_follow_their_shares_where_possible():
     placement, rng = Placement(starts=0.3, short=2, transitions=0.5), np.random.default_rng(0)
 
     def shares(length: int) -> list[float]:
@@ -159,14 +155,14 @@ def test_kinds_come_by_their_shares_where_they_can():
     assert np.allclose(shares(5), (0, 0.5, 0.5), atol=0.03)
 
 
-def test_plans_hold_the_kinds_of_their_placement():
+def test_schedules_follow_their_placement():
     placed = plan(placement=Placement(starts=0.5, short=1))
     kinds = [draw.kind for step in range(100) for draw in placed.batch(step) if draw.length == 1]
     assert 0.4 < np.mean(np.array(kinds) == AT_START) < 0.6
 
 
 @pytest.mark.parametrize("length", [2, 3, 7])
-def test_crops_on_a_change_have_it_inside_wherever_it_is(length):
+def test_crops_over_a_change_contain_it(length):
     state, rng = np.array([1, 3, 3, 3, 1, 1, 2]), np.random.default_rng(0)
     at = changes(state)
     assert at.tolist() == [1, 4, 6]
@@ -176,14 +172,14 @@ def test_crops_on_a_change_have_it_inside_wherever_it_is(length):
     assert set(starts) == reachable
 
 
-def test_other_crops_lie_at_the_start_or_anywhere():
+def test_other_crops_are_at_the_start_or_anywhere():
     rng, none = np.random.default_rng(0), np.array([], int)
     assert place(AT_START, rng, 2, 7, np.array([3]), 4) == 0
     assert place(ANYWHERE, rng, 2, 7, np.array([3]), 4) == 4
     assert place(ON_CHANGE, rng, 2, 7, none, 4) == 4
 
 
-def test_a_substitute_is_another_draw_of_the_same_bucket_and_always_the_same():
+def test_substitutes_are_deterministic_and_of_the_same_bucket():
     (draw, *_) = plan_batches[3]
     others = [draw.substitute(attempt) for attempt in range(1, 400)]
     assert {other.length for other in others} == {draw.length}
@@ -192,12 +188,12 @@ def test_a_substitute_is_another_draw_of_the_same_bucket_and_always_the_same():
 
 
 @pytest.mark.parametrize("shares", [(0.6, 0.6), (-0.1, 0.2)])
-def test_shares_that_are_none_are_refused(shares):
-    with pytest.raises(ValueError, match="sum to at most 1"):
+def test_invalid_shares_are_rejected(shares):
+    with pytest.raises(ValueError, match="a sum of at most 1"):
         Placement(starts=shares[0], transitions=shares[1])
 
 
-# Batches of puppets, by the same placement.
+# Batches of puppet clips, with the same placement.
 
 AUDIO, TEXT = LogMel(mels=2), ByteTokenizer(8)
 
@@ -226,25 +222,25 @@ STATE[2, 15:] = STATE[5, 3:] = 2
 CLIPS = puppets(STATE)
 
 
-def drawn(placement: Placement = EVENLY, steps: int = 30, share: BatchShard = GLOBAL_BATCHES) -> list[Batch]:
+def drawn(placement: Placement = UNIFORM, steps: int = 30, share: BatchShard = GLOBAL_BATCHES) -> list[Batch]:
     batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, TEXT, 1, 0, steps, placement, share)
     return [batches[i] for i in range(steps)]
 
 
-def test_puppets_starts_and_changes_of_state_are_sampled_at_the_rate_that_is_asked_for():
+def test_placement_of_puppet_crops_follows_its_shares():
     def shares(placement: Placement) -> tuple[float, float]:
         batches = drawn(placement)
         starts = [key.endswith("@0") for batch in batches for key in batch.keys]
         changing = torch.cat([batch.conditioning.state for batch in batches]).diff(dim=1).ne(0).float().mean()
         return float(np.mean(starts)), float(changing)
 
-    starts, changing = shares(EVENLY)
+    starts, changing = shares(UNIFORM)
     assert starts < 0.1 and changing < 0.05
     starts, changing = shares(Placement(starts=0.25, short=2, transitions=0.5))
     assert 0.2 < starts < 0.32 and 0.44 < changing < 0.56
 
 
-def test_puppets_are_drawn_as_they_were_where_nothing_is_on_purpose():
+def test_uniform_placement_draws_no_random_numbers():
     for step, batch in enumerate(drawn(steps=6)):
         rng = np.random.default_rng([1, step])
         rng.choice((2,), p=[1.0])
@@ -252,7 +248,7 @@ def test_puppets_are_drawn_as_they_were_where_nothing_is_on_purpose():
         assert batch.keys == [f"{n}@{s}" for n, s in zip(which, start, strict=True)]
 
 
-def test_ranks_share_batches_of_puppets():
+def test_ranks_split_batches_of_puppets():
     placement = Placement(starts=0.25, short=2, transitions=0.5)
     parts = [drawn(placement, 6, BatchShard(rank, 2)) for rank in (0, 1)]
     for batch, even, odd in zip(drawn(placement, 6), *parts, strict=True):

@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError
 
 from avatar import files
-from avatar.data import encoded_clips
+from avatar.data import clip_encoding
 from avatar.data.bucketing import LengthBuckets
-from avatar.data.encoded_clips import ClipSet, encode_clips
+from avatar.data.clip_encoding import ClipSet, encode_clips
 from avatar.data.puppet_frames import FrameBatches, PuppetFrames
 from avatar.data.puppet_latents import LatentBatches, PuppetLatents
 from avatar.models import bundle
@@ -55,38 +55,38 @@ def whole(clips, n: int):
     return clips.batch(torch.tensor([n]), torch.tensor([0]), LATENTS, AUDIO, TEXT)
 
 
-def test_a_batch_is_a_function_of_seed_and_step(clips):
+def test_a_batch_depends_only_on_seed_and_step(clips):
     assert batches(clips)[7].keys == batches(clips)[7].keys
     assert torch.equal(batches(clips)[7].latents, batches(clips)[7].latents)
     first, second = ([batches(clips, seed)[i].keys for i in range(4)] for seed in (1, 2))
     assert first != second and len(set(map(tuple, first))) == 4
 
 
-def test_batches_started_later_are_those_that_would_have_come(clips):
+def test_resumed_batches_equal_those_of_an_uninterrupted_run(clips):
     assert [batches(clips, start=5)[i].keys for i in range(3)] == [batches(clips)[i].keys for i in (5, 6, 7)]
 
 
-def test_frames_started_later_are_those_that_would_have_come(cache):
+def test_resumed_frames_equal_those_of_an_uninterrupted_run(cache):
     place = cache / "speech"
     started, first = (FrameBatches(StateWorld(), Scene(), "train", 1, 4, start, 2, 5, place) for start in (1, 0))
     assert started[0].keys == first[1].keys and torch.equal(started[0].video, first[1].video)
     assert not torch.equal(first[0].video, first[1].video)
 
 
-def test_frames_come_two_at_a_time_at_least(cache):
+def test_a_batch_of_one_frame_crop_is_rejected(cache):
     """Half of a batch begins with a scene cut: of one clip there is no half."""
-    with pytest.raises(ValueError, match="give 2 or more"):
+    with pytest.raises(ValueError, match="expected at least 2"):
         PuppetFrames(StateWorld(), Scene(), frames=5, batch=1, steps=1, seed=1, workers=0, cache=str(cache))
 
 
-def test_batches_come_in_all_lengths_each_within_the_budget(clips):
+def test_batches_have_all_lengths_and_a_bounded_size(clips):
     shapes = Counter(
         (batch.latents.shape[2], len(batch.latents)) for batch in map(batches(clips).__getitem__, range(40))
     )
     assert set(shapes) == {(2, 5), (5, 2)} and min(shapes.values()) >= 8
 
 
-def test_lengths_are_drawn_by_their_weights():
+def test_lengths_follow_their_weights():
     rng, buckets = np.random.default_rng(0), LengthBuckets((1, 2), (1.0, 3.0), 4)
     drawn = Counter(buckets.draw(rng) for _ in range(2000))
     assert set(drawn) == {(1, 4), (2, 2)} and 0.7 < drawn[2, 2] / 2000 < 0.8
@@ -97,8 +97,8 @@ def test_lengths_are_drawn_by_their_weights():
     [((2, 3), (1.0,), 8), ((), (), 8), ((0,), (1.0,), 8), ((9,), (1.0,), 8)],
     ids=["one", "none", "0", "max_latents_per_batch"],
 )
-def test_buckets_that_can_not_be_filled_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"give one weight|raise it"):
+def test_invalid_buckets_are_rejected(wrong):
+    with pytest.raises(ValueError, match=r"expected one weight|expected numbers|raise it"):
         LengthBuckets(*wrong)
 
 
@@ -114,14 +114,14 @@ def test_a_crop_is_a_slice_of_its_clip(clips, start, length):
 
 
 @pytest.mark.parametrize("start", range(4))
-def test_the_reference_comes_from_outside_the_crop(clips, start):
+def test_the_reference_is_outside_of_the_crop(clips, start):
     crop = clips.batch(torch.tensor([2]), torch.tensor([start]), 3, AUDIO, TEXT)
     same = [torch.equal(crop.conditioning.reference[0, :, 0], r.float()) for r in clips.references[2]]
     places = {int(at) for at, chosen in zip(clips.reference_at[2], same, strict=True) if chosen}
     assert places and not places & set(range(start, start + 3))
 
 
-def test_latents_and_sound_stand_at_the_same_time(clips, cache):
+def test_latents_and_audio_are_aligned(clips, cache):
     """Latent l is of frames 1 + 4l … 4 + 4l, and hears them with their contexts."""
     n, l = 0, 3
     clip = CLIPS.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech")
@@ -133,19 +133,19 @@ def test_latents_and_sound_stand_at_the_same_time(clips, cache):
     assert len(clip.own) == len(clip.states) * SAMPLES_PER_FRAME
 
 
-def test_clips_from_the_cache_are_those_that_were_made(clips, cache, monkeypatch):
-    monkeypatch.setattr(encoded_clips, "_encode", None)  # nothing is encoded again
+def test_cached_clips_equal_encoded_ones(clips, cache, monkeypatch):
+    monkeypatch.setattr(clip_encoding, "_encode_clip", None)  # a second encoding would fail
     again = encode(cache)
     for name, tensor in vars(clips).items():
         assert torch.equal(getattr(again, name), tensor), name
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_clips_are_known_again_after_their_encoder_was_used(monkeypatch):
+def test_the_cache_key_does_not_change_with_use_of_the_encoder(monkeypatch):
     """An encoder may keep what it has computed, such as its silence; that makes no other encoder of it."""
 
     def key() -> str:
-        return encoded_clips.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteTokenizer(96))
+        return clip_encoding.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteTokenizer(96))
 
     audio = LogMel(mels=8)
     before = key()
@@ -157,15 +157,15 @@ def test_clips_are_known_again_after_their_encoder_was_used(monkeypatch):
 
 
 @pytest.mark.parametrize("other", [LogMel(mels=8, left_context=4, right_context=1), LogMel(mels=10)])
-def test_clips_of_another_encoder_are_kept_apart(other):
+def test_clips_of_another_encoder_have_another_cache_key(other):
     first, second = (
-        encoded_clips.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteTokenizer(96))
+        clip_encoding.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteTokenizer(96))
         for audio in (AUDIO, other)
     )
     assert first != second
 
 
-def test_a_cache_that_fills_up_is_left_without_a_half_file(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
     def full(tensors, path, **_):
         path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -177,7 +177,7 @@ def test_a_cache_that_fills_up_is_left_without_a_half_file(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("short", ["train", "dev"])
-def test_buckets_longer_than_the_clips_are_refused_at_once(short):
+def test_buckets_longer_than_clips_are_rejected(short):
     sets = {name: replace(CLIPS, split=name, latents=4 if name == short else 6) for name in ("train", "dev")}
 
     def data(lengths: tuple[int, ...]) -> PuppetLatents:
@@ -196,7 +196,7 @@ def test_buckets_longer_than_the_clips_are_refused_at_once(short):
         )
 
     data((2, 4))
-    with pytest.raises(ValueError, match=f"5 latents from {short} clips of 4"):
+    with pytest.raises(ValueError, match=f"crops of 5 latents; expected at most 4, the length of the {short} clips"):
         data((2, 5))
 
 
@@ -219,7 +219,7 @@ class Padding:
         return torch.nn.functional.pad(tokens.float(), (0, 0, 0, 64 - len(tokens))), torch.ones(64, dtype=torch.bool)
 
 
-def test_captions_are_kept_once_without_their_padding_and_in_half_precision(cache):
+def test_captions_are_stored_once_without_padding_in_half_precision(cache):
     text, directed = Padding(), ClipSet("train", "mixed", 4, LATENTS, identities=1)  # of one puppet, said alike
     made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0, iter)
     whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]
@@ -234,12 +234,12 @@ def test_captions_are_kept_once_without_their_padding_and_in_half_precision(cach
         assert torch.equal(cond.text_mask[n, event], mask[0]) and cond.text.dtype == torch.float32
 
 
-def test_regions_of_pictures_are_pooled_to_their_latents_in_space_and_time(tmp_path):
+def test_regions_are_pooled_to_latents_in_space_and_time(tmp_path):
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
     net = bundle.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
     few = replace(CLIPS, count=1, latents=2)
     made = encode_clips(few, PixelWorld(64), net, AUDIO, TEXT, tmp_path, 0, iter)
-    clip = few.make(0, 1 + 2 * STRIDE + encoded_clips.frames_beyond(AUDIO, 2 * STRIDE), tmp_path / "speech")
+    clip = few.make(0, 1 + 2 * STRIDE + clip_encoding.frames_beyond(AUDIO, 2 * STRIDE), tmp_path / "speech")
     assert made.regions.shape == (1, len(REGIONS), 2, 8, 8) == (1, len(REGIONS), *made.latents.shape[2:])
 
     def pooled(start: int) -> np.ndarray:
@@ -250,7 +250,7 @@ def test_regions_of_pictures_are_pooled_to_their_latents_in_space_and_time(tmp_p
     assert min(np.abs(found - pooled(start)).max() for start in (4, 6)) > 3e-3
 
 
-def test_latents_of_another_autoencoder_are_kept_apart(clips, cache):
+def test_latents_of_another_autoencoder_have_another_cache_key(clips, cache):
     before = set(cache.glob("encoded-*"))
     other = encode(cache, mean=0.5)
     assert len(set(cache.glob("encoded-*")) - before) == 1
@@ -258,7 +258,7 @@ def test_latents_of_another_autoencoder_are_kept_apart(clips, cache):
     assert all(path.name == "speech" or path.suffix == ".safetensors" for path in cache.iterdir())  # nothing half done
 
 
-def test_each_latent_of_a_crop_is_told_the_caption_of_its_own_moment(cache):
+def test_each_latent_has_the_caption_of_its_moment(cache):
     """Captions change in mid-clip; a crop carries those that it needs, in an order of its own."""
     directed = ClipSet("train", "speaking", 4, LATENTS, scene=Scene(moods=1.0))
     made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, TEXT, cache, 0, iter)

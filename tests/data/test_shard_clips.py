@@ -1,4 +1,4 @@
-"""Prepared sets: crops are slices of what the shards hold, WebDataset reads the same, and trouble has a name."""
+"""Preprocessed sets: crops equal slices of the stored samples, WebDataset reads the same, faults are reported."""
 
 import json
 import logging
@@ -11,12 +11,12 @@ import torch
 import webdataset
 
 from avatar.commands import preprocess
-from avatar.data.batch_schedule import EVENLY, Placement
+from avatar.data.batch_schedule import UNIFORM, Placement
 from avatar.data.bucketing import LengthBuckets
+from avatar.data.shard_batches import VideoBatch
 from avatar.data.shard_index import Filters
-from avatar.data.shard_samples import Footage
 from avatar.data.shards import ShardClips
-from avatar.data.tar import Tars
+from avatar.data.tar import TarReader
 from avatar.media.video_reader import Decord, PyAV, open_video
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def data(*urls, ranks: int = 1, rank: int = 0, **changes) -> ShardClips:
-    """A data module that is set up."""
+    """A data module after its setup."""
     arguments = {
         "train": "train",
         "dev": "dev",
@@ -47,7 +47,7 @@ def data(*urls, ranks: int = 1, rank: int = 0, **changes) -> ShardClips:
         "history": 2,
         "region_weights": {"face": 1.0, "lips": 1.0},
         "buckets": BUCKETS,
-        "placement": EVENLY,
+        "placement": UNIFORM,
         "on_error": "raise",
         "steps": 8,
         "seed": 1,
@@ -80,8 +80,8 @@ def shard(folder, number: int = 0):
     return folder / "shards" / f"train-{number:06d}.tar"
 
 
-def test_webdataset_reads_the_shards_that_are_trained_on(whole):
-    """The same samples by a stream from the first byte to the last, and by place."""
+def test_webdataset_reads_the_same_samples(whole):
+    """Sequential reading gives the same samples as random access."""
     streamed = {}
     for path in sorted((whole / "shards").glob("train-*.tar")):
         for found in webdataset.WebDataset(str(path), shardshuffle=False).decode():
@@ -118,8 +118,8 @@ def test_a_crop_is_a_slice_of_its_sample(whole):
             assert not (cond.emotion[n].any() or cond.gesture[n].any() or cond.text_event[n].any())
 
 
-def test_a_second_look_at_the_same_batches_sees_the_same_and_later_ones_are_others(whole):
-    """Against replayed epochs: what a step draws depends on the step, not on how often somebody began."""
+def test_repeated_epochs_are_equal_and_later_batches_differ(whole):
+    """A batch depends on its step, not on how often a loader was created."""
     module = data(whole)
     first = keys(module.train_dataloader())
     assert keys(module.train_dataloader()) == first
@@ -127,15 +127,15 @@ def test_a_second_look_at_the_same_batches_sees_the_same_and_later_ones_are_othe
     assert not {tuple(batch) for batch in keys(module.train_dataloader())} & {tuple(batch) for batch in first}
 
 
-@pytest.mark.parametrize("workers", [1, 3])  # more than there are shards
-def test_workers_change_neither_the_number_of_batches_nor_what_is_in_them(whole, workers):
-    """Against lengths that count by worker, and against workers without a shard."""
+@pytest.mark.parametrize("workers", [1, 3])  # more than shards
+def test_workers_change_neither_number_nor_content_of_batches(whole, workers):
+    """Lengths are not counted per worker, and workers without a shard work."""
     alone, shared = data(whole, steps=7), data(whole, steps=7, workers=workers)
     for one, other in zip(alone.train_dataloader(), shared.train_dataloader(), strict=True):
         assert one.keys == other.keys and torch.equal(one.latents, other.latents)
 
 
-def test_ranks_take_equal_parts_of_the_batches_of_one(whole):
+def test_shards_of_ranks_make_up_the_global_batch(whole):
     buckets = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12, batch_multiple_of=2)
     alone = list(data(whole, buckets=buckets).train_dataloader())
     parts = [list(data(whole, buckets=buckets, ranks=2, rank=rank).train_dataloader()) for rank in (0, 1)]
@@ -145,7 +145,7 @@ def test_ranks_take_equal_parts_of_the_batches_of_one(whole):
             assert part.keys == batch.keys[rank::2] and torch.equal(part.latents, batch.latents[rank::2])
 
 
-def test_batches_started_later_are_those_that_would_have_come(whole):
+def test_resumed_batches_equal_those_of_an_uninterrupted_run(whole):
     module = data(whole)
     expected = list(module.train_dataloader())
     module.start, module.steps = 3, 5
@@ -155,15 +155,15 @@ def test_batches_started_later_are_those_that_would_have_come(whole):
 
 def test_several_sets_and_sizes_are_drawn_together(whole, tmp_path):
     other = write_set(tmp_path / "wide", {"train": 6, "dev": 1}, frames=(33,), sizes=((2, 1), (1, 1)))
-    seen, shapes = set(), set()
+    names, shapes = set(), set()
     for batch in data(whole, other, steps=30).train_dataloader():
-        seen |= {key.split("@")[0] for key in batch.keys}
+        names |= {key.split("@")[0] for key in batch.keys}
         shapes.add((len(batch.keys), *batch.latents.shape[2:]))
-    assert len(seen) == 15
-    assert {(12, 1, 1, 1), (6, 1, 2, 1), (4, 3, 1, 1), (2, 3, 2, 1)} <= shapes  # within the budget
+    assert len(names) == 15
+    assert {(12, 1, 1, 1), (6, 1, 2, 1), (4, 3, 1, 1), (2, 3, 2, 1)} <= shapes  # at most max_latents_per_batch
 
 
-def test_a_text_of_features_is_padded_to_the_room_that_the_encoder_gives(tmp_path):
+def test_text_features_are_padded_to_the_token_limit(tmp_path):
     def make(key, frames, height, width):
         files = sample(key, frames, height, width)
         words = int(key[-1]) + 1
@@ -179,8 +179,8 @@ def test_a_text_of_features_is_padded_to_the_room_that_the_encoder_gives(tmp_pat
             assert torch.equal(batch.conditioning.text_mask[n, 0], expected > 0)
 
 
-def test_features_of_another_encoder_are_made_from_the_sound(tmp_path):
-    """All but the last frame's, which would hear a silence that isn't there."""
+def test_features_of_another_encoder_are_computed_from_audio(tmp_path):
+    """All but those of the last frame, whose window ends after the audio."""
     sound = np.random.default_rng(0).integers(-3000, 3000, 27 * 640).astype(np.int16)
     folder = write_set(
         tmp_path / "o",
@@ -194,10 +194,10 @@ def test_features_of_another_encoder_are_made_from_the_sound(tmp_path):
     for l in range(5):
         at = slice(1 + STRIDE * l, 1 + STRIDE * (l + 1) + other.right_context)
         assert torch.equal(batch.conditioning.audio[0, 0, l, other.left_context :], features[at])
-    assert batch.conditioning.audio_mask[0, 0].tolist() == [True] * 5 + [False]  # it hears frame 26
+    assert batch.conditioning.audio_mask[0, 0].tolist() == [True] * 5 + [False]  # its window includes frame 26
 
 
-def test_states_come_from_their_file_or_from_speech_with_short_pauses(tmp_path):
+def test_states_are_read_or_derived_from_speech_with_short_pauses(tmp_path):
     vad = np.ones(33, np.uint8)
     vad[9:13], vad[17:33] = 0, 0  # a pause of four frames, then an end
 
@@ -213,7 +213,7 @@ def test_states_come_from_their_file_or_from_speech_with_short_pauses(tmp_path):
             assert state == ([3] * 8 if "001@" in key else spoken)
 
 
-def test_short_first_clips_and_changes_of_state_are_sampled_on_purpose(tmp_path):
+def test_placement_raises_the_shares_of_starts_and_changes(tmp_path):
     def make(key, frames, height, width):
         return sample(key, frames, height, width) | {"vad.npy": (np.arange(frames) > 60).astype(np.uint8)}
 
@@ -226,12 +226,12 @@ def test_short_first_clips_and_changes_of_state_are_sampled_on_purpose(tmp_path)
         changing = torch.cat([batch.conditioning.state for batch in batches]).diff(dim=1).ne(0).float().mean()
         return float(np.mean(starts)), float(changing)
 
-    assert max(shares(EVENLY)) < 0.15
+    assert max(shares(UNIFORM)) < 0.15
     starts, changing = shares(Placement(starts=0.4, short=2, transitions=0.4))
     assert 0.3 < starts < 0.55 and 0.3 < changing < 0.55
 
 
-def test_a_reference_from_the_clip_itself_is_said_to_be(tmp_path):
+def test_a_reference_from_the_clip_itself_is_marked(tmp_path):
     def make(key, frames, height, width):
         files = sample(key, frames, height, width)
         return files | {"meta.json": files["meta.json"] | {"reference": "inside" if key.endswith("0") else "outside"}}
@@ -242,7 +242,7 @@ def test_a_reference_from_the_clip_itself_is_said_to_be(tmp_path):
 
 
 def moving_box(frames: int, left: float = 0.0) -> np.ndarray:
-    """A face that moves to the right and, in the middle, isn't seen."""
+    """Boxes of a face that moves to the right, NaN in the middle."""
     start = left + np.linspace(0, 0.5, frames)
     box = np.stack([start, np.full(frames, 0.1), start + 0.4, np.full(frames, 0.8)], axis=1).astype(np.float32)
     box[frames // 2 : frames // 2 + 2] = np.nan
@@ -250,7 +250,7 @@ def moving_box(frames: int, left: float = 0.0) -> np.ndarray:
 
 
 def share(box: np.ndarray, row: int, column: int, height: int, width: int) -> float:
-    """Of one pixel, by counting points."""
+    """Share of a box in one pixel, by sampled points."""
     if np.isnan(box).any():
         return 0.0
     y, x = ((at + (np.arange(200) + 0.5) / 200) / side for at, side in ((row, height), (column, width)))
@@ -259,8 +259,8 @@ def share(box: np.ndarray, row: int, column: int, height: int, width: int) -> fl
 
 
 @pytest.mark.parametrize("mouths", ["found", "estimated"])
-def test_a_crops_masks_are_the_shares_of_its_latents_pixels_that_the_boxes_cover(tmp_path, mouths):
-    """Averaged over each latent's frames; a mouth that nobody looked for is taken for a part of the face."""
+def test_masks_are_the_shares_of_latent_pixels_that_boxes_cover(tmp_path, mouths):
+    """Averaged over the frames of each latent; missing mouths are estimated from faces."""
 
     def make(key, frames, height, width):
         files = sample(key, frames, height, width) | {"face.npy": moving_box(frames)}
@@ -271,7 +271,7 @@ def test_a_crops_masks_are_the_shares_of_its_latents_pixels_that_the_boxes_cover
     if mouths == "estimated":
         width, height = (face[:, 2] - face[:, 0]) / 4, (face[:, 3] - face[:, 1]) / 3
         lips = np.stack([face[:, 0] + width, face[:, 3] - height, face[:, 2] - width, face[:, 3]], axis=1)
-    boxes, seen = {"face": face, "lips": lips}, False
+    boxes, covered = {"face": face, "lips": lips}, False
     for batch in data(folder, buckets=LengthBuckets((3,), (1.0,), 72), steps=3).train_dataloader():
         assert batch.regions.shape == (2, 2, 3, 3, 4)
         for n, key in enumerate(batch.keys):
@@ -281,11 +281,11 @@ def test_a_crops_masks_are_the_shares_of_its_latents_pixels_that_the_boxes_cover
                     frames = range(1 + STRIDE * (first + l), 1 + STRIDE * (first + l + 1))
                     expected = [np.mean([share(boxes[name][f], 1, c, 3, 4) for f in frames]) for c in range(4)]
                     np.testing.assert_allclose(batch.regions[n, m, l, 1], expected, atol=1e-2)
-                    seen |= max(expected) > 0.2
-    assert seen
+                    covered |= max(expected) > 0.2
+    assert covered
 
 
-def test_where_some_have_masks_the_others_count_evenly(whole, tmp_path):
+def test_samples_without_boxes_have_empty_masks(whole, tmp_path):
     def make(key, frames, height, width):
         files = sample(key, frames, height, width)
         return files | {"face.npy": moving_box(frames)} if key.endswith(("1", "3")) else files
@@ -301,7 +301,7 @@ def test_where_some_have_masks_the_others_count_evenly(whole, tmp_path):
     assert data(some, train="dev", filters=Filters({"motion": [None, 1.0]}, "keep")).regions == {"face", "lips"}
 
 
-def test_of_sets_that_were_prepared_before_the_face_detector_tells(fresh):
+def test_regions_of_older_sets_follow_their_face_detector(fresh):
     path = fresh / "index.json"
     index = json.loads(path.read_text())
     for detectors, regions in (({"face": {"_target_": "mine"}}, {"face", "lips"}), ({"face": None}, set())):
@@ -310,7 +310,7 @@ def test_of_sets_that_were_prepared_before_the_face_detector_tells(fresh):
 
 
 @pytest.mark.parametrize("region", ["face", "lips"])
-def test_a_region_that_no_sample_has_a_mask_of_is_refused_before_anything_else(fresh, tmp_path, region):
+def test_region_weights_without_masks_are_rejected_first(fresh, tmp_path, region):
     with pytest.raises(
         ValueError,
         match=rf"region_weights\.{region}=3.0, but no training sample .* set objective\.region_weights\.{region}=0, or",
@@ -327,7 +327,7 @@ def test_a_region_that_no_sample_has_a_mask_of_is_refused_before_anything_else(f
         )
 
 
-def test_captions_are_encoded_once_by_each_reader(tmp_path):
+def test_captions_are_encoded_once_per_reader(tmp_path):
     """UMT5 is slow on a CPU."""
 
     def make(key, frames, height, width):
@@ -342,7 +342,7 @@ def test_captions_are_encoded_once_by_each_reader(tmp_path):
     assert all(torch.equal(ids[0], expected) for batch in batches for ids in batch.conditioning.text)
 
 
-def test_silence_that_stands_for_no_sound_is_masked(tmp_path):
+def test_missing_audio_is_masked(tmp_path):
     def make(key, frames, height, width):
         files = sample(key, frames, height, width)
         return files | {"meta.json": files["meta.json"] | {"repairs": ["no_audio"]}}
@@ -351,15 +351,15 @@ def test_silence_that_stands_for_no_sound_is_masked(tmp_path):
     assert not any(batch.conditioning.audio_mask.any() for batch in data(folder).train_dataloader())
 
 
-# What is wrong before the first step.
+# Errors before the first step.
 
 
-def test_latents_of_another_autoencoder_are_refused(whole):
-    with pytest.raises(ValueError, match=r"latents of autoencoder \w+, but got autoencoder \w+; pass the one"):
+def test_latents_of_another_autoencoder_are_rejected(whole):
+    with pytest.raises(ValueError, match=r"latents of autoencoder \w+; expected autoencoder \w+: pass the one"):
         data(whole, autoencoder=autoencoder(0.5))
 
 
-def test_a_set_without_latents_beside_one_with_them_is_refused(whole, tmp_path):
+def test_sets_with_and_without_latents_are_rejected(whole, tmp_path):
     def make(key, frames, height, width):
         files = sample(key, frames, height, width)
         return files | {"meta.json": files["meta.json"] | {"latent": None}}
@@ -367,10 +367,10 @@ def test_a_set_without_latents_beside_one_with_them_is_refused(whole, tmp_path):
     bare = write_set(tmp_path / "bare", {"train": 2, "dev": 1}, make=make)
     with pytest.raises(ValueError, match="bare has no latents, as others have"):
         data(whole, bare)
-    assert data(bare).readers["train"].recipe.pictures == "video"
+    assert data(bare).readers["train"].decoder.pictures == "video"
 
 
-def test_filters_bound_scores_and_what_has_none_is_the_users_choice(tmp_path):
+def test_filters_bound_scores_and_keep_or_drop_unmeasured_samples(tmp_path):
     folder = write_set(
         tmp_path / "f", {"train": 6, "dev": 6}, scores=lambda n: {"motion": n / 10, "sync": None if n % 2 else 0.5}
     )
@@ -385,7 +385,7 @@ def test_filters_bound_scores_and_what_has_none_is_the_users_choice(tmp_path):
     assert sorted(numbers({"motion": [0.2, 0.4], "sync": [0.4, None]}, "keep")) == [2, 3, 4]
     with pytest.raises(ValueError, match=r"none of the 6 samples of split 'train'.*widen"):
         numbers({"motion": [0.9, None]}, "keep")
-    with pytest.raises(ValueError, match=r"no score beauty in .*; filter by any of motion, sync"):
+    with pytest.raises(ValueError, match=r"filters of beauty for .*; expected scores motion, sync"):
         numbers({"beauty": [0.9, None]}, "keep")
 
 
@@ -393,18 +393,18 @@ def test_filters_bound_scores_and_what_has_none_is_the_users_choice(tmp_path):
 @pytest.mark.parametrize(
     "bounds", [{"motion": [0.1]}, {"motion": [0.3, 0.1]}, {"motion": ["a", None]}, {"motion": 0.1}]
 )
-def test_bounds_that_are_none_are_refused(bounds):
-    with pytest.raises(ValueError, match="wanted"):
+def test_invalid_bounds_are_rejected(bounds):
+    with pytest.raises(ValueError, match="minimum, maximum"):
         Filters(bounds, "keep")
 
 
-def test_sets_that_are_not_there_or_not_finished_are_refused(fresh, tmp_path):
+def test_missing_and_unfinished_sets_are_rejected(fresh, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         data(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no split 'train2' in .*, only dev, train"):
+    with pytest.raises(ValueError, match=r"split 'train2' of .*; expected one of dev, train"):
         data(fresh, train="train2")
     (fresh / "index.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no index.json, which a finished set has; run"):
+    with pytest.raises(FileNotFoundError, match=r"has no index.json, so the set is not finished; run"):
         data(fresh)
 
 
@@ -412,50 +412,50 @@ def test_sets_that_are_not_there_or_not_finished_are_refused(fresh, tmp_path):
     "change, message",
     [
         (lambda index: index | {"schema": 99}, "schema 99"),
-        (lambda index: {"schema": 1}, "no index of schema 1"),
+        (lambda index: {"schema": 1}, "not an index of schema 1"),
         (lambda index: json.loads(json.dumps(index).replace("train-b-000", "train-v1.5-000")), "key 'train-v1.5-000'"),
         (lambda index: json.loads(json.dumps(index).replace("train-b-000", "train-b-001")), "the same key twice"),
         (lambda index: json.loads(json.dumps(index).replace("frames", "length")), "without its size"),
     ],
     ids=["schema", "nothing", "dot", "twice", "no size"],
 )
-def test_an_index_that_is_another_is_refused(fresh, change, message):
+def test_an_invalid_index_is_rejected(fresh, change, message):
     path = fresh / "index.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(ValueError, match=message):
         data(fresh)
 
 
-def test_other_mistakes_are_told_before_the_first_step(whole):
-    with pytest.raises(ValueError, match="8 ranks for 4 samples"):
+def test_other_errors_are_reported_before_the_first_step(whole):
+    with pytest.raises(ValueError, match="got 8 ranks; expected at most 4"):
         data(whole, train="dev", ranks=8, buckets=LengthBuckets((1,), (1.0,), 24, batch_multiple_of=8))
-    with pytest.raises(ValueError, match=r"on 2 ranks"):
+    with pytest.raises(ValueError, match="a multiple of 2 ranks"):
         data(whole, ranks=2)
-    with pytest.raises(ValueError, match=r"crops of 11 latents.*'train' has 10"):
+    with pytest.raises(ValueError, match=r"crops of 11 latents; expected at most 10, .*'train'"):
         data(whole, buckets=LengthBuckets((11,), (1.0,), 24))
     large = write_set(whole.parent / "large", {"train": 1, "dev": 1}, sizes=((4, 5),))
-    expected = r"can't hold 1 clip.* of 6 latents of 20 pixels; raise it to .*max_latents_per_batch=120,"
+    expected = r"expected at least 120 for 1 clip.* of 6 latents of 20 pixels: raise it"
     with pytest.raises(ValueError, match=expected):
         data(whole, large)
-    with pytest.raises(ValueError, match="wanted raise or skip"):
+    with pytest.raises(ValueError, match="expected on_error raise or skip"):
         data(whole, on_error="ignore")
-    with pytest.raises(ValueError, match="each once"):
+    with pytest.raises(ValueError, match="different folders"):
         data(whole, whole)
 
 
-# What goes wrong on the way.
+# Errors during training.
 
 
 @pytest.mark.parametrize(
     "boxes", [np.zeros((32, 4), np.float32), np.zeros((33, 8), np.float32), np.full((33, 4), np.inf, np.float32)]
 )
-def test_boxes_that_are_none_are_named(tmp_path, boxes):
+def test_invalid_boxes_are_reported(tmp_path, boxes):
     folder = write_set(tmp_path / "d", {"train": 1, "dev": 1}, make=lambda *of: sample(*of) | {"face.npy": boxes})
-    with pytest.raises(ValueError, match=r"train-d-000 of .*wanted"):
+    with pytest.raises(ValueError, match=r"train-d-000 of .*expected"):
         list(data(folder).train_dataloader())
 
 
-def test_boxes_of_regions_that_do_not_count_are_not_looked_at(tmp_path):
+def test_boxes_of_regions_without_weight_are_not_read(tmp_path):
     boxes = {"face.npy": np.full((33, 4), np.inf, np.float32)}
     folder = write_set(tmp_path / "d", {"train": 1, "dev": 1}, make=lambda *of: sample(*of) | boxes)
     for batch in data(folder, region_weights={"face": 0.0, "lips": 0.0}).train_dataloader():
@@ -468,13 +468,13 @@ def damage(path, how: str) -> None:
         path.unlink()
     elif how == "cut off":
         path.write_bytes(content[: len(content) // 2])
-    elif how == "flipped":  # inside the latents of its first sample
+    elif how == "flipped":  # inside the latents of the first sample
         at = content.index(b"latent.npy") + 512
         path.write_bytes(content[:at] + bytes(128) + content[at + 128 :])
 
 
 @pytest.mark.parametrize("how", ["gone", "cut off", "flipped"])
-def test_trouble_while_training_is_named_or_skipped_and_counted(fresh, caplog, how):
+def test_unreadable_samples_are_reported_or_skipped_and_counted(fresh, caplog, how):
     before = data(fresh, on_error="skip", steps=16)
     expected = list(before.train_dataloader())
     damage(shard(fresh), how)
@@ -493,17 +493,17 @@ def test_trouble_while_training_is_named_or_skipped_and_counted(fresh, caplog, h
     skips = [line for line in caplog.messages if line.startswith("skipped train")]
     assert len(skips) >= drawn > 0 and all("train-000000.tar" in line for line in skips)
     summary = caplog.messages[-1]
-    assert f"skipped {len(skips)} times" in summary and all(key in summary for key in bad)
+    assert f"samples, {len(skips)} times:" in summary and all(key in summary for key in bad)
 
-    if how == "flipped":  # which is seen by who reads it
+    if how == "flipped":  # found only when it is read
         with pytest.raises(ValueError, match=r"train-b-000 of .*train-000000\.tar: .*restore it"):
             list(data(fresh, steps=16).train_dataloader())
     else:
-        with pytest.raises(ValueError, match=r"train-000000\.tar (is gone|has .* by its index).*restore them"):
+        with pytest.raises(ValueError, match=r"train-000000\.tar (is missing|has .* by its index).*restore them"):
             data(fresh)
 
 
-def test_substitutes_are_the_same_on_another_number_of_ranks_and_workers(fresh):
+def test_substitutes_are_equal_on_any_number_of_ranks_and_workers(fresh):
     damage(shard(fresh), "cut off")
     buckets = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12, batch_multiple_of=2)
     alone = keys(data(fresh, on_error="skip", buckets=buckets).train_dataloader())
@@ -523,7 +523,7 @@ def test_skips_in_workers_are_counted(fresh):
     assert counts[0].sum() > 0 and torch.equal(*counts)
 
 
-def test_a_shard_that_vanishes_while_training_is_named(fresh):
+def test_a_shard_that_disappears_during_training_is_reported(fresh):
     module = data(fresh, steps=40)
     batches = iter(module.train_dataloader())
     next(batches)
@@ -532,20 +532,20 @@ def test_a_shard_that_vanishes_while_training_is_named(fresh):
         list(batches)
 
 
-def test_a_set_in_which_nothing_can_be_read_ends_the_run(fresh):
+def test_a_set_without_readable_samples_stops_the_run(fresh):
     module = data(fresh, on_error="skip")
     for number in (0, 1):
         shard(fresh, number).unlink()
-    with pytest.raises(ValueError, match="20 samples in a row"):
+    with pytest.raises(ValueError, match="20 unreadable samples in a row"):
         next(iter(module.train_dataloader()))
 
 
-def test_held_out_clips_are_the_beginnings_of_dev(whole):
+def test_held_out_clips_are_the_starts_of_dev_clips(whole):
     batch = data(whole).held_out(2, CPU)
     assert batch.keys == ["dev-a-000@0", "dev-a-002@0"] and batch.latents.shape[2] == 6
 
 
-# Videos, encoded while training.
+# Videos, encoded during training.
 
 SIDE, FRAMES = 32, 29
 BLOCKS = np.random.default_rng(0).integers(0, 255, (FRAMES, SIDE // 8, SIDE // 8, 3))
@@ -553,23 +553,23 @@ SCENE = BLOCKS.repeat(8, 1).repeat(8, 2).astype(np.uint8)
 
 
 def pixels():
-    """A small autoencoder of pixels, whose latents have half of the one before in them."""
+    """A small autoencoder of pixels, with half of the previous latent added to each latent."""
     torch.manual_seed(0)
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
     net = bundle.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
     encode = net.encode
 
-    def remembering(video):
+    def encode_with_memory(video):
         latents = encode(video)
         return torch.cat([latents[:, :, :1], latents[:, :, 1:] + 0.5 * latents[:, :, :-1]], 2)
 
-    net.encode = remembering
+    net.encode = encode_with_memory
     return net
 
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory):
-    """One film many times, with latents that were made of it, and the autoencoder."""
+    """Samples with one video and its latents, and the autoencoder."""
     net = pixels()
     film = mp4(SCENE)
     frames = open_video(film).read(0, FRAMES)
@@ -585,7 +585,7 @@ def footage(tmp_path_factory):
     return write_set(folder, {"train": 3, "dev": 1}, frames=(FRAMES,), sizes=((SIDE, SIDE),), make=make), net
 
 
-def test_readers_give_the_same_pictures_and_say_what_they_can_not_read():
+def test_readers_return_equal_frames_and_report_damage():
     film = mp4(SCENE)
     first, second = open_video(film), PyAV(film)
     assert isinstance(first, Decord)
@@ -601,39 +601,39 @@ def test_readers_give_the_same_pictures_and_say_what_they_can_not_read():
             reader.read(2, 30)
 
 
-def test_pyav_reads_the_widths_that_decord_gets_wrong():
+def test_pyav_reads_widths_that_decord_misreads():
     film = mp4(np.full((3, 16, 48, 3), 90, np.uint8))
     assert open_video(film).read(0, 3).shape == (3, 16, 48, 3)
 
 
-def test_pyav_reads_where_decord_is_not_installed(monkeypatch):
+def test_pyav_is_the_fallback_without_decord(monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
     assert isinstance(open_video(mp4(SCENE)), PyAV)
 
 
 @pytest.mark.parametrize("history", [0, 1])
-def test_videos_give_the_latents_that_preparing_would_have_given(footage, history):
-    """Where the autoencoder sees what came before; and all else is the same."""
+def test_videos_give_the_same_latents_as_preprocessing(footage, history):
+    """With enough history; all other fields are equal."""
     folder, net = footage
     buckets = LengthBuckets((1, 3), (0.5, 0.5), 96)
     of = {"autoencoder": net, "buckets": buckets, "steps": 6}
     latents, video = (data(folder, pictures=name, history=history, **of) for name in ("latents", "video"))
     for expected, batch in zip(latents.train_dataloader(), video.train_dataloader(), strict=True):
-        assert isinstance(batch, Footage)
-        made = video.on_after_batch_transfer(batch, 0)
-        assert made.keys == expected.keys and torch.equal(made.regions, expected.regions)
-        assert made.regions.shape == (len(made.keys), len(REGIONS), *made.latents.shape[2:])
-        assert made.regions.any()
-        torch.testing.assert_close(made.conditioning.reference, expected.conditioning.reference)
-        assert torch.equal(made.conditioning.audio, expected.conditioning.audio)
-        starts = torch.tensor([int(key.split("@")[1]) for key in made.keys])
-        same = [torch.allclose(x, y, atol=1e-4) for x, y in zip(made.latents, expected.latents, strict=True)]
+        assert isinstance(batch, VideoBatch)
+        encoded = video.on_after_batch_transfer(batch, 0)
+        assert encoded.keys == expected.keys and torch.equal(encoded.regions, expected.regions)
+        assert encoded.regions.shape == (len(encoded.keys), len(REGIONS), *encoded.latents.shape[2:])
+        assert encoded.regions.any()
+        torch.testing.assert_close(encoded.conditioning.reference, expected.conditioning.reference)
+        assert torch.equal(encoded.conditioning.audio, expected.conditioning.audio)
+        starts = torch.tensor([int(key.split("@")[1]) for key in encoded.keys])
+        same = [torch.allclose(x, y, atol=1e-4) for x, y in zip(encoded.latents, expected.latents, strict=True)]
         assert same == [history == 1 or int(start) == 0 for start in starts]
 
 
 def test_latents_are_preferred_to_videos(footage):
     folder, net = footage
-    assert data(folder, autoencoder=net, buckets=LengthBuckets((1,), (1.0,), 24)).readers["train"].recipe.pictures == (
+    assert data(folder, autoencoder=net, buckets=LengthBuckets((1,), (1.0,), 24)).readers["train"].decoder.pictures == (
         "latents"
     )
 
@@ -656,7 +656,7 @@ class Brightness:
 
 
 @pytest.mark.parametrize("pictures", ["latents", "video"])
-def test_image_to_video_networks_are_told_of_the_reference_in_every_batch(footage, pictures):
+def test_image_to_video_conditioning_is_in_every_batch(footage, pictures):
     folder, net = footage
     lengths = LengthBuckets((1,), (1.0,), 24)
     module = data(folder, autoencoder=net, pictures=pictures, buckets=lengths, image=Brightness())
@@ -670,23 +670,23 @@ def test_image_to_video_networks_are_told_of_the_reference_in_every_batch(footag
         torch.testing.assert_close(cond.image, Brightness().encode(net.decode(cond.reference)))
 
 
-def test_sizes_that_the_autoencoder_can_not_take_are_refused(footage, tmp_path):
+def test_frame_sizes_other_than_multiples_of_the_stride_are_rejected(footage, tmp_path):
     folder = write_set(tmp_path / "odd", {"train": 1, "dev": 1}, sizes=((12, 16),))
-    with pytest.raises(ValueError, match=r"is 12 × 16, .*multiples of 8; prepare with rules.multiple=8"):
+    with pytest.raises(ValueError, match=r"is 12 × 16; expected multiples of 8 .*preprocess with rules.multiple=8"):
         data(folder, autoencoder=footage[1], pictures="video")
 
 
-def test_a_cut_off_tar_gives_whole_samples_or_none(tmp_path):
-    """Wherever it ends: never a sample that lacks what stood behind the cut."""
+def test_a_truncated_tar_gives_complete_samples_or_none(tmp_path):
+    """For every end: no sample lacks files after the cut."""
     files = {name: name.encode() * 100 for name in ("a.npy", "meta.json", "txt")}
     folder = write_set(tmp_path / "c", {"train": 2}, shards=1, make=lambda *_: files)
     content = shard(folder).read_bytes()
-    expected, wanted = {}, frozenset(files)
+    expected, parts = {}, frozenset(files)
     for end in range(0, len(content) + 1, 256):
         shard(folder).write_bytes(content[:end])
         for key in ("train-c-000", "train-c-001"):
             try:
-                found = Tars().read(shard(folder), key, wanted)
+                found = TarReader().read(shard(folder), key, parts)
             except ValueError as error:
                 assert "shard" in str(error)
             else:
@@ -695,8 +695,8 @@ def test_a_cut_off_tar_gives_whole_samples_or_none(tmp_path):
     assert 2000 < expected["train-c-000"] < expected["train-c-001"] < len(content)
 
 
-def test_what_is_prepared_is_read_alike_from_latents_and_videos(tmp_path):
-    """From talking videos to batches; the order has nothing to do with what is read."""
+def test_preprocessed_latents_and_videos_give_equal_batches(tmp_path):
+    """From talking videos to batches; the schedule does not depend on what is read."""
     talk(tmp_path / "talk.mov")
     changes = ["rules.shortest_s=1.0", "rules.longest_s=1.2", "rules.preset=ultrafast", "workers=0"]
     changes += ["splits={train: 1.0, dev: 0, test: 0}", "encode='${shipped}'", f"out={tmp_path / 'set'}"]
@@ -705,10 +705,10 @@ def test_what_is_prepared_is_read_alike_from_latents_and_videos(tmp_path):
     net = bundle.load("data/nano/autoencoder.safetensors")
     of = {"dev": "train", "autoencoder": net, "audio": LogMel(), "buckets": LengthBuckets((2,), (1.0,), 384)}
     latents, video = (data(tmp_path / "set", pictures=name, steps=3, **of) for name in (None, "video"))
-    assert latents.readers["train"].recipe.pictures == "latents" and latents.regions == {"face", "lips"}
+    assert latents.readers["train"].decoder.pictures == "latents" and latents.regions == {"face", "lips"}
     for stored, batch in zip(latents.train_dataloader(), video.train_dataloader(), strict=True):
-        made = video.on_after_batch_transfer(batch, 0)
-        assert made.keys == stored.keys and len(stored.keys) == 2
-        assert torch.equal(made.regions, stored.regions) and stored.regions.sum(dim=(0, 2, 3, 4)).min() > 0
-        torch.testing.assert_close(made.latents, stored.latents, atol=5e-3, rtol=5e-3)
-        torch.testing.assert_close(made.conditioning.reference, stored.conditioning.reference, atol=5e-3, rtol=5e-3)
+        encoded = video.on_after_batch_transfer(batch, 0)
+        assert encoded.keys == stored.keys and len(stored.keys) == 2
+        assert torch.equal(encoded.regions, stored.regions) and stored.regions.sum(dim=(0, 2, 3, 4)).min() > 0
+        torch.testing.assert_close(encoded.latents, stored.latents, atol=5e-3, rtol=5e-3)
+        torch.testing.assert_close(encoded.conditioning.reference, stored.conditioning.reference, atol=5e-3, rtol=5e-3)

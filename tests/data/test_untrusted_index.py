@@ -80,6 +80,6 @@ def changed(part: dict | None = None, sample: dict | None = None) -> dict:
     ids=lambda content: json.dumps(content)[:90],
 )
 def test_an_index_of_other_types_is_rejected(content, tmp_path):
-    with pytest.raises(UserError, match=r"prepare the set again|has a sample of key") as error:
+    with pytest.raises(UserError, match=r"preprocess the set again|has a sample of key") as error:
         entries(tmp_path, content)
     assert "\n" not in str(error.value)

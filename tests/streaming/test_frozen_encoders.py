@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.data.batch_schedule import EVENLY
+from avatar.data.batch_schedule import UNIFORM
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.preprocess.encoding import Encoders
 from avatar.data.shard_index import Filters
@@ -108,7 +108,7 @@ def batch_of(folder: Path, audio, text) -> Batch:
         2,
         {"face": 0.0, "lips": 0.0},
         LengthBuckets((8,), (1.0,), 8),
-        EVENLY,
+        UNIFORM,
         "raise",
         1,
         1,

@@ -333,10 +333,10 @@ def test_memory_stays_constant(opened):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda s: s.set_state("dancing"), "state 'dancing'; choose one of unspecified, speaking"),
-        (lambda s: s.set_emotion("hungry"), "emotion 'hungry'"),
+        (lambda s: s.set_state("dancing"), "state='dancing'; choose one of unspecified, speaking"),
+        (lambda s: s.set_emotion("hungry"), "emotion='hungry'"),
         (lambda s: s.set_emotion("happy", 1.5), "intensity=1.5"),
-        (lambda s: s.gesture("bow"), "gesture 'bow'"),
+        (lambda s: s.gesture("bow"), "gesture='bow'"),
         (lambda s: s.gesture("wave", 0.0), "gesture of 0.0 seconds"),
         (lambda s: s.set_prompt("x" * 40), "expected at most 15"),
         (lambda s: s.set_reference(torch.zeros(1, 3, 1, 32, 32)), "crop it"),

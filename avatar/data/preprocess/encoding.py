@@ -13,8 +13,8 @@ from torch import Tensor
 from avatar.conditioning import audio_timeline
 from avatar.conditioning.prompts import encode_prompt
 from avatar.data.preprocess.reasons import Rejected
+from avatar.data.shard_batches import encode_frames
 from avatar.errors import UserError
-from avatar.media.frames import from_uint8
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 
 
@@ -68,9 +68,9 @@ class Encoders:
         """
         if self.autoencoder is not None:
             assert frames is not None
-            _save(stem, "latent", self._encode_frames(frames))
+            _save(stem, "latent", encode_frames(frames, self.autoencoder)[0].half())
             with Image.open(reference) as image:
-                _save(stem, "ref_latent", self._encode_frames(np.asarray(image)[None]))
+                _save(stem, "ref_latent", encode_frames(np.array(image)[None], self.autoencoder)[0].half())
         if self.audio is not None:
             features = audio_timeline.features_until(self.audio, torch.from_numpy(audio), first=-1 - clip.start)
             _save(stem, "afeat", features[clip, None].half())
@@ -80,14 +80,6 @@ class Encoders:
             except ValueError as error:
                 raise Rejected("bad_caption", str(error)) from None
 
-    @torch.inference_mode()
-    def _encode_frames(self, frames: UInt8[np.ndarray, "f h w 3"]) -> Tensor:
-        """Encode frames to a latent, `c l h w`, in fp16."""
-        assert self.autoencoder is not None
-        device = next(self.autoencoder.parameters(), torch.zeros(())).device
-        video = from_uint8(torch.from_numpy(frames.copy()).to(device))
-        return self.autoencoder.encode(video[None])[0].half().cpu()
-
 
 def _save(stem: Path, name: str, tensor: Tensor) -> None:
-    np.save(stem.with_name(f"{stem.name}.{name}.npy"), tensor.numpy())
+    np.save(stem.with_name(f"{stem.name}.{name}.npy"), tensor.cpu().numpy())

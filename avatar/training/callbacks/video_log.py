@@ -51,7 +51,7 @@ class VideoLog(lightning.Callback):
         autoencoder = on(module.device, data.autoencoder)
         timeline = torch.cat([cond.reference, latents], dim=2)
         video = [autoencoder.decode(clip)[0, :, 1:].cpu() for clip in timeline.split(1)]
-        frames = data.to_pictures(torch.cat(video, dim=-1) if video[0].shape[-1] > 1 else video[0])
+        frames = data.to_images(torch.cat(video, dim=-1) if video[0].shape[-1] > 1 else video[0])
         path = self.folder / f"{self.batches:06d}.mp4"
         # A run resumed from an earlier batch writes the same video again.
         with Mp4Writer(path, frames.shape[1:3], overwrite=True) as writer:
