@@ -12,13 +12,13 @@ from time import perf_counter
 from avatar.files import write_text
 from avatar.provenance import recorded
 from avatar.puppet.clip import make_clip
-from avatar.puppet.readout import Readout
 from avatar.puppet.scene import Scene
 from avatar.puppet.setting import CAMERAS
+from avatar.puppet.state_estimator import StateEstimator
 
 
 def measure(framing: str, size: int, clips: int, frames: int) -> dict[str, float]:
-    """Of one framing: milliseconds per frame of each step, and seconds to build a read-out."""
+    """Of one framing: milliseconds per frame of each step, and seconds to build a state estimator."""
     scene = Scene(framings={framing: 1.0}, cues=0.5, beats=0.5, commands_hz=0.5, things=0.5)
     took = dict.fromkeys(("make", "draw", "read", "build"), 0.0)
     for seed in range(clips):
@@ -27,9 +27,9 @@ def measure(framing: str, size: int, clips: int, frames: int) -> dict[str, float
         times.append(perf_counter())
         drawn = clip.frames(size)
         times.append(perf_counter())
-        readout = Readout(clip.identity, size, clip.setting)
+        estimator = StateEstimator(clip.identity, size, clip.setting)
         times.append(perf_counter())
-        readout.read(drawn)
+        estimator.estimate(drawn)
         times.append(perf_counter())
         for name, before, after in zip(("make", "draw", "build", "read"), times, times[1:], strict=False):
             took[name] += after - before

@@ -97,7 +97,7 @@ def test_an_import_of_a_higher_rank_is_detected(module, source):
     [
         ("avatar.nn.rope", "import torch\nfrom avatar.types import Latents\nfrom avatar.nn.masks import dense"),
         ("avatar.puppet.render", "from . import motion\nfrom ..media.decode import read_image"),
-        ("avatar.metrics.lip_sync", "from avatar.puppet import readout"),
+        ("avatar.metrics.lip_sync", "from avatar.puppet import render"),
         ("train", "from avatar.training.fit import fit"),
         ("avatar.models.__init__", "from .video_dit import VideoDiT"),
     ],

@@ -1,13 +1,14 @@
-"""Does the puppet do what it is told? Emotion, state and gesture of a stretch of read states, by plain rules.
+"""Control scores: rule-based classifiers of emotion, state and gesture, and how often their result is the label.
 
-A face has the emotion whose definition (`motion.FACES`) it is nearest to, at any intensity from LEAST_INTENSITY to 1.
-A mouth that moves is speaking; else a head that nods is listening, and the rest is idle. A gesture is the one with the
-most evidence: a swing of the head, raised shoulders, the pose of an arm. Evidence is 1 where the gesture is as large as
-the world draws it, and where none reaches a half, there is no gesture.
+    emotion    the nearest definition (`motion.FACES`), at any intensity from MIN_INTENSITY to 1
+    state      speaking if the mouth moves, else listening if the head nods, else idle
+    gesture    the one with the most evidence: an oscillation of the head, raised shoulders, the pose of an arm
 
-Read states have NaN where nothing was read. Channels that were read in less than half of the frames take no part, so a
-portrait shows no wave; a stretch without the channels it takes, or shorter than LEAST, is not classified, and that
-counts as wrong.
+Evidence is 1 for a gesture as large as the puppet world draws it. If all of it is below 0.5, the gesture is "none".
+
+Segments of trajectories are classified. A channel that is NaN in more than half of the frames is not used, so a
+portrait never shows a wave. A segment without the necessary channels, or shorter than MIN_FRAMES, is not classified,
+which counts as an error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +23,21 @@ from avatar.metrics.state_estimation import EstimatedClip
 from avatar.puppet.motion import CHANNELS, FACES
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
 
-LEAST = 20  # frames: 0.8 s
-FACE = ("smile", "brow_raise", "brow_tilt", "lid")  # the first columns of FACES; the head sways for other reasons too
-LEAST_INTENSITY = 0.5
-SPEAKS = 0.15  # standard deviation of an aperture that speaks
-SWING = 0.85  # amplitude of head_pitch in a nod, of head_yaw in a shake
-LISTENS = 0.1  # amplitude of head_pitch in a listener's nods
-WAVES = 0.16  # amplitude of fore in a wave
-GAIN = 0.75  # of `swing`'s filter at 2 Hz
-# what an arm does at the height of a gesture: upper, fore, hand
-ARM = {
+MIN_FRAMES = 20  # of a segment: 0.8 s
+FACE = (
+    "smile",
+    "brow_raise",
+    "brow_tilt",
+    "lid",
+)  # the first columns of FACES, without the pitch of the head, which also sways
+MIN_INTENSITY = 0.5
+MIN_SPEAKING = 0.15  # standard deviation of the aperture while speaking
+HEAD_AMPLITUDE = 0.85  # of head_pitch in a nod, of head_yaw in a shake
+MIN_LISTENING = 0.1  # amplitude of head_pitch while listening
+WAVE_AMPLITUDE = 0.16  # of the forearm in a wave
+FILTER_GAIN = 0.75  # of the filter in `amplitude`, at 2 Hz
+# the pose of an arm at the peak of a gesture: upper, fore, hand
+ARM_POSES = {
     "none": (0.05, -0.1, 0.0),
     "wave": (0.6, 0.56, 1.0),
     "point": (0.7, 0.03, -1.0),
@@ -39,15 +45,15 @@ ARM = {
     "beat": (0.12, -0.45, 0.6),
 }
 BEAT = GESTURES.index("beat")
-HAND = 0.3  # weight of the hand beside the arm's angles
+HAND_WEIGHT = 0.3  # relative to the angles of the arm
 
-Trajectory = Float[np.ndarray, "f s"]  # rows of motion.CHANNELS; NaN where unknown
+Trajectory = Float[np.ndarray, "f s"]  # rows of motion.CHANNELS; NaN: unknown
 Track = Float[np.ndarray, " f"]
 Labels = Int[np.ndarray, " f"]
 
 
 def emotion(states: Trajectory) -> str | None:
-    """One of types.EMOTIONS but the first."""
+    """One of types.EMOTIONS[1:], or None if it cannot be classified."""
     tracks = _tracks(states)
     if not all(name in tracks for name in FACE):
         return None
@@ -55,24 +61,24 @@ def emotion(states: Trajectory) -> str | None:
 
     def distance(name: str) -> float:
         full = np.array(FACES[name][: len(FACE)])
-        share = np.clip(face @ full / max(full @ full, 1e-9), LEAST_INTENSITY, 1)
+        share = np.clip(face @ full / max(full @ full, 1e-9), MIN_INTENSITY, 1)
         return float(np.linalg.norm(face - share * full))
 
     return min(EMOTIONS[1:], key=distance)
 
 
 def state(states: Trajectory) -> str | None:
-    """One of types.STATES but the first."""
+    """One of types.STATES[1:], or None if it cannot be classified."""
     tracks = _tracks(states)
     if not {"mouth_open", "head_pitch"} <= tracks.keys():
         return None
-    if tracks["mouth_open"].std() > SPEAKS:
+    if tracks["mouth_open"].std() > MIN_SPEAKING:
         return "speaking"
-    return "listening" if swing(tracks["head_pitch"]) > LISTENS else "idle"
+    return "listening" if amplitude(tracks["head_pitch"]) > MIN_LISTENING else "idle"
 
 
 def gesture(states: Trajectory) -> str | None:
-    """One of types.GESTURES but the first."""
+    """One of types.GESTURES[1:], or None if it cannot be classified."""
     found = evidence(states)
     if not found:
         return None
@@ -81,30 +87,30 @@ def gesture(states: Trajectory) -> str | None:
 
 
 def evidence(states: Trajectory) -> dict[str, float]:
-    """How much of each gesture is seen, from 0 to 1; those that can't be seen in these channels are missing."""
+    """Evidence of each gesture, from 0 to 1; without the gestures that these channels cannot show."""
     tracks = _tracks(states)
     found = {}
     for name, channel in {"nod": "head_pitch", "shake": "head_yaw"}.items():
         if channel in tracks:
-            found[name] = min(swing(tracks[channel]) / SWING, 1.0)
+            found[name] = min(amplitude(tracks[channel]) / HEAD_AMPLITUDE, 1.0)
     if "shoulders" in tracks:
         found["shrug"] = float(np.clip(tracks["shoulders"].max(), 0, 1))
     for side in "lr":
         upper, fore, hand = (tracks.get(f"{part}_{side}") for part in ("upper", "fore", "hand"))
         if upper is not None and fore is not None:
-            for name, amount in _arm(upper, fore, hand).items():
+            for name, amount in _arm_evidence(upper, fore, hand).items():
                 found[name] = max(found.get(name, 0), amount)
     return found
 
 
-def swing(track: Track) -> float:
-    """The amplitude of what a track does at about 2 Hz, where it does so most."""
+def amplitude(track: Track) -> float:
+    """Largest amplitude of a track's oscillation at about 2 Hz."""
     fast = gaussian_filter1d(track, 0.04 * FRAME_RATE) - gaussian_filter1d(track, 0.16 * FRAME_RATE)
     power = uniform_filter1d(fast**2, min(FRAME_RATE // 2, len(track)))
-    return float(np.sqrt(2 * power.max()) / GAIN)
+    return float(np.sqrt(2 * power.max()) / FILTER_GAIN)
 
 
-# what can be asked for, or done: how it is seen, and its vocabulary
+# label → its classifier and its vocabulary
 CLASSIFIERS: Mapping[str, tuple[Callable[[Trajectory], str | None], Sequence[str]]] = {
     "emotion": (emotion, EMOTIONS),
     "state": (state, STATES),
@@ -113,72 +119,88 @@ CLASSIFIERS: Mapping[str, tuple[Callable[[Trajectory], str | None], Sequence[str
 
 
 def visible(states: Trajectory) -> tuple[str, ...]:
-    """The gestures that can be seen in these channels."""
-    seen = evidence(states)
-    return tuple(name for name in GESTURES if name in seen)
+    """The gestures that these channels can show."""
+    found = evidence(states)
+    return tuple(name for name in GESTURES if name in found)
 
 
-def accuracy(readings: Sequence[EstimatedClip], attribute: str) -> float:
-    """The share of stretches that are what they were asked to be, averaged over the classes that were asked for.
+def accuracy(clips: Sequence[EstimatedClip], attribute: str) -> float:
+    """Mean recall over the classes of a label: the share of segments that are classified as their label.
 
-    A stretch is a run of one label of "emotion", "state" or "gesture", at least LEAST frames long; label 0 asks for
-    nothing, and a gesture that a clip's channels can't show isn't counted. With c classes, one and the same answer to
-    everything reaches 1/c. NaN if less than two were asked for.
+    A segment has one label in at least MIN_FRAMES frames. Label 0 (unspecified) and gestures that a clip's channels
+    cannot show are left out. With c classes, a constant answer reaches 1/c. NaN for fewer than two classes.
+
+    Args:
+        clips: with the labels that the videos were generated for.
+        attribute: "emotion", "state" or "gesture".
     """
     if attribute == "gesture":
-        return _recall([(r.trajectory, _shown(r, r.gesture)) for r in readings], attribute)
-    return _recall([(r.trajectory, getattr(r, attribute)) for r in readings], attribute)
+        return _mean_recall([(clip.trajectory, _visible_labels(clip, clip.gesture)) for clip in clips], attribute)
+    return _mean_recall([(clip.trajectory, getattr(clip, attribute)) for clip in clips], attribute)
 
 
-def unprompted(readings: Sequence[EstimatedClip]) -> float:
-    """`accuracy` of the gestures that words cause where none is asked for; beats don't count, for they may be left."""
-    caused = [np.where((r.gesture == 0) & (r.doing != BEAT), r.doing, 0) for r in readings]
-    return _recall([(r.trajectory, _shown(r, doing)) for r, doing in zip(readings, caused, strict=True)], "gesture")
+def unprompted(clips: Sequence[EstimatedClip]) -> float:
+    """`accuracy` of the gestures that words cause, where no gesture is specified; without beats, which are optional."""
+    caused = [np.where((clip.gesture == 0) & (clip.doing != BEAT), clip.doing, 0) for clip in clips]
+    tracks = [(clip.trajectory, _visible_labels(clip, doing)) for clip, doing in zip(clips, caused, strict=True)]
+    return _mean_recall(tracks, "gesture")
 
 
-def _shown(reading: EstimatedClip, gestures: Labels) -> Labels:
-    """Labels without the gestures that no frame of a clip could show, whether it was valid or not."""
-    seen = [GESTURES.index(name) for name in ("none", *visible(reading.states))]
-    return np.where(np.isin(gestures, seen), gestures, 0)
+def _visible_labels(clip: EstimatedClip, gestures: Labels) -> Labels:
+    """Labels with 0 for the gestures that the clip's channels cannot show, in valid and invalid frames."""
+    shown = [GESTURES.index(name) for name in ("none", *visible(clip.states))]
+    return np.where(np.isin(gestures, shown), gestures, 0)
 
 
-def _recall(tracks: Sequence[tuple[Trajectory, Labels]], attribute: str) -> float:
-    """The mean over classes of the share of their stretches that are seen as such."""
+def _mean_recall(tracks: Sequence[tuple[Trajectory, Labels]], attribute: str) -> float:
+    """Recall of each class over the segments of all tracks, averaged over the classes."""
     classify, names = CLASSIFIERS[attribute]
     hits: dict[str, list[bool]] = {}
     for states, labels in tracks:
         edges = np.flatnonzero(np.diff(labels)) + 1
         for start, stop in zip([0, *edges], [*edges, len(labels)], strict=True):
-            if stop - start >= LEAST and labels[start] > 0:
-                wanted = names[int(labels[start])]
-                hits.setdefault(wanted, []).append(classify(states[start:stop]) == wanted)
+            if stop - start >= MIN_FRAMES and labels[start] > 0:
+                label = names[int(labels[start])]
+                hits.setdefault(label, []).append(classify(states[start:stop]) == label)
     return float(np.mean([np.mean(of_class) for of_class in hits.values()])) if len(hits) > 1 else float("nan")
 
 
 def counterfactual(
-    pairs: Sequence[tuple[Trajectory, Trajectory]], wanted: Sequence[str], attribute: str
+    pairs: Sequence[tuple[Trajectory, Trajectory]], labels: Sequence[str], attribute: str
 ) -> dict[str, float | list[float] | int]:
-    """What a label does, all else being equal: the same stretch without and with the wanted label.
+    """Counterfactual effect of a label: the same segment without and with it, all other inputs being equal.
 
-    `accuracy`: the share of pairs that read as wanted with the label and otherwise without it, `accuracy_ci` its 95 %
-    interval; `stayed`: the share that read the same; `pairs`: how many. What can't be classified is no success.
+    Args:
+        pairs: trajectories without and with the label.
+        labels: one per pair.
+        attribute: "emotion", "state" or "gesture".
+
+    Returns:
+        accuracy: share of pairs that are classified as the label with it and otherwise without it; accuracy_ci: its
+        95 % interval; stayed: share that is classified the same; pairs: their number. A segment that cannot be
+        classified is an error.
+
+    Raises:
+        UserError: an unknown label.
     """
     classify, names = CLASSIFIERS[attribute]
-    if unknown := set(wanted) - set(names[1:]):
-        raise UserError(f"{attribute} {', '.join(sorted(unknown))}; choose among {', '.join(names[1:])}")
-    read = [(classify(before), classify(after)) for before, after in pairs]
-    obeyed = np.array([after == w != before for (before, after), w in zip(read, wanted, strict=True)], float)
+    if unknown := set(labels) - set(names[1:]):
+        raise UserError(
+            f"got {attribute}={', '.join(sorted(unknown))}; expected one of {', '.join(names[1:])}: choose another"
+        )
+    found = [(classify(before), classify(after)) for before, after in pairs]
+    correct = np.array([after == label != before for (before, after), label in zip(found, labels, strict=True)], float)
     return {
-        "accuracy": statistics.mean(obeyed),
-        "accuracy_ci": list(statistics.interval(obeyed[:, None], lambda rows: float(rows.mean()))),
-        "stayed": statistics.mean(np.array([before == after for before, after in read], float)),
-        "pairs": len(read),
+        "accuracy": statistics.mean(correct),
+        "accuracy_ci": list(statistics.interval(correct[:, None], lambda rows: float(rows.mean()))),
+        "stayed": statistics.mean(np.array([before == after for before, after in found], float)),
+        "pairs": len(found),
     }
 
 
 def _tracks(states: Trajectory) -> dict[str, Track]:
-    """The channels that were read in at least half of the frames, gaps filled in; none for too short a stretch."""
-    if len(states) < LEAST:
+    """The channels that are known in at least half of the frames, with interpolated gaps; none if too short."""
+    if len(states) < MIN_FRAMES:
         return {}
     known, frames = np.isfinite(states), np.arange(len(states))
     return {
@@ -188,15 +210,15 @@ def _tracks(states: Trajectory) -> dict[str, Track]:
     }
 
 
-def _arm(upper: Track, fore: Track, hand: Track | None) -> dict[str, float]:
-    """The evidence of the gesture whose pose an arm comes nearest to where it is farthest from hanging down."""
-    pose = np.stack([upper, fore] if hand is None else [upper, fore, HAND * hand], axis=1)
-    known = {name: np.array((u, f, HAND * h))[: pose.shape[1]] for name, (u, f, h) in ARM.items()}
-    away = np.linalg.norm((pose - known["none"])[:, :2], axis=1)
-    height = pose[away >= 0.8 * away.max()].mean(0)
-    nearest = min(known, key=lambda name: float(np.linalg.norm(height - known[name])))
-    amount = float(away.max() / max(np.linalg.norm((known[nearest] - known["none"])[:2]), 1e-9))
+def _arm_evidence(upper: Track, fore: Track, hand: Track | None) -> dict[str, float]:
+    """Evidence of the gesture with the nearest pose, in the frames in which the arm is farthest from rest."""
+    pose = np.stack([upper, fore] if hand is None else [upper, fore, HAND_WEIGHT * hand], axis=1)
+    known = {name: np.array((u, f, HAND_WEIGHT * h))[: pose.shape[1]] for name, (u, f, h) in ARM_POSES.items()}
+    distance = np.linalg.norm((pose - known["none"])[:, :2], axis=1)
+    peak = pose[distance >= 0.8 * distance.max()].mean(0)
+    nearest = min(known, key=lambda name: float(np.linalg.norm(peak - known[name])))
+    amount = float(distance.max() / max(np.linalg.norm((known[nearest] - known["none"])[:2]), 1e-9))
     found = dict.fromkeys(set(known) - {"none"}, 0.0)
     if nearest != "none":
-        found[nearest] = min(amount, swing(fore) / WAVES if nearest == "wave" else 1.0, 1.0)
+        found[nearest] = min(amount, amplitude(fore) / WAVE_AMPLITUDE if nearest == "wave" else 1.0, 1.0)
     return found

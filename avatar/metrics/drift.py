@@ -1,29 +1,31 @@
-"""Does a stream get worse as it goes on? Each quantity along the stream, its slope, and its end against its beginning.
+"""Drift of long streams: each quantity along the stream, its slope, and its end compared with its beginning.
 
-Several streams are laid side by side and pooled block by block. A stream's own ups and downs (a pause, a blink) are not
-drift: see the same figures of the ground truth.
+Several streams are aligned at their first frames and pooled block by block. A stream also varies by itself (a pause, a
+blink): compare with the same values of the ground truth.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import theilslopes
 
 from avatar.metrics import identity, lip_sync, statistics
 from avatar.metrics.state_estimation import EstimatedClip
 
 BLOCK = 100  # frames: 4 s, enough speech for a correlation
-LEAST_BLOCKS = 4  # for a slope
+MIN_BLOCKS = 4  # for a slope
+MIN_POINTS = 3  # of them measured
 
 
-def motion(readings: Sequence[EstimatedClip]) -> float:
-    """The mean motion per frame, in shares of the channels' ranges; frames that can't be read are left out."""
-    return statistics.mean(np.concatenate([r.motion for r in readings])) if readings else float("nan")
+def motion(clips: Sequence[EstimatedClip]) -> float:
+    """Mean motion per frame, in shares of the channels' ranges; invalid frames are left out."""
+    return statistics.mean(np.concatenate([clip.motion for clip in clips])) if clips else float("nan")
 
 
-def motion_of_truth(readings: Sequence[EstimatedClip]) -> float:
-    """`motion` of the true puppet over the same frames."""
-    return statistics.mean(np.concatenate([r.truth_motion for r in readings])) if readings else float("nan")
+def motion_of_truth(clips: Sequence[EstimatedClip]) -> float:
+    """`motion` of the true puppet in the same frames."""
+    return statistics.mean(np.concatenate([clip.truth_motion for clip in clips])) if clips else float("nan")
 
 
 QUANTITIES: Mapping[str, Callable[[Sequence[EstimatedClip]], float]] = {
@@ -35,35 +37,41 @@ QUANTITIES: Mapping[str, Callable[[Sequence[EstimatedClip]], float]] = {
 }
 
 
-def blocks(readings: Sequence[EstimatedClip], quantity: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The middle frame of each block of BLOCK frames and the quantity there, as far as the shortest stream goes."""
-    starts = range(0, _shared(readings) - BLOCK + 1, BLOCK)
-    values = [QUANTITIES[quantity]([r.between(start, start + BLOCK) for r in readings]) for start in starts]
+def blocks(clips: Sequence[EstimatedClip], quantity: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The middle frame of each block of BLOCK frames, and the quantity there, up to the end of the shortest stream."""
+    starts = range(0, _common_frames(clips) - BLOCK + 1, BLOCK)
+    values = [QUANTITIES[quantity]([clip.between(start, start + BLOCK) for clip in clips]) for start in starts]
     return np.array([start + BLOCK / 2 for start in starts], float), np.array(values, float)
 
 
-def drift(readings: Sequence[EstimatedClip]) -> dict[str, dict[str, float]]:
-    """For each of QUANTITIES: its Theil–Sen slope per 1000 frames, its value in the first tenth and in the last one.
+def drift(clips: Sequence[EstimatedClip]) -> dict[str, dict[str, float]]:
+    """Drift of each of QUANTITIES: its slope per 1000 frames, its value in the first and in the last tenth, the change.
 
-    `change` is relative to the first tenth. NaN where streams are too short: slopes want four blocks of 100 frames,
-    tenths as many frames as a block each.
+    `change` is relative to the first tenth. NaN for short streams: a slope needs four blocks of 100 frames, a tenth at
+    least one block.
     """
-    return {name: _drift(readings, name) for name in QUANTITIES}
+    return {name: _drift(clips, name) for name in QUANTITIES}
 
 
-def _drift(readings: Sequence[EstimatedClip], quantity: str) -> dict[str, float]:
-    frames = _shared(readings)
-    middle, values = blocks(readings, quantity)
-    slope = statistics.theil_sen(middle / 1000, values) if len(values) >= LEAST_BLOCKS else float("nan")
+def slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Theil–Sen slope of y over distinct x, robust to 29 % of outliers; NaN for fewer than 3 measured points."""
+    known = np.isfinite(y)
+    return float(theilslopes(y[known], x[known])[0]) if known.sum() >= MIN_POINTS else float("nan")
+
+
+def _drift(clips: Sequence[EstimatedClip], quantity: str) -> dict[str, float]:
+    frames = _common_frames(clips)
+    middle, values = blocks(clips, quantity)
+    per_1000 = slope(middle / 1000, values) if len(values) >= MIN_BLOCKS else float("nan")
     tenth = frames // 10
     first = last = float("nan")
     if tenth >= BLOCK:
-        first = QUANTITIES[quantity]([r.between(0, tenth) for r in readings])
-        last = QUANTITIES[quantity]([r.between(frames - tenth, frames) for r in readings])
+        first = QUANTITIES[quantity]([clip.between(0, tenth) for clip in clips])
+        last = QUANTITIES[quantity]([clip.between(frames - tenth, frames) for clip in clips])
     change = statistics.relative_change(first, last)
-    return {"slope_per_1000": slope, "first_tenth": first, "last_tenth": last, "change": change}
+    return {"slope_per_1000": per_1000, "first_tenth": first, "last_tenth": last, "change": change}
 
 
-def _shared(readings: Sequence[EstimatedClip]) -> int:
-    """How many frames all streams have."""
-    return min(map(len, readings), default=0)
+def _common_frames(clips: Sequence[EstimatedClip]) -> int:
+    """The length of the shortest stream."""
+    return min(map(len, clips), default=0)

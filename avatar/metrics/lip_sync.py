@@ -1,15 +1,14 @@
-"""Do the lips say what is heard? The aperture that was read, x, against the true one, y.
+"""Lip synchronisation: correlation of the estimated mouth aperture x with the true one y, its lag, and lip closures.
 
     r(k) = sum x'[i + k] y'[i] / sqrt(sum x'² sum y'²),    x' = x - mean of its clip, y' likewise
 
-Sums run over the frames of all clips. Each clip is centred by itself: what counts is when the mouth moves, and a model
-must not earn a correlation by opening it more in the clips where more is said. Pooling before dividing weighs a clip by
-how much it says, and a silent one, which has no correlation of its own, by nothing.
+The sums are over the frames of all clips. Each clip is centred by itself, because only the timing of the mouth counts:
+a mouth that opens more in clips with more speech must not raise the correlation. Pooling before the division weighs a
+clip by its amount of speech, so a silent clip, whose own correlation is undefined, has no weight.
 
-A frame that can't be read counts as wrong: x' = 0 there, which explains nothing, while its y' stays in the sum.
+An invalid frame counts as an error: x' = 0 there, which explains nothing, while its y' stays in the sum.
 
-The headline is r(0). A best lag is always found, even between unrelated sentences, so r at the best lag stands only
-beside it.
+The main score is r(0). A best lag exists even for unrelated sentences, so r at the best lag is only an addition to it.
 """
 
 from collections.abc import Sequence
@@ -22,35 +21,35 @@ from avatar.metrics import statistics
 from avatar.metrics.state_estimation import EstimatedClip
 from avatar.types import FRAME_RATE
 
-REACH = 15  # frames to either side in which the best lag is looked for: 600 ms
+MAX_LAG = 15  # frames in both directions: 600 ms
 GRID_MS = 5.0
-STILL = 1e-3  # a mouth whose aperture strays by less (rms) doesn't move
-SHUT, OPEN = 0.15, 0.3  # apertures of closed lips, and of parted ones
-AT_S, AROUND_S = 0.04, 0.25  # how near to the middle of a p the lips must be shut, and parted
+MIN_DEVIATION = 1e-3  # root mean square deviation of an aperture that moves
+CLOSED, OPEN = 0.15, 0.3  # largest aperture of closed lips, smallest of open ones
+CLOSED_WITHIN_S, OPEN_WITHIN_S = 0.04, 0.25  # from the middle of a p, b or m
 
 
-def correlation(readings: Sequence[EstimatedClip]) -> float:
-    """r(0), in [-1, 1]; 0 if no frame can be read, NaN if the mouth never moves or nothing is said."""
-    return _pooled(_moments(readings, 0))
+def correlation(clips: Sequence[EstimatedClip]) -> float:
+    """r(0), in [-1, 1]; 0 if no frame is valid, NaN if the mouth never moves or nothing is said."""
+    return _pooled_correlation(_moments(clips, 0))
 
 
-def correlation_interval(readings: Sequence[EstimatedClip]) -> tuple[float, float]:
+def correlation_interval(clips: Sequence[EstimatedClip]) -> tuple[float, float]:
     """The 95 % interval of r(0), by a bootstrap over clips."""
-    return statistics.interval(_moments(readings, 0), _pooled)
+    return statistics.interval(_moments(clips, 0), _pooled_correlation)
 
 
-def best_lag(readings: Sequence[EstimatedClip]) -> tuple[float, float]:
-    """The lag in ms at which r is highest, and that r; a positive lag means that the lips come too late.
+def best_lag(clips: Sequence[EstimatedClip]) -> tuple[float, float]:
+    """The lag in ms with the highest r, and that r; positive if the lips are late.
 
-    r is measured at whole frames within 600 ms and interpolated by a cubic spline on a grid of 5 ms. Clips shorter than
-    twice the reach don't take part; NaN if none is left, or if r is nowhere above 0.
+    r is computed at lags of up to 15 frames and interpolated by a cubic spline on a grid of 5 ms. Clips shorter than 30
+    frames are left out. NaN if no clip is left, or if r is nowhere above 0.
     """
-    long_enough = [reading for reading in readings if len(reading) >= 2 * REACH]
-    frames = np.arange(-REACH, REACH + 1)
-    r = np.array([_pooled(_moments(long_enough, int(k))) for k in frames])
+    long_enough = [clip for clip in clips if len(clip) >= 2 * MAX_LAG]
+    frames = np.arange(-MAX_LAG, MAX_LAG + 1)
+    r = np.array([_pooled_correlation(_moments(long_enough, int(k))) for k in frames])
     if not np.isfinite(r).all():
         return float("nan"), float("nan")
-    end = 1000 / FRAME_RATE * REACH
+    end = 1000 / FRAME_RATE * MAX_LAG
     grid = np.arange(-end, end + GRID_MS / 2, GRID_MS)
     curve = CubicSpline(1000 / FRAME_RATE * frames, r)(grid)
     best = int(np.argmax(curve))
@@ -59,62 +58,60 @@ def best_lag(readings: Sequence[EstimatedClip]) -> tuple[float, float]:
     return float(grid[best]), float(np.clip(curve[best], -1, 1))
 
 
-def silence_motion(readings: Sequence[EstimatedClip]) -> float:
-    """How far the aperture moves from one silent frame to the next, on average, in [0, 1], unread ones left out."""
-    moved = []
-    for reading in readings:
-        still = reading.silent & reading.valid
-        moved.append(np.abs(np.diff(reading.mouth_open))[still[1:] & still[:-1]])
-    return statistics.mean(np.concatenate(moved)) if moved else float("nan")
+def silence_motion(clips: Sequence[EstimatedClip]) -> float:
+    """Mean change of the aperture between consecutive silent frames, in [0, 1]; invalid frames are left out."""
+    changes = []
+    for clip in clips:
+        silent = clip.silent & clip.valid
+        changes.append(np.abs(np.diff(clip.mouth_open))[silent[1:] & silent[:-1]])
+    return statistics.mean(np.concatenate(changes)) if changes else float("nan")
 
 
-def closure_recall(readings: Sequence[EstimatedClip]) -> float:
-    """The share of p, b and m at which the lips shut, and are parted before or after, in [0, 1].
+def closure_recall(clips: Sequence[EstimatedClip]) -> float:
+    """Share of p, b and m at which the lips close, and are open before or after, in [0, 1]; NaN without any.
 
-    Only those count at which the true lips do; a mouth that is always shut, or can't be read, meets none. NaN if there
-    are none.
+    Only those count at which the true lips do. A mouth that is always closed, or invalid, has a recall of 0.
     """
-    wanted, met = 0, 0
-    for reading in readings:
-        due = _shuts(reading.truth_mouth, np.ones(len(reading), bool), reading.closures_s)
-        wanted += due.sum()
-        met += (due & _shuts(reading.mouth_open, reading.valid, reading.closures_s)).sum()
-    return float(met / wanted) if wanted else float("nan")
+    total, recalled = 0, 0
+    for clip in clips:
+        true = _closes(clip.truth_mouth, np.ones(len(clip), bool), clip.closures_s)
+        total += true.sum()
+        recalled += (true & _closes(clip.mouth_open, clip.valid, clip.closures_s)).sum()
+    return float(recalled / total) if total else float("nan")
 
 
-def _shuts(
+def _closes(
     mouth: Float[np.ndarray, " f"], valid: Bool[np.ndarray, " f"], times: Float[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-    """Whether the mouth is seen shut at each of these times (s) and seen open around it."""
-    away = np.abs((np.arange(len(mouth)) + 0.5) / FRAME_RATE - times[:, None])
-    shut = (away <= AT_S) & (valid & (mouth <= SHUT))
-    parted = (away <= AROUND_S) & (valid & (mouth >= OPEN))
-    return np.logical_and(shut.any(1), parted.any(1))
+    """Whether the mouth is closed at each of these times (in seconds) and open around it."""
+    distance = np.abs((np.arange(len(mouth)) + 0.5) / FRAME_RATE - times[:, None])
+    closed = (distance <= CLOSED_WITHIN_S) & (valid & (mouth <= CLOSED))
+    opened = (distance <= OPEN_WITHIN_S) & (valid & (mouth >= OPEN))
+    return np.logical_and(closed.any(1), opened.any(1))
 
 
-def _moments(readings: Sequence[EstimatedClip], lag: int) -> Float[np.ndarray, "n 4"]:
-    """Per clip: sum x'y', sum x'², sum y'² and the number of frames that could be read, x being `lag` frames later."""
-    rows = np.zeros((len(readings), 4))
-    for row, reading in zip(rows, readings, strict=True):
-        later, earlier = slice(max(lag, 0), len(reading) + min(lag, 0)), slice(max(-lag, 0), len(reading) - max(lag, 0))
-        valid = reading.valid[later]
-        x = _deviation(reading.mouth_open[later], valid)
-        y = _deviation(reading.truth_mouth[earlier], np.ones(len(valid), bool))
+def _moments(clips: Sequence[EstimatedClip], lag: int) -> Float[np.ndarray, "n 4"]:
+    """Per clip: sum x'y', sum x'², sum y'² and the number of valid frames, with x `lag` frames later than y."""
+    rows = np.zeros((len(clips), 4))
+    for row, clip in zip(rows, clips, strict=True):
+        later, earlier = slice(max(lag, 0), len(clip) + min(lag, 0)), slice(max(-lag, 0), len(clip) - max(lag, 0))
+        valid = clip.valid[later]
+        x = _deviation(clip.mouth_open[later], valid)
+        y = _deviation(clip.truth_mouth[earlier], np.ones(len(valid), bool))
         row[:] = x @ y, x @ x, y @ y, valid.sum()
     return rows
 
 
 def _deviation(values: Float[np.ndarray, " f"], valid: Bool[np.ndarray, " f"]) -> Float[np.ndarray, " f"]:
-    """How far the valid values are from their mean; 0 for the others, and for all if they don't move."""
+    """Deviation of the valid values from their mean; 0 for the others, and for all if the mouth does not move."""
     if not valid.any():
         return np.zeros(len(values))
     out = np.where(valid, values - values[valid].mean(dtype=np.float64), 0)
-    return out if np.sqrt((out**2).sum() / valid.sum()) > STILL else np.zeros(len(values))
+    return out if np.sqrt((out**2).sum() / valid.sum()) > MIN_DEVIATION else np.zeros(len(values))
 
 
-def _pooled(moments: Float[np.ndarray, "n 4"]) -> float:
-    """r of the clips together."""
-    xy, xx, yy, read = moments.sum(0)
-    if yy > 0 and read == 0:
+def _pooled_correlation(moments: Float[np.ndarray, "n 4"]) -> float:
+    xy, xx, yy, valid = moments.sum(0)
+    if yy > 0 and valid == 0:
         return 0.0
     return float(xy / np.sqrt(xx * yy)) if xx > 0 and yy > 0 else float("nan")

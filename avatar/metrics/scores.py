@@ -1,4 +1,4 @@
-"""Everything that is said of a set of clips, ready for JSON: what can't be measured is None."""
+"""Scores of a set of clips, ready for JSON: a score that cannot be measured is None."""
 
 import math
 from collections.abc import Sequence
@@ -9,40 +9,51 @@ from avatar.metrics.distribution import Trajectory, distribution
 from avatar.metrics.state_estimation import EstimatedClip
 
 
-def score(readings: Sequence[EstimatedClip], others: Sequence[Trajectory] = ()) -> dict[str, Any]:
-    """The scores of clips, pooled; `others` are the true states of other clips, which show how puppets move.
+def score(clips: Sequence[EstimatedClip], others: Sequence[Trajectory] = ()) -> dict[str, Any]:
+    """All scores of the clips together.
 
-    lip_sync_r: correlation of apertures at lag 0, `lip_sync_r_ci` its 95 % interval; lip_sync_lag_ms: positive if the
-    lips are late, `lip_sync_r_at_lag` the correlation there; closure_recall: of p, b and m; silence_motion: aperture
-    per frame; identity_delta_e: CIE76; undecodable_rate: share of frames; motion: per frame, in shares of the
-    channels' ranges; frechet, coverage, motion_amount, motion_roughness, some with intervals: see
-    `avatar.metrics.distribution`, None without others or for few clips; emotion_accuracy, state_accuracy,
-    gesture_accuracy, unprompted_accuracy (of gestures that words cause): see `avatar.metrics.control`, None unless two
-    classes were asked for; drift: see `avatar.metrics.drift`, None for short clips; clips: how many.
+        lip_sync_r, lip_sync_r_ci       correlation of the apertures at lag 0, and its 95 % interval
+        lip_sync_lag_ms                 best lag, positive if the lips are late
+        lip_sync_r_at_lag               correlation at the best lag
+        closure_recall                  share of p, b and m with closed lips
+        silence_motion                  change of the aperture per silent frame
+        identity_delta_e                colour error, CIE76
+        undecodable_rate                share of invalid frames
+        motion                          motion per frame, in shares of the channels' ranges
+        frechet, coverage,              compared with `others`: `avatar.metrics.distribution`; None without others or
+          motion_amount, …                for few clips
+        emotion_accuracy, …,            recall of the labels: `avatar.metrics.control`; None for fewer than two classes
+          unprompted_accuracy             the same, of gestures that words cause
+        drift                           `avatar.metrics.drift`; None for short clips
+        clips                           number of clips
+
+    Args:
+        clips: estimated from the videos of one system.
+        others: true states of other clips, the reference distribution of motion.
     """
-    lag, at_lag = lip_sync.best_lag(readings)
+    lag, at_lag = lip_sync.best_lag(clips)
     return measured(
         {
-            "lip_sync_r": lip_sync.correlation(readings),
-            "lip_sync_r_ci": list(lip_sync.correlation_interval(readings)),
+            "lip_sync_r": lip_sync.correlation(clips),
+            "lip_sync_r_ci": list(lip_sync.correlation_interval(clips)),
             "lip_sync_lag_ms": lag,
             "lip_sync_r_at_lag": at_lag,
-            "closure_recall": lip_sync.closure_recall(readings),
-            "silence_motion": lip_sync.silence_motion(readings),
-            "identity_delta_e": identity.delta_e(readings),
-            "undecodable_rate": identity.undecodable_rate(readings),
-            "motion": drift.motion(readings),
-            **distribution(readings, others),
-            **{f"{attribute}_accuracy": control.accuracy(readings, attribute) for attribute in control.CLASSIFIERS},
-            "unprompted_accuracy": control.unprompted(readings),
-            "drift": drift.drift(readings),
-            "clips": len(readings),
+            "closure_recall": lip_sync.closure_recall(clips),
+            "silence_motion": lip_sync.silence_motion(clips),
+            "identity_delta_e": identity.delta_e(clips),
+            "undecodable_rate": identity.undecodable_rate(clips),
+            "motion": drift.motion(clips),
+            **distribution(clips, others),
+            **{f"{attribute}_accuracy": control.accuracy(clips, attribute) for attribute in control.CLASSIFIERS},
+            "unprompted_accuracy": control.unprompted(clips),
+            "drift": drift.drift(clips),
+            "clips": len(clips),
         }
     )
 
 
 def measured(value: Any) -> Any:
-    """The same with None for every number that isn't finite, however deep it lies."""
+    """A nested value with None in place of every number that is not finite."""
     if isinstance(value, dict):
         return {key: measured(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,38 +1,32 @@
-"""Slopes, intervals, biases and means. What can't be measured is NaN, and NaN is never counted."""
+"""Statistics that ignore missing values: means, bootstrap intervals, jackknife biases, relative changes.
+
+NaN means "not measured": it is left out of every statistic.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
 
-DRAWS = 1000  # resamplings of a bootstrap
+DRAWS = 1000  # resamples of a bootstrap
 LEVEL = 0.95  # of its intervals
 
 
 def mean(values: Float[np.ndarray, " n"]) -> float:
-    """The mean of what was measured; NaN if nothing was."""
+    """Mean of the finite values; NaN if there are none."""
     measured = values[np.isfinite(values)]
     return float(measured.mean()) if len(measured) else float("nan")
 
 
-def theil_sen(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
-    """The median slope of y over x among all pairs of points: right up to 29 % of wild values; NaN below 3 points.
-
-    Theil 1950, Sen 1968.
-    """
-    kept = np.isfinite(x) & np.isfinite(y)
-    x, y = x[kept], y[kept]
-    i, j = np.triu_indices(len(x), 1)
-    apart = x[i] != x[j]
-    i, j = i[apart], j[apart]
-    return float(np.median((y[j] - y[i]) / (x[j] - x[i]))) if len(x) >= 3 and len(i) else float("nan")
-
-
 def interval(rows: Float[np.ndarray, "n k"], statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
-    """The LEVEL bootstrap interval (percentiles) of `statistic(rows)`, drawing whole rows; deterministic.
+    """Bootstrap interval (percentiles, LEVEL) of `statistic(rows)`; deterministic.
 
-    A row is what is independent: a clip, not a frame. NaN for fewer than two rows. Resamplings that can't be measured
-    are left out, and if those are the most, the interval is NaN.
+    Resamples in which the statistic is NaN are left out. NaN for fewer than two rows, or if more than half of the
+    resamples are left out.
+
+    Args:
+        rows: independent samples; one per clip, since the frames of a clip are not independent.
+        statistic: of a resample of the rows.
     """
     if len(rows) < 2:
         return float("nan"), float("nan")
@@ -46,10 +40,13 @@ def interval(rows: Float[np.ndarray, "n k"], statistic: Callable[[np.ndarray], f
 
 
 def jackknife(rows: Float[np.ndarray, "n k"], statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
-    """The bias of `statistic(rows)` and its standard error, from leaving out one row at a time; NaN below two rows.
+    """Jackknife estimates of the bias of `statistic(rows)` and of its standard error; NaN for fewer than two rows.
 
-    A row is what is independent, as in `interval`. The bias that falls as 1/n is found; what remains falls as 1/n².
-    Quenouille 1956, Tukey 1958.
+    It finds the part of the bias that falls as 1/n. Quenouille 1956, Tukey 1958.
+
+    Args:
+        rows: independent samples, as in `interval`.
+        statistic: of all rows but one.
     """
     n = len(rows)
     if n < 2:
@@ -60,5 +57,5 @@ def jackknife(rows: Float[np.ndarray, "n k"], statistic: Callable[[np.ndarray], 
 
 
 def relative_change(first: float, last: float) -> float:
-    """(last - first) / |first|; NaN where the first is nought or either is unknown."""
+    """(last - first) / |first|; NaN if `first` is 0 or either is not measured."""
     return (last - first) / abs(first) if np.isfinite(first) and abs(first) > 1e-9 else float("nan")

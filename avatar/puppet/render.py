@@ -1,9 +1,9 @@
-"""A puppet's state → pixels.
+"""Rendering: a puppet's state → pixels.
 
 Everything is a filled polygon. `layers` computes the polygons of all frames at once, back to front: of the puppet in
-its own units (1 = the side of a portrait, y down), which the setting's camera maps to the frame. `paint` fills them,
-anti-aliased and to a fraction of a pixel, so that small motion shows. The read-out inverts these functions, so they and
-`body`'s are the only place that says how a puppet looks.
+its own units (1 = the side of a portrait, y down), which the setting's camera maps to the frame. `paint` fills them
+with anti-aliasing, so that motion of a fraction of a pixel is visible. State estimation (`readout`) inverts these
+functions: the appearance of a puppet is defined here, in `head` and in `body` alone.
 """
 
 import aggdraw
@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from avatar.errors import UserError
-from avatar.puppet import body
+from avatar.puppet import body, head
+from avatar.puppet.head import Parts, Polygons
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import CHANNELS
 from avatar.puppet.setting import PORTRAIT, Setting
@@ -20,15 +21,6 @@ from avatar.types import REGIONS
 SIZES = (64, 256)  # the smallest and the largest frame, in pixels
 MIDDLE = (0.5, 0.49)  # of the head at rest
 PIVOT = 0.2  # the head rolls about this point, below its middle
-APERTURE = 0.16  # between the lips of a mouth that is fully open
-Polygons = Float[np.ndarray, "_ _ 2"]  # frames, points, (x, y)
-Parts = list[tuple[str, Float[np.ndarray, "*_ _ 2"]]]  # the colour's name and one polygon, or one per frame
-
-_TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-_ROUND = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=-1)
-_SMALL = _ROUND[::2]
-_ACROSS = np.linspace(-1, 1, 13)
-_ARC = np.sqrt(np.clip(1 - _ACROSS**2, 0, 1))
 
 
 def render(
@@ -73,7 +65,7 @@ def face_region(
 ) -> Float[np.ndarray, "f h w"]:
     """How much of each pixel the head's outline encloses, in [0, 1], whatever is drawn upon it; ears stand outside."""
     s = _columns(states)
-    outline = setting.camera(_posed(s, _head_outline(identity, s), depth=0.0))
+    outline = setting.camera(_posed(s, head.outline(identity, s), depth=0.0))
     palette = {"background": (0, 0, 0), "face": (255, 255, 255)}
     return paint([("face", outline)], palette, size)[..., 0] / np.float32(255)
 
@@ -98,20 +90,19 @@ def mouth_region(
 def layers(identity: Identity, states: Float[np.ndarray, "f s"], setting: Setting) -> Parts:
     """The polygons of every frame, back to front, each with the name of its colour in the palette."""
     s = _columns(states)
-    head = _head_outline(identity, s)
-    disc = [("disc", _ellipse(0.5, 0.45, identity.disc, identity.disc)[None])] if setting.backdrop == "disc" else []
+    disc = [("disc", head.ellipse(0.5, 0.45, identity.disc, identity.disc)[None])] if setting.backdrop == "disc" else []
     puppet = [
         *disc,
-        *_posed_all(s, _hair_behind(identity), depth=-0.35),
+        *_posed_all(s, head.hair_behind(identity), depth=-0.35),
         *body.torso(identity, s),
         *_shoulders(identity, s),
-        *_posed_all(s, _ears(identity), depth=-0.35),
-        *_posed_all(s, [("skin", head)], depth=0.0),
-        *_posed_all(s, _hair(identity), depth=0.3),
-        *_posed_all(s, _cheeks(identity), depth=0.9),
-        *_posed_all(s, _eyes(identity, s), depth=1.0),
-        *_posed_all(s, _nose(identity), depth=1.35),
-        *_posed_all(s, _mouth(identity, s), depth=1.1),
+        *_posed_all(s, head.ears(identity), depth=-0.35),
+        *_posed_all(s, [("skin", head.outline(identity, s))], depth=0.0),
+        *_posed_all(s, head.hair(identity), depth=0.3),
+        *_posed_all(s, head.cheeks(identity), depth=0.9),
+        *_posed_all(s, head.eyes(identity, s), depth=1.0),
+        *_posed_all(s, head.nose(identity), depth=1.35),
+        *_posed_all(s, head.mouth(identity, s), depth=1.1),
         *body.arms(identity, s),
     ]
     behind = [(name, points[None]) for name, points in setting.layers()]
@@ -136,195 +127,15 @@ def _posed_all(s: dict, parts: Parts, depth: float) -> Parts:
     return [(name, _posed(s, points if points.ndim == 3 else points[None], depth)) for name, points in parts]
 
 
-def _ellipse(x, y, rx, ry, unit=_ROUND) -> np.ndarray:
-    """An ellipse's points, `k 2` for numbers, `f k 2` for columns."""
-    return np.stack(np.broadcast_arrays(x + rx * unit[:, 0], y + ry * unit[:, 1]), axis=-1)
-
-
 def _shoulders(p: Identity, s: dict) -> Parts:
-    """What follows the head in part: the shoulders, which breathe and shrug, the collar and the neck."""
-    shoulders = _ellipse(0.5 + body.sway(s), 1.06 - body.lift(s), p.shoulders, 0.2)
-    collar = _ellipse(0.5 + body.sway(s), 0.89 - 0.008 * s["breath"] - 0.03 * s["shoulders"], 0.17, 0.055, _SMALL)
+    """The parts between head and torso: shoulders, which breathe and shrug, collar and neck."""
+    shoulders = head.ellipse(0.5 + body.sway(s), 1.06 - body.lift(s), p.shoulders, 0.2)
+    collar = head.ellipse(
+        0.5 + body.sway(s), 0.89 - 0.008 * s["breath"] - 0.03 * s["shoulders"], 0.17, 0.055, head.SMALL
+    )
     neck = np.array([(0.39, 0.7), (0.61, 0.7), (0.62, 0.91), (0.38, 0.91)])[None]
     return [
         ("shirt", shoulders),
         ("collar", collar),
         ("neck", neck + np.stack([0.5 * s["head_x"], 0 * s["head_x"]], axis=-1)),
     ]
-
-
-def _head_outline(p: Identity, s: dict) -> Polygons:
-    """An egg, narrower towards the chin; the jaw drops with the mouth."""
-    x, y = _ROUND.T
-    low = np.clip(y, 0, 1) ** 2
-    square = np.sign(x) * np.abs(x) ** 0.85
-    return np.stack(
-        np.broadcast_arrays(p.head_w * square * (1 - p.taper * low), p.head_h * y + 0.022 * low * s["mouth_open"]),
-        axis=-1,
-    )
-
-
-def _hair_behind(p: Identity) -> Parts:
-    """Hair that falls behind head and shoulders."""
-    w, h = p.head_w, p.head_h
-    if p.hair_style == "long":
-        return [("hair", _ellipse(0, 0.06, w * 1.2, h * 1.12))]
-    if p.hair_style == "bob":
-        return [("hair", _ellipse(0, -0.05, w * 1.22, h * 0.98))]
-    if p.hair_style == "curly":
-        turns = np.linspace(np.pi * 0.95, np.pi * 2.05, 9)
-        return [("hair", _ellipse(w * np.cos(a), -0.06 + h * 0.86 * np.sin(a), 0.085, 0.085, _SMALL)) for a in turns]
-    return []
-
-
-def _ears(p: Identity) -> Parts:
-    w, h, out = p.head_w, p.head_h, []
-    for side in (-1, 1):
-        if p.ears == "round":
-            out.append(("lid", _ellipse(side * w * 1.0, 0.0, 0.05, 0.075, _SMALL)))
-        elif p.ears == "bear":
-            out.append(("skin", _ellipse(side * w * 0.78, -h * 0.82, 0.12, 0.12, _SMALL)))
-            out.append(("inner_ear", _ellipse(side * w * 0.78, -h * 0.82, 0.07, 0.07, _SMALL)))
-        elif p.ears == "long":
-            out.append(("skin", _tilted(_ellipse(0, 0, 0.08, 0.24, _SMALL), 18.0 * side, side * w * 0.55, -h * 0.95)))
-            out.append(
-                ("inner_ear", _tilted(_ellipse(0, 0, 0.045, 0.19, _SMALL), 18.0 * side, side * w * 0.55, -h * 0.95))
-            )
-        elif p.ears == "floppy":
-            out.append(("hair", _tilted(_ellipse(0, 0, 0.085, 0.2, _SMALL), -14.0 * side, side * w * 1.02, -0.07)))
-        elif p.ears == "pointed":
-            tip = np.array([(side * w * 0.98, -0.12), (side * w * 0.98, -h * 1.26), (side * w * 0.18, -h * 0.85)])
-            out += [("skin", tip), ("inner_ear", 0.25 * tip.mean(0) + 0.75 * tip + np.array([0, 0.03]))]
-    return out
-
-
-def _tilted(points: np.ndarray, degrees: float, x: float, y: float) -> np.ndarray:
-    """Points turned about the origin, then moved."""
-    a = np.deg2rad(degrees)
-    return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + (x, y)
-
-
-def _hair(p: Identity) -> Parts:
-    """What lies over the forehead."""
-    w, h = p.head_w, p.head_h
-    if p.hair_style in ("none", "bald"):
-        return []
-    if p.hair_style == "horns":
-        horn = np.array([(0.09, -h * 0.88), (0.25, -h * 0.72), (0.25, -h * 1.25)])
-        return [("hair", horn), ("hair", horn * (-1, 1))]
-    if p.hair_style == "antennae":
-        stalk = np.array([(0.1, -h * 0.9), (0.13, -h * 0.9), (0.19, -h * 1.18), (0.17, -h * 1.18)])
-        ball = _ellipse(0.18, -h * 1.18, 0.045, 0.045, _SMALL)
-        return [("hair", part * (side, 1)) for side in (-1, 1) for part in (stalk, ball)]
-    if p.hair_style == "tuft":
-        return [
-            ("hair", _tilted(_ellipse(0, -0.07, 0.04, 0.09, _SMALL), a, 0.0, -h * 0.88)) for a in (-35.0, 0.0, 35.0)
-        ]
-    outer = np.linspace(np.pi * 1.02, np.pi * 1.98, 18)
-    crown = np.stack(
-        [w * 1.05 * np.sign(np.cos(outer)) * np.abs(np.cos(outer)) ** 0.85, h * 1.07 * np.sin(outer)], axis=-1
-    )
-    across = np.linspace(1, -1, 17)
-    line = {
-        "short": -h * (0.62 - 0.3 * across**4),
-        "parted": -h * (0.5 + 0.2 * np.sin(2.2 * across + 1.2) - 0.25 * across**6),
-        "long": -h * (0.66 - 0.5 * across**2),
-        "bob": -h * (0.52 - 0.3 * across**8),
-        "spiky": -h * (0.6 - 0.09 * np.where(np.arange(17) % 2, 1, -1)),
-        "curly": -h * (0.6 - 0.05 * np.cos(12 * across)),
-    }[p.hair_style]
-    return [("hair", np.concatenate([crown, np.stack([w * 1.0 * across, line], axis=-1)]))]
-
-
-def _cheeks(p: Identity) -> Parts:
-    """Muzzle and blush."""
-    out = []
-    if p.blush:
-        out += [("blush", _ellipse(side * 0.2, 0.08, 0.06, 0.042, _SMALL)) for side in (-1, 1)]
-    if p.muzzle:
-        out.append(("muzzle", _ellipse(0, p.mouth_y - 0.01, p.mouth_w * 1.38, 0.168)))
-    return out
-
-
-def _eyes(p: Identity, s: dict) -> Parts:
-    """Both eyes and brows: white, iris kept within it, pupil, glint, lid and lashes."""
-    out = []
-    lid = np.clip(s["lid"], 0, 1)
-    tall = p.eye_h * (1 - 0.45 * np.clip(s["lid"], -1, 0))  # a lid below 0 widens the eye
-    cover = -(1 - 2 * lid) * _ARC * tall  # y of the lid's edge
-    top = -1.12 * _ARC * tall - 0.006
-    for side in (-1, 1):
-        at = np.array([side * p.eye_x, p.eye_y])
-        gx, gy = 0.42 * s["gaze_x"] * p.eye_w, 0.3 * s["gaze_y"] * tall
-        iris = _within(gx, gy, 0.74 * p.eye_h, p.eye_w, tall)
-        pupil = _within(gx, gy, 0.4 * p.eye_h, p.eye_w, tall)
-        columns = np.broadcast_to(p.eye_w * 1.06 * _ACROSS, cover.shape)
-        eyelid = np.concatenate([np.stack([columns, top], -1), np.stack([columns, cover], -1)[:, ::-1]], axis=1)
-        lash = np.concatenate(
-            [np.stack([columns, cover - 0.012], -1), np.stack([columns, cover + 0.006], -1)[:, ::-1]], axis=1
-        )
-        out += [
-            ("white", _ellipse(at[0], at[1], p.eye_w, tall)),
-            ("iris", iris + at),
-            ("pupil", pupil + at),
-            ("white", _ellipse(at[0] + gx + 0.014, at[1] + gy - 0.02, 0.012, 0.012, _SMALL[::2])),
-            ("lid", eyelid + at),
-            ("lash", lash + at),
-            ("brow", _brow(p, s, side)),
-        ]
-    return out
-
-
-def _within(x, y, radius: float, wide: float, tall) -> np.ndarray:
-    """A disc, with what would stand outside an eye pulled back to its rim."""
-    disc = _ellipse(x, y, radius, radius, _SMALL)
-    outside = np.sqrt((disc[..., 0] / wide) ** 2 + (disc[..., 1] / tall) ** 2)
-    return disc / np.maximum(outside, 1)[..., None]
-
-
-def _brow(p: Identity, s: dict, side: int) -> np.ndarray:
-    """A bent bar above the eye."""
-    along = np.linspace(-1, 1, 7)
-    slant = -0.42 * side * s["brow_tilt"]  # inner end down when the tilt is above 0
-    length = p.eye_w * 1.15
-    y = p.eye_y - p.eye_h * 1.25 - 0.035 - 0.038 * s["brow_raise"] + slant * along * length + 0.014 * along**2
-    half = p.brow / 2 * (1 - 0.35 * along**2)
-    x = np.broadcast_to(side * p.eye_x + length * along, y.shape)
-    return np.concatenate([np.stack([x, y - half], -1), np.stack([x, y + half], -1)[:, ::-1]], axis=1)
-
-
-def _nose(p: Identity) -> Parts:
-    if p.nose == "none":
-        return []
-    if p.nose == "human":
-        return [("nose", _ellipse(0, p.nose_y, p.nose_w, 0.024, _SMALL))]
-    if p.nose == "button":
-        return [("nose", _ellipse(0, p.nose_y, p.nose_w * 1.25, 0.032, _SMALL))]
-    holes = [("nostril", _ellipse(side * 0.03, p.nose_y, 0.013, 0.02, _SMALL[::2])) for side in (-1, 1)]
-    return [("inner_ear", _ellipse(0, p.nose_y, 0.085, 0.055)), *holes]
-
-
-def _mouth(p: Identity, s: dict) -> Parts:
-    """Lips, the dark between them, upper teeth and tongue, cut to the opening."""
-    wide = s["mouth_wide"]
-    half = p.mouth_w * (1 + np.where(wide < 0, 0.42, 0.16) * wide + 0.06 * np.clip(s["smile"], 0, 1))
-    gap = APERTURE * s["mouth_open"]
-    bend = p.mouth_y + 0.05 * s["smile"] * (0.4 - _ACROSS**2)  # corners up in a smile
-    x = half * _ACROSS
-    upper, lower = bend - 0.3 * gap * _ARC, bend + 0.7 * gap * _ARC
-    round_lip = p.lip * (0.25 + 0.75 * _ARC) * (1 - 0.25 * np.clip(wide, 0, 1) + 0.25 * np.clip(-wide, 0, 1))
-    lips = _band(x * 1.08, upper - round_lip, lower + 1.15 * round_lip)
-    teeth = np.minimum(upper + np.minimum(0.036, 0.4 * gap), lower)
-    tongue = np.maximum(lower - 0.3 * gap * _ARC, upper + 0.45 * gap * _ARC)
-    inner = 0.92 * x
-    return [
-        ("lips", lips),
-        ("mouth", _band(inner, upper, lower)),
-        ("teeth", _band(inner * 0.9, upper, np.maximum(teeth, upper))),
-        ("tongue", _band(inner * 0.7, np.minimum(tongue, lower), lower)),
-    ]
-
-
-def _band(x: np.ndarray, above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The region between two curves over the same x."""
-    return np.concatenate([np.stack([x, above], -1), np.stack([x, below], -1)[:, ::-1]], axis=1)

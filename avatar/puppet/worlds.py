@@ -44,7 +44,7 @@ class World(Protocol):
         """The share of each pixel that is each of REGIONS."""
         ...
 
-    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
+    def to_images(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """A video tensor of this world as frames to look at."""
         ...
 
@@ -73,7 +73,7 @@ class PixelWorld:
     def regions(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
         return torch.from_numpy(clip.regions(self.size, start, stop))
 
-    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
+    def to_images(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         return to_uint8(video)
 
 
@@ -93,6 +93,6 @@ class StateWorld:
     def regions(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
         return torch.ones(len(REGIONS), stop - start, 1, 1)
 
-    def pictures(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
+    def to_images(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
         """The states worn by one and the same puppet, arms and all."""
         return render(Identity.from_seed(0), video[:, :, 0, 0].T.clamp(*BOUNDS).cpu().numpy(), 64, Setting("half"))

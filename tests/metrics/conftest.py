@@ -1,4 +1,4 @@
-"""Puppets that speak, their frames, and readings made by hand."""
+"""Fixtures: speaking puppets, their videos, and estimated clips, true and synthetic."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ FRAMES = 120
 
 @pytest.fixture(scope="module")
 def few_draws():
-    """Coarse intervals, where they aren't what a test looks at: they take most of a score's time."""
+    """Intervals from few resamples: they take most of the time of a score."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "DRAWS", 100)
         yield
@@ -31,21 +31,21 @@ def videos(clips):
 
 
 @pytest.fixture(scope="session")
-def true_readings(clips, videos):
+def true_estimates(clips, videos):
     return [PixelReader(64).read(clip, video) for clip, video in zip(clips, videos, strict=True)]
 
 
 @pytest.fixture(scope="session")
-def reading():
-    """A reading of a smooth random mouth, `shift` frames late, `noise` off; the rest as given."""
+def estimated():
+    """A synthetic clip of a smooth random mouth, late by `shift` frames, with `noise`; other fields as given."""
 
     def make(seed: int = 0, frames: int = 400, shift: int = 0, noise: float = 0.0, **changes) -> EstimatedClip:
         rng = np.random.default_rng(seed)
         raw = np.convolve(rng.standard_normal(frames + 84), np.hanning(5), "same")[20:-20]
         track = (0.4 + 0.15 * raw).clip(0, 1).astype(np.float32)
-        seen = track[22 - shift : 22 - shift + frames] + rng.normal(0, 1, frames) * noise
+        mouth = track[22 - shift : 22 - shift + frames] + rng.normal(0, 1, frames) * noise
         fields = {
-            "mouth_open": seen.astype(np.float32),
+            "mouth_open": mouth.astype(np.float32),
             "valid": np.ones(frames, bool),
             "delta_e": np.full(frames, 1, np.float32),
             "motion": np.full(frames, 0.02, np.float32),

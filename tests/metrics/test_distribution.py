@@ -1,4 +1,4 @@
-"""Each way in which motion goes wrong is caught by the metric made for it, and true motion of other seeds by none."""
+"""Motion scores: each planted failure changes its own score, and true motion of other seeds changes none."""
 
 import numpy as np
 import pytest
@@ -39,19 +39,19 @@ CATCHES = {
 
 
 @pytest.fixture(scope="module")
-def found(motions, reading, few_draws):
-    """The measures of true motion, of true motion that comes late, and of each planted failure."""
+def found(motions, estimated, few_draws):
+    """The measures of true motion, of late true motion, and of each planted failure."""
     rng = np.random.default_rng(0)
 
     def measured(change) -> dict:
         made = [np.asarray(change(i, motions[:MINE], rng), np.float32) for i in range(MINE)]
-        return d.distribution([reading(frames=len(m), states=m) for m in made], motions[MINE:])
+        return d.distribution([estimated(frames=len(m), states=m) for m in made], motions[MINE:])
 
     return {name: measured(change) for name, change in CHANGES.items()}
 
 
 def alarms(measures: dict) -> set[str]:
-    """The measures that say that something is wrong."""
+    """The measures outside their normal range."""
     amount, rough = measures["motion_amount"], measures["motion_roughness"]
     wrong = {
         "frechet": measures["frechet_ci"][0] > 1,
@@ -71,47 +71,49 @@ def test_true_motion_of_other_clips_passes(found):
 
 
 @pytest.mark.parametrize("plant", CATCHES)
-def test_planted_failures_are_caught_by_the_metric_made_for_them(found, plant):
+def test_planted_failures_are_found_by_their_own_measure(found, plant):
     assert set(CATCHES[plant]) <= alarms(found[plant])
     assert found[plant]["frechet"] > found["true"]["frechet"]
 
 
-def test_each_metric_says_which_way_it_is_wrong(found):
+def test_the_measures_have_the_right_direction(found):
     assert found["frozen"]["motion_amount"] == 0 and np.isnan(found["frozen"]["motion_roughness"])
     assert found["averaged"]["motion_amount"] < 0.5
     assert found["over-smoothed"]["motion_roughness"] < SMOOTH < ROUGH < found["trembling"]["motion_roughness"]
-    assert alarms(found["collapsed"]) == {"coverage", "frechet"}  # what is left of the modes moves as it should
+    assert alarms(found["collapsed"]) == {"coverage", "frechet"}  # the remaining modes move normally
 
 
-def test_motion_that_comes_late_is_as_likely(found):
+def test_late_motion_has_the_same_measures(found):
     assert not alarms(found["late"])
     assert found["late"]["motion_roughness"] == pytest.approx(found["true"]["motion_roughness"], abs=0.05)
 
 
-def test_windows_with_unread_frames_and_channels_that_are_nowhere_read_take_no_part(motions, reading):
-    unread = np.isin(np.arange(FRAMES), (0, 30))
-    spoilt = [np.where(unread[:, None], 9, m).astype(np.float32) for m in motions[:MINE]]
+def test_windows_with_invalid_frames_and_unknown_channels_are_left_out(motions, estimated):
+    invalid = np.isin(np.arange(FRAMES), (0, 30))
+    changed = [np.where(invalid[:, None], 9, m).astype(np.float32) for m in motions[:MINE]]
     blind = [m.copy() for m in motions[:MINE]]
     for clip in blind:
         clip[:, CHANNELS.index("gaze_x")] = np.nan
-    for states, valid in ((spoilt, ~unread), (blind, np.ones(FRAMES, bool))):
-        found = d.distribution([reading(frames=FRAMES, states=s, valid=valid) for s in states], motions[MINE:])
+    for states, valid in ((changed, ~invalid), (blind, np.ones(FRAMES, bool))):
+        found = d.distribution([estimated(frames=FRAMES, states=s, valid=valid) for s in states], motions[MINE:])
         assert abs(found["motion_amount"] - 1) < 0.15 and abs(found["motion_roughness"] - 1) < 0.15
-    track = np.where(unread, np.nan, 1.0)[:, None]
+    track = np.where(invalid, np.nan, 1.0)[:, None]
     assert len(d.windows(track)) == 1 and len(d.windows(np.ones((FRAMES, 1)))) == 4  # they start at 0, 12, 24, 36
     assert len(d.windows(np.ones((d.WINDOW - 1, 1)))) == 0
 
 
-def test_too_few_windows_measure_nothing(motions, reading):
+def test_measures_are_nan_for_too_few_windows(motions, estimated):
     windows = [np.random.default_rng(i).normal(size=(40, 2)) for i in range(20)]
     for side in ((windows[:7], windows), (windows, windows[:7])):  # many windows of few clips
         assert np.isnan(d.coverage(*side)) and np.isnan(d.frechet(*side)).all()
-    few = [reading(frames=FRAMES, states=m) for m in motions[: d.LEAST_CLIPS - 1]]
+    few = [estimated(frames=FRAMES, states=m) for m in motions[: d.MIN_CLIPS - 1]]
     found = d.distribution(few, motions[MINE:])
     assert np.isnan(found["frechet"]) and np.isnan(found["coverage"]) and found["motion_amount"] > 0.8
-    single = [reading(frames=d.WINDOW, states=m[: d.WINDOW]) for m in motions[:MINE]]  # 24 windows in 2 x 21 dimensions
+    single = [
+        estimated(frames=d.WINDOW, states=m[: d.WINDOW]) for m in motions[:MINE]
+    ]  # 24 windows in 2 x 21 dimensions
     assert np.isnan(d.distribution(single, motions[MINE:])["frechet"])
-    short = [reading(frames=20, states=m[:20]) for m in motions[:MINE]]
+    short = [estimated(frames=20, states=m[:20]) for m in motions[:MINE]]
     for nothing in (d.distribution(short, motions[MINE:]), d.distribution([], motions), d.distribution(few, [])):
         assert set(nothing) == set(d.MEASURES) and np.isnan(list(nothing.values())).all()
 
@@ -135,13 +137,13 @@ def test_the_frechet_distance_of_gaussians_is_the_analytic_one():
     assert d.frechet_distance((np.zeros(2), flat), (np.zeros(2), np.eye(2))) == pytest.approx(1)
 
 
-def test_the_estimate_has_no_bias_of_few_clips_and_an_interval_that_holds_the_truth():
+def test_the_estimate_is_unbiased_for_few_clips_and_its_interval_contains_the_truth():
     rng = np.random.default_rng(1)
     (m, c), (n, e) = (np.zeros(8), np.eye(8)), (np.full(8, 0.3), np.diag(np.linspace(0.5, 1.5, 8)))
     truth = d.frechet_distance((m, c), (n, e))
 
     def clips(mean, cov, count):
-        # Windows of a clip are alike: half of their variance is the clip's.
+        # Windows of a clip are not independent: half of their variance belongs to the clip.
         own, shared = rng.multivariate_normal(np.zeros(8), cov / 2, (2, 4, count))
         return list((mean + own + shared[:1]).swapaxes(0, 1))
 
@@ -151,7 +153,7 @@ def test_the_estimate_has_no_bias_of_few_clips_and_an_interval_that_holds_the_tr
     assert ((estimates[:, 1] < truth) & (truth < estimates[:, 2])).mean() > 0.85
 
 
-def test_coverage_is_near_one_for_equal_distributions_of_any_size_and_the_share_of_the_modes_for_others():
+def test_coverage_is_near_one_for_equal_distributions_and_else_the_share_of_modes():
     rng = np.random.default_rng(2)
 
     def clips(count, modes):
@@ -161,8 +163,8 @@ def test_coverage_is_near_one_for_equal_distributions_of_any_size_and_the_share_
         assert d.coverage(clips(ours, 1), clips(theirs, 1)) > 0.85
         assert d.coverage(clips(ours, 2), clips(theirs, 4)) == pytest.approx(0.5, abs=0.1)
     alike = [[rng.normal(size=4) + 0.1 * rng.normal(size=(3, 4)) for _ in range(40)] for _ in range(2)]
-    assert d.coverage(*alike) > 0.85  # though the nearest windows of each clip are its own
-    # Two neighbours are due here, and a clip's own windows are none.
+    assert d.coverage(*alike) > 0.85  # although the nearest windows of a clip are its own
+    # Here k = 2, and the windows of the same clip are not neighbours.
     assert np.mean([d.coverage(clips(60, 1), clips(12, 1)) for _ in range(12)]) > 0.93
     spread = [3 * rng.normal(size=(3, 4)) for _ in range(30)]
     assert d.coverage(spread, clips(30, 1)) < d.coverage(clips(30, 1), clips(30, 1))

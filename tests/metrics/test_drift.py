@@ -1,21 +1,21 @@
-"""Drift against planted decay."""
+"""Drift of synthetic streams with a known decay, and the robust slope."""
 
 import numpy as np
 import pytest
 
-from avatar.metrics.drift import BLOCK, QUANTITIES, blocks, drift
+from avatar.metrics.drift import BLOCK, QUANTITIES, blocks, drift, slope
 
 
-def test_a_steady_stream_has_no_drift(reading):
-    found = drift([reading(s, frames=2000, noise=0.05) for s in range(2)])
+def test_a_steady_stream_has_no_drift(estimated):
+    found = drift([estimated(s, frames=2000, noise=0.05) for s in range(2)])
     assert set(found) == set(QUANTITIES)
     assert abs(found["lip_sync_r"]["slope_per_1000"]) < 0.02 and abs(found["lip_sync_r"]["change"]) < 0.03
     assert found["identity_delta_e"]["slope_per_1000"] == 0 and found["identity_delta_e"]["change"] == 0
 
 
-def test_planted_decay_is_found_in_each_quantity(reading):
+def test_planted_decay_is_found_in_each_quantity(estimated):
     frames = np.arange(2000)
-    stream = reading(
+    stream = estimated(
         frames=2000,
         noise=0.3 * frames / 2000,
         delta_e=(2 + 3 * frames / 1000).astype(np.float32),
@@ -30,14 +30,28 @@ def test_planted_decay_is_found_in_each_quantity(reading):
     assert found["motion_of_truth"]["change"] == 0
 
 
-def test_short_clips_have_no_drift_and_middling_ones_no_tenths(reading):
-    assert all(np.isnan(list(values.values())).all() for values in drift([reading(frames=120)]).values())
-    middling = drift([reading(frames=500)])["identity_delta_e"]
-    assert middling["slope_per_1000"] == 0 and np.isnan(middling["change"])
+def test_short_streams_have_no_drift_and_longer_ones_no_tenths(estimated):
+    assert all(np.isnan(list(values.values())).all() for values in drift([estimated(frames=120)]).values())
+    medium = drift([estimated(frames=500)])["identity_delta_e"]
+    assert medium["slope_per_1000"] == 0 and np.isnan(medium["change"])
     assert np.isnan(drift([])["motion"]["slope_per_1000"])
 
 
-def test_blocks_stand_at_their_middles_and_end_with_the_shortest_stream(reading):
-    middle, values = blocks([reading(frames=350), reading(1, frames=520)], "motion")
+def test_blocks_have_middles_and_end_with_the_shortest_stream(estimated):
+    middle, values = blocks([estimated(frames=350), estimated(1, frames=520)], "motion")
     np.testing.assert_array_equal(middle, np.array([0.5, 1.5, 2.5]) * BLOCK)
     np.testing.assert_allclose(values, 0.02, rtol=1e-6)
+
+
+def test_the_slope_is_robust_to_outliers_and_missing_values():
+    x = np.arange(40.0)
+    y = 3.0 - 0.25 * x + np.random.default_rng(0).normal(0, 0.01, 40)
+    y[::5] += 100
+    y[3] = np.nan
+    assert slope(x, y) == pytest.approx(-0.25, abs=0.02)
+    assert abs(np.polyfit(x[4:], y[4:], 1)[0] + 0.25) > 0.1  # least squares is not robust
+
+
+def test_the_slope_needs_three_measured_points():
+    assert np.isnan(slope(np.arange(2.0), np.arange(2.0)))
+    assert np.isnan(slope(np.arange(4.0), np.array([1.0, np.nan, np.nan, 2.0])))

@@ -1,4 +1,4 @@
-"""A report is whole, honest about what wasn't measured, and readable."""
+"""Reports: content, missing values, tables, plots and atomic writes."""
 
 import json
 
@@ -21,7 +21,7 @@ STREAM = {
 }
 
 
-def reading(seed: int, frames: int = 120, noise: float = 0.1) -> EstimatedClip:
+def estimated(seed: int, frames: int = 120, noise: float = 0.1) -> EstimatedClip:
     rng = np.random.default_rng(seed)
     truth = (0.5 + 0.4 * np.sin(np.cumsum(rng.uniform(0.2, 0.9, frames)))).astype(np.float32)
     return EstimatedClip(
@@ -40,7 +40,7 @@ def reading(seed: int, frames: int = 120, noise: float = 0.1) -> EstimatedClip:
 
 
 def clips(noise: float, frames: int = 120) -> list[EstimatedClip]:
-    return [reading(seed, frames, noise) for seed in range(3)]
+    return [estimated(seed, frames, noise) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def content():
 
 
 def video(colour: int, frames: int, size: int = 16) -> np.ndarray:
-    """Frames whose red says which row they are of, whose green says which frame."""
+    """Frames with the row as their red and the number of the frame as their green."""
     out = np.zeros((frames, size, size, 3), np.uint8)
     out[..., 0], out[..., 1] = colour, np.arange(frames)[:, None, None]
     return out
 
 
-def test_a_report_survives_the_way_through_its_file(tmp_path, content):
+def test_a_report_is_the_same_after_writing_and_reading(tmp_path, content):
     report.write(tmp_path, content, ["contact_sheet.png"])
     assert json.loads((tmp_path / "report.json").read_text()) == content
     keys = {"controls", "teacher", "student", "stream", "stages", "machine", "versions", "git", "seed"}
@@ -69,18 +69,18 @@ def test_a_report_survives_the_way_through_its_file(tmp_path, content):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md"]
 
 
-def test_what_is_not_a_number_becomes_null(tmp_path, content):
-    spoilt = {**content, "stream": {"first_frame_s": float("nan"), "chunks": [float("inf"), 1.0]}}
-    report.write(tmp_path, spoilt)
+def test_nan_and_infinity_become_null(tmp_path, content):
+    changed = {**content, "stream": {"first_frame_s": float("nan"), "chunks": [float("inf"), 1.0]}}
+    report.write(tmp_path, changed)
     text = (tmp_path / "report.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
     assert json.loads(text)["stream"] == {"first_frame_s": None, "chunks": [None, 1.0]}
 
 
-def test_ratios_are_to_the_autoencoder_and_null_without_it(content):
+def test_ratios_are_relative_to_the_autoencoder_and_null_without_it(content):
     ratio = content["lip_sync_ratio"]
-    whole = content["controls"]["autoencoder"]["lip_sync_r"]
-    assert ratio["autoencoder"] == 1 and ratio["student"] == content["student"]["lip_sync_r"] / whole
+    bound = content["controls"]["autoencoder"]["lip_sync_r"]
+    assert ratio["autoencoder"] == 1 and ratio["student"] == content["student"]["lip_sync_r"] / bound
     assert ratio["ground_truth"] > 1 > ratio["teacher"] > ratio["student"] > ratio["shuffled_audio"]
     assert ratio["frozen"] is None
     alone = report.assemble({}, None, content["student"], None, {}, seed=0)
@@ -88,7 +88,7 @@ def test_ratios_are_to_the_autoencoder_and_null_without_it(content):
     assert "| student |" in report.markdown(alone)
 
 
-def test_the_page_has_a_column_for_each_system_and_what_it_was_made_with(tmp_path, content):
+def test_the_page_has_a_column_for_each_system_and_the_versions(tmp_path, content):
     report.write(tmp_path, content, ["contact_sheet.png"])
     page = (tmp_path / "report.md").read_text()
     assert "|  | ground truth | autoencoder | shuffled audio | teacher | student |" in page
@@ -107,7 +107,7 @@ def test_the_page_has_a_column_for_each_system_and_what_it_was_made_with(tmp_pat
     assert set(tables) <= {3, 6, 7}
 
 
-def test_what_labels_do_stands_beside_the_ground_truth(content):
+def test_the_effects_of_labels_are_compared_with_the_ground_truth(content):
     found = {"accuracy": 0.25, "accuracy_ci": [0.0, 0.5], "stayed": 0.75, "pairs": 8, "ground_truth": None}
     made = report.assemble({}, None, content["student"], None, {}, 0, control={"emotion": found})
     assert made["control"] == {"emotion": found} and content["control"] is None
@@ -116,16 +116,16 @@ def test_what_labels_do_stands_beside_the_ground_truth(content):
 
 
 def test_every_score_has_a_row(content):
-    unseen = {"drift"} | {key for key in content["student"] if key.endswith("_ci")} - set(report.ROWS)
-    assert set(report.ROWS) == set(content["student"]) - unseen | {"lip_sync_ratio"}
+    without_row = {"drift"} | {key for key in content["student"] if key.endswith("_ci")} - set(report.ROWS)
+    assert set(report.ROWS) == set(content["student"]) - without_row | {"lip_sync_ratio"}
 
 
-def test_an_unknown_control_is_refused():
-    with pytest.raises(ValueError, match="unknown controls groundtruth; the report has ground_truth"):
+def test_an_unknown_control_is_rejected():
+    with pytest.raises(ValueError, match="the controls groundtruth; expected some of ground_truth"):
         report.assemble({"groundtruth": score([])}, None, None, None, {}, 0)
 
 
-def test_the_contact_sheet_shows_the_right_frames_in_the_right_rows():
+def test_the_contact_sheet_shows_equally_spaced_frames_per_system():
     rows = {
         name: [video(k, 50), video(k, 30)] for k, name in ((60, "ground truth"), (120, "teacher"), (180, "student"))
     }
@@ -135,27 +135,27 @@ def test_the_contact_sheet_shows_the_right_frames_in_the_right_rows():
     pixels = np.asarray(sheet)
     for clip, frames in enumerate((50, 30)):
         for row, red in enumerate((60, 120, 180)):
-            seen = pixels[clip * block + 2 * report.SIZE + row * 32 + 16, report.LABEL + 16 :: 32]
-            np.testing.assert_array_equal(seen[:, 0], red)
-            np.testing.assert_array_equal(seen[:, 1], np.linspace(0, frames - 1, 5).round())
+            found = pixels[clip * block + 2 * report.SIZE + row * 32 + 16, report.LABEL + 16 :: 32]
+            np.testing.assert_array_equal(found[:, 0], red)
+            np.testing.assert_array_equal(found[:, 1], np.linspace(0, frames - 1, 5).round())
 
 
-def test_labels_fit_beside_the_frames():
-    """The column of labels has white to its left: the longest name isn't cut."""
+def test_labels_fit_in_their_column():
+    """The column is white at its left, so the longest name is not cut."""
     rows = {name: [video(0, 9, 64)] for name in ("ground truth", "shuffled audio", "autoencoder")}
     column = np.asarray(report.contact_sheet(rows, ["a clip"]))[:, : report.LABEL]
     assert (column[:, :2] == 255).all() and (column < 128).any()
 
 
-def test_rows_of_unlike_many_clips_are_refused():
-    with pytest.raises(ValueError, match="teacher: 1; 2 titles"):
+def test_rows_with_different_numbers_of_clips_are_rejected():
+    with pytest.raises(ValueError, match="teacher: 1; expected one for each of 2 titles"):
         report.contact_sheet({"truth": [video(0, 9)] * 2, "teacher": [video(0, 9)]}, ["a", "b"])
 
 
-def test_pictures_are_written_whole_and_open(tmp_path):
+def test_plots_and_contact_sheets_are_png_files(tmp_path):
     report.save_tracks(tmp_path / "tracks.png", {"teacher": clips(0.1), "student": clips(0.2)}, ["a", "b", "c"])
-    report.save_drift(tmp_path / "drift.png", {"student": [reading(0, 900)]})
-    report.save_drift(tmp_path / "short.png", {"student": [reading(0, 50)]})
+    report.save_drift(tmp_path / "drift.png", {"student": [estimated(0, 900)]})
+    report.save_drift(tmp_path / "short.png", {"student": [estimated(0, 50)]})
     report.save_contact_sheet(tmp_path / "sheet.png", {"truth": [video(0, 9)]}, ["a"])
     assert len(list(tmp_path.iterdir())) == 4
     for path in tmp_path.iterdir():
@@ -163,7 +163,7 @@ def test_pictures_are_written_whole_and_open(tmp_path):
             assert image.format == "PNG" and np.asarray(image).std() > 1
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, content, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_only(tmp_path, content, monkeypatch):
     report.write(tmp_path, content)
     before = (tmp_path / "report.json").read_bytes()
 
