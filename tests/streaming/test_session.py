@@ -1,5 +1,6 @@
 """Streaming sessions: equal to offline generation for every cut of the audio; interrupts, controls, simulated clock."""
 
+import math
 from dataclasses import replace
 from itertools import count, pairwise
 from types import SimpleNamespace
@@ -117,7 +118,7 @@ def test_streamed_equals_offline_for_every_cut(opened, portrait, plan, packet):
     session, speech = opened(plan), noise_audio(8.3)  # chunks of 1 + 4 × 2 latents, the last one padded with silence
     expected = offline(session, conditioning(session.autoencoder.encode(portrait), windows(speech, 9)))
     frames = streamed(session, speech, packet)
-    assert frames.shape[1] == -(-len(speech) // FRAME)
+    assert frames.shape[1] == math.ceil(len(speech) / FRAME)
     close(frames, expected[:, : frames.shape[1]])
 
 
@@ -174,7 +175,7 @@ def test_the_first_chunk_is_emitted_with_its_last_sample(opened):
 def test_finish_gives_a_frame_for_every_640_samples_or_part(opened, samples):
     session = opened()
     frames = session.push(torch.randn(samples) * 0.2).shape[1] + session.finish().shape[1]
-    assert frames == session.frames == -(-samples // FRAME)
+    assert frames == session.frames == math.ceil(samples / FRAME)
     assert session.finish().shape[1] == 0
     with pytest.raises(ValueError, match="after the end of the stream"):
         session.push(noise_audio(1))
@@ -402,8 +403,8 @@ def test_a_fast_computer_is_limited_by_the_arrival_of_packets(opened, ticking):
     ticking(1e-4)
     records = list(stream(opened(), noise_audio(6), packet=700))
     for record, samples_needed in zip(records, NEEDED, strict=False):
-        assert record.ready_at == pytest.approx(-(-samples_needed // 700) * 700 / 16_000 + 1e-4)
-    packets = [-(-samples_needed // 700) for samples_needed in NEEDED]
+        assert record.ready_at == pytest.approx(math.ceil(samples_needed / 700) * 700 / 16_000 + 1e-4)
+    packets = [math.ceil(samples_needed / 700) for samples_needed in NEEDED]
     # one tick per packet, and one more per chunk
     assert records[0].seconds == pytest.approx(packets[0] * 1e-4)
     assert records[1].seconds == pytest.approx((1 + packets[1] - packets[0]) * 1e-4)

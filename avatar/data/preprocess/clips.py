@@ -3,6 +3,7 @@
 The output is deterministic: the encoder runs on one thread, and the files contain no time of creation.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -144,7 +145,7 @@ class ClipWriter:
             self.output.method,
             scores.motion(self._stats[:n]),
             scores.longest_freeze(self._stats[:n]),
-            float(np.mean(self._sharpness[: -(-n // scores.SHARPNESS_INTERVAL)])),
+            float(np.mean(self._sharpness[: math.ceil(n / scores.SHARPNESS_INTERVAL)])),
             self._tracker.detections(n),
         )
 

@@ -5,6 +5,7 @@ Images are embedded, so that the page is a single file.
 
 import base64
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -86,7 +87,7 @@ def _histograms(samples: Sequence[Sample]) -> bytes:
     for name in dict.fromkeys(name for sample in samples for name in sample.clip["scores"]):
         values[name] = [s for sample in samples if (s := sample.clip["scores"].get(name)) is not None]
     chosen = sorted(values.items(), key=lambda item: -len(item[1]))[:MAX_HISTOGRAMS]
-    rows = -(-len(chosen) // 4)
+    rows = math.ceil(len(chosen) / 4)
     height = 2.1 * rows
     figure = Figure(figsize=(10, height))
     figure.subplots_adjust(0.04, 0.3 / height, 0.99, 1 - 0.3 / height, hspace=0.4)

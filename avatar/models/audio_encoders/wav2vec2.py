@@ -50,7 +50,7 @@ class Wav2Vec2(hub.FrozenNetwork):
                 f"{weights} has a stride of {step} samples at {self.extractor.sampling_rate} Hz; expected a divisor of "
                 f"{SAMPLES_PER_FRAME}, the samples of a frame at {SAMPLE_RATE} Hz: pass other weights"
             )
-        self.margins = ((field - step) // 2, -(-(field - step) // 2))
+        self.margins = ((field - step) // 2, math.ceil((field - step) / 2))
 
     def check(self, frames: int) -> None:
         """Accept windows of any length."""

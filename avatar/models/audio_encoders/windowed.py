@@ -12,6 +12,7 @@ The states of all layers are concatenated, each with unit variance over its chan
 in a data set; their mix is learned with the backbone (`avatar.nn.embeddings.LayerMix`).
 """
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -127,7 +128,7 @@ class WindowedEncoder(nn.Module):
     def encode(self, samples: Float[Tensor, " s"]) -> Float[Tensor, "f d"]:
         """Features of all complete frames, of which the first begins a hop; samples are padded with silence."""
         frames = len(samples) // SAMPLES_PER_FRAME
-        hops = -(-frames // self.hop_frames)
+        hops = math.ceil(frames / self.hop_frames)
         missing = (hops * self.hop_frames - frames) * SAMPLES_PER_FRAME
         padded = nn.functional.pad(
             samples[: frames * SAMPLES_PER_FRAME], (self.left_samples, missing + self.lookahead_samples)
