@@ -23,7 +23,7 @@ from torch import Tensor
 
 from avatar import types
 from avatar.conditioning import dropout
-from avatar.diffusion import guidance, packing, rollout, timesteps
+from avatar.diffusion import guidance, packing, plan, timesteps
 from avatar.media import decode
 from avatar.media import frames as media_frames
 from avatar.models import bundle, video_dit
@@ -155,7 +155,7 @@ ADAMW = functools.partial(torch.optim.AdamW, lr=1e-2, betas=(0.9, 0.99), weight_
 EMPHASIS = weighting.RegionWeights(face=0.5, lips=4.0)
 MIN_SNR = weighting.MinSNR(2.0)
 GUIDANCE = guidance.Guidance(audio=2.0, text=1.5)
-PLAN = rollout.Plan((1.0, 0.75), chunk=2, first_chunk=1, window=3)
+PLAN = plan.Plan((1.0, 0.75), chunk=2, first_chunk=1, window=3)
 
 
 def make_autoencoder() -> lightning.LightningModule:
@@ -306,7 +306,7 @@ def stream() -> Values:
             pixels,
             origin.build_encoder("audio"),
             origin.build_encoder("text"),
-            rollout.plan_of(origin.plan, {}),
+            plan.plan_of(origin.plan, {}),
             portrait,
             seed=1,
             prompt="a calm person is speaking",

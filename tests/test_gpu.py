@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from avatar.diffusion.packing import Bidirectional, TeacherForced
-from avatar.diffusion.rollout import Plan, plan_of
+from avatar.diffusion.plan import Plan, plan_of
 from avatar.models import bundle
 from avatar.streaming.session import Session
 from tests.conftest import make_cond, make_net

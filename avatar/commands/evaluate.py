@@ -21,7 +21,7 @@ from rich.progress import track
 from avatar.commands.held_out import HeldOutClips
 from avatar.data.clip_encoding import ClipSet
 from avatar.diffusion.generation import ClipSampler, RolloutSampler
-from avatar.diffusion.rollout import Plan, plan_of
+from avatar.diffusion.plan import Plan, plan_of
 from avatar.errors import ExistingFileError, require_int
 from avatar.files import create_folder
 from avatar.media.frames import to_uint8

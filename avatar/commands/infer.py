@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from rich.progress import Progress
 
-from avatar.diffusion.rollout import plan_of
+from avatar.diffusion.plan import plan_of
 from avatar.errors import UserError, require_int, require_str
 from avatar.media.decode import read_audio, read_image
 from avatar.media.frames import from_uint8, to_uint8

@@ -21,6 +21,7 @@ from typing import Any
 
 import hydra
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -259,15 +260,13 @@ def _stage(source: Source, staging: Path) -> shards.Line:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Lock the folder against a second run, on systems whose locks end with the process."""
+    """Lock the folder against a second run; the lock ends with the process."""
+    lock = FileLock(out / ".lock", timeout=0)
     try:
-        import fcntl
-    except ImportError:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another run is writing out={out}; wait until it ends, or give another folder") from None
+    try:
         yield
-        return
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is preparing out={out}; wait until it ends or give another folder") from None
-        yield
+    finally:
+        lock.release()

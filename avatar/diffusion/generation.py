@@ -7,7 +7,8 @@ import torch
 
 from avatar.diffusion.guidance import Guidance
 from avatar.diffusion.packing import Bidirectional, guided_velocity
-from avatar.diffusion.rollout import Noise, Plan, generate
+from avatar.diffusion.plan import Plan
+from avatar.diffusion.rollout import Noise, generate
 from avatar.diffusion.samplers import euler, heun
 from avatar.diffusion.timesteps import schedule
 from avatar.errors import UserError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from avatar.diffusion.guidance import Guidance, guided
-from avatar.diffusion.rollout import Plan
+from avatar.diffusion.plan import Plan
 from avatar.errors import UserError
 from avatar.nn.masks import MaskSpec, mask_view
 from avatar.protocols import Denoiser

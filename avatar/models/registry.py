@@ -81,7 +81,7 @@ TABLE = {
 }
 NAMES = {component.path: name for name, component in TABLE.items()}
 
-PLAN = "avatar.diffusion.rollout.Plan"
+PLAN = "avatar.diffusion.plan.Plan"
 
 # Raised by constructors for values that have the right types but do not fit together.
 INVALID = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError, NameError)

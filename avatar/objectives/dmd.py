@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from avatar.diffusion import path
 from avatar.diffusion.guidance import Guidance
 from avatar.diffusion.packing import Bidirectional, TimestepSampler, guided_velocity
-from avatar.diffusion.rollout import Noise, Plan, generate, replay
+from avatar.diffusion.plan import Plan
+from avatar.diffusion.rollout import Noise, generate, replay
 from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses

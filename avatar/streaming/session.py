@@ -20,7 +20,8 @@ from torch import Tensor
 from avatar.conditioning import image_to_video
 from avatar.conditioning.image_to_video import I2VConditioning
 from avatar.conditioning.labels import label_index
-from avatar.diffusion.rollout import Noise, Plan, Rollout
+from avatar.diffusion.plan import Plan
+from avatar.diffusion.rollout import Noise, Rollout
 from avatar.errors import UserError
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.kv_cache import KeysValues, RingCache
@@ -81,9 +82,7 @@ class Session:
         image: ImageEncoder | None = None,
     ):
         if net.training or autoencoder.training:
-            raise UserError(
-                "a network or an autoencoder in training mode, whose state would change; call .eval() first"
-            )
+            raise UserError("got a network or autoencoder in training mode; expected eval mode: call .eval() first")
         net.check_inputs(autoencoder, audio, image)
         self.net, self.autoencoder, self.text, self.image, self.plan = net, autoencoder, text, image, plan
         self.stride = autoencoder.temporal_stride

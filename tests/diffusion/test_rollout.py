@@ -7,7 +7,8 @@ import torch
 
 from avatar.diffusion import path
 from avatar.diffusion.packing import packed_velocity
-from avatar.diffusion.rollout import Noise, Plan, Rollout, chunk_step, generate, replay
+from avatar.diffusion.plan import Plan
+from avatar.diffusion.rollout import Noise, Rollout, chunk_step, generate, replay
 from avatar.diffusion.samplers import euler
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.nn.kv_cache import PrefixCache, RingCache

@@ -11,7 +11,7 @@ from avatar.conditioning.dropout import Dropout
 from avatar.diffusion import path
 from avatar.diffusion.guidance import Guidance
 from avatar.diffusion.packing import Bidirectional, TeacherForced, guided_velocity
-from avatar.diffusion.rollout import Plan
+from avatar.diffusion.plan import Plan
 from avatar.diffusion.timesteps import LogitNormal, ShiftedUniform
 from avatar.objectives.consistency import Consistency
 from avatar.objectives.dmd import DistributionMatching

@@ -11,7 +11,8 @@ from avatar.data.bucketing import LengthBuckets
 from avatar.data.preprocess.encoding import Encoders
 from avatar.data.shard_index import Filters
 from avatar.data.shards import ShardClips
-from avatar.diffusion.rollout import Noise, Plan, generate
+from avatar.diffusion.plan import Plan
+from avatar.diffusion.rollout import Noise, generate
 from avatar.models.audio_encoders.wav2vec2 import Wav2Vec2
 from avatar.models.audio_encoders.windowed import WindowedEncoder
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder

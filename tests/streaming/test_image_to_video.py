@@ -7,7 +7,7 @@ import torch
 
 from avatar.conditioning import image_to_video
 from avatar.diffusion.generation import BidirectionalSampler
-from avatar.diffusion.rollout import Plan
+from avatar.diffusion.plan import Plan
 from avatar.models.autoencoders.wan import WanAutoencoder
 from avatar.models.image_encoders.clip import CLIP
 from avatar.nn.embeddings import ImageProjection

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from avatar.diffusion.rollout import Noise, Plan, generate
+from avatar.diffusion.plan import Plan
+from avatar.diffusion.rollout import Noise, generate
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
