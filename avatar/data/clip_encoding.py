@@ -141,7 +141,7 @@ def encoding_key(
     origin = {
         "clips": asdict(clips),
         "world": world.fingerprint,
-        "speech": (speech.available(), speech.VERSION),
+        "speech": (speech.best_backend(), speech.VERSION),
         "autoencoder": autoencoder.fingerprint,
         "audio": audio.fingerprint,
         "text": text.fingerprint,

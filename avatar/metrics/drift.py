@@ -56,7 +56,7 @@ def drift(clips: Sequence[EstimatedClip]) -> dict[str, dict[str, float]]:
 def slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
     """Theil–Sen slope of y over distinct x, robust to 29 % of outliers; NaN for fewer than 3 measured points."""
     known = np.isfinite(y)
-    return float(theilslopes(y[known], x[known])[0]) if known.sum() >= MIN_POINTS else float("nan")
+    return float(np.asarray(theilslopes(y[known], x[known]))[0]) if known.sum() >= MIN_POINTS else float("nan")
 
 
 def _drift(clips: Sequence[EstimatedClip], quantity: str) -> dict[str, float]:

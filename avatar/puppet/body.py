@@ -1,7 +1,7 @@
-"""The puppet below its neck: torso, legs, arms and hands, as polygons in the puppet's units.
+"""Polygons of the body below the neck: torso, legs, arms and hands, in the puppet's units.
 
-An arm hangs from its shoulder. `upper` turns it outwards, from hanging (0) to sideways and up (1); `fore` bends the
-elbow, outwards and up (1) or inwards across the body (-1); `hand` is relaxed (0), open (1) or pointing (-1).
+`upper` rotates an arm about its shoulder, from hanging (0) to sideways and up (1). `fore` bends the elbow, outwards and
+up (1) or inwards across the body (-1). `hand` is relaxed (0), open (1) or pointing (-1).
 """
 
 import numpy as np
@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 from avatar.puppet.identity import Identity
 
-UPPER, FORE = 0.37, 0.33  # lengths of the arm's parts
+UPPER, FORE = 0.37, 0.33  # lengths of upper arm and forearm
 REST_DEG, UPPER_DEG, FORE_DEG = 8.0, 142.0, 150.0
 SIDES = {"l": -1, "r": 1}  # as the viewer sees them
-Points = Float[np.ndarray, "_ p 2"]  # one for every frame, or one for all
+Points = Float[np.ndarray, "_ p 2"]  # one polygon per frame, or one for all frames
 Columns = dict[str, Float[np.ndarray, "f 1"]]
 
 _HALF_TURN = np.linspace(-np.pi / 2, np.pi / 2, 7)
@@ -21,17 +21,17 @@ _FINGERS = np.clip(np.cos(4 * _TURN), 0, 1) * (np.cos(_TURN) > -0.3)
 
 
 def sway(s: Columns) -> Float[np.ndarray, "f 1"]:
-    """How far the body follows the head to the side."""
+    """Sideways displacement of the body, which follows the head."""
     return 0.3 * s["head_x"]
 
 
 def lift(s: Columns) -> Float[np.ndarray, "f 1"]:
-    """How far breath and a shrug raise the shoulders."""
+    """Upward displacement of the shoulders by breath and by a shrug."""
     return 0.008 * s["breath"] + 0.055 * s["shoulders"]
 
 
 def torso(p: Identity, s: Columns) -> list[tuple[str, Points]]:
-    """Legs, shoes and trunk, from back to front; all of it lies below a portrait's frame."""
+    """Polygons of legs, shoes and trunk, from back to front; all are below the frame of a portrait."""
     parts = []
     for side in (-1, 1):
         foot = side * 0.13
@@ -47,7 +47,7 @@ def torso(p: Identity, s: Columns) -> list[tuple[str, Points]]:
 
 
 def arms(p: Identity, s: Columns) -> list[tuple[str, Points]]:
-    """Both arms, each from the shoulder to the finger tips."""
+    """Polygons of both arms, each from the shoulder to the finger tips."""
     parts = []
     for name, side in SIDES.items():
         shoulder, elbow, wrist, along = _joints(p, s, name)
@@ -68,7 +68,7 @@ def arms(p: Identity, s: Columns) -> list[tuple[str, Points]]:
 
 
 def _joints(p: Identity, s: Columns, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Shoulder, elbow and wrist, and the direction of the forearm, each `f 2`."""
+    """Positions of shoulder, elbow and wrist, and the unit vector along the forearm, each `f 2`."""
     side = SIDES[name]
     shoulder = np.concatenate([0.5 + side * (p.shoulders - 0.07) + sway(s), 1.085 - lift(s)], axis=1)
     first = np.deg2rad(REST_DEG + UPPER_DEG * s[f"upper_{name}"])
@@ -79,7 +79,7 @@ def _joints(p: Identity, s: Columns, name: str) -> tuple[np.ndarray, np.ndarray,
 
 
 def _capsule(a: Float[np.ndarray, "_ 2"], b: Float[np.ndarray, "_ 2"], radius: float) -> Points:
-    """A bar with round ends."""
+    """A capsule: a rectangle from a to b with round ends."""
     along = b - a
     along = along / np.maximum(np.linalg.norm(along, axis=-1, keepdims=True), 1e-9)
     across = np.stack([-along[:, 1], along[:, 0]], -1)

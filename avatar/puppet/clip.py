@@ -1,11 +1,11 @@
-"""Clips of the puppet world: sound, states and labels, made from a seed.
+"""Clips of the puppet world: audio, states and labels, generated from a seed.
 
 `make_clip` is a deterministic function of its arguments. The splits share no sentence (see `sentences`) and no
-identity: identity seeds count train, dev, test, train, dev, test, ... Frames are rendered on demand and never
+identity: identity seeds belong to train, dev, test, train, dev, test, … in turn. Frames are rendered on demand and not
 stored.
 
-The puppet speaks, listens (another voice in `other`, its own silent) or idles (both silent). A clip is cut out of a
-longer scene, so it may begin and end in mid-sentence.
+The puppet speaks, listens (only the other voice speaks) or is idle (both are silent). A clip is a part of a longer
+scene, so it may begin and end within a sentence.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ from avatar.puppet.speech import Phoneme, Voice
 from avatar.puppet.visemes import mouth_targets
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, SAMPLES_PER_FRAME, STATES
 
-MARGIN = 12  # frames of the scene before and after the clip, so that motion is under way at its ends
+MARGIN = 12  # frames of the scene before and after the clip, so that it begins and ends in motion
 VOICES = ("en-us+m1", "en-us+m3", "en-us+m7", "en-us+f2", "en-us+f4", "en-gb-x-rp+m3", "en-gb-x-rp+f2", "en-gb-x-rp+f5")
-# rate, pitch and range of the voice, relative to neutral
+# emotion → factor of the rate, offsets of pitch and range
 PROSODY = {
     "neutral": (1.0, 0, 0),
     "happy": (1.08, 8, 25),
@@ -43,7 +43,7 @@ MOODS = {
     "sad": "sad",
     "angry": "angry",
     "surprised": "surprised",
-}  # words of captions
+}  # in captions
 DOING = {
     "wave": "waving",
     "point": "pointing",
@@ -52,8 +52,8 @@ DOING = {
     "shrug": "shrugging",
     "beat": "gesturing",
 }
-# What no training clip of a scene with gestures or moods combines, though it has each of both: what a model makes of
-# such words together tells whether it understands them.
+# Combinations that training clips never contain, although they contain both parts: they test whether a model
+# generalises to new combinations. They apply to scenes with gestures or moods.
 HELD_OUT = frozenset(
     {("angry", "rabbit"), ("sad", "fox"), ("happy", "alien"), ("surprised", "bear"), ("nod", "cat"), ("wave", "dog")}
 )
@@ -62,34 +62,36 @@ CALM = Scene()
 
 @dataclass(frozen=True)
 class PuppetClip:
-    """One clip of f frames and f·640 samples, with everything that is true of it."""
+    """One clip of f frames and n = 640 f samples, with its true states and labels."""
 
     key: str
     identity: Identity
-    own: Float[np.ndarray, " n"]  # the puppet's voice, 16 kHz, in [-1, 1]
-    other: Float[np.ndarray, " n"]  # the voice that it listens to
+    own: Float[np.ndarray, " n"]  # voice of the puppet, 16 kHz, in [-1, 1]
+    other: Float[np.ndarray, " n"]  # voice of the person that it listens to
     states: Float[np.ndarray, "f s"]  # rows of motion.CHANNELS
     state: Int[np.ndarray, " f"]  # index into types.STATES
     emotion: Int[np.ndarray, " f"]  # index into types.EMOTIONS
     intensity: Float[np.ndarray, " f"]  # of the emotion, in [0, 1]
-    gesture: Int[np.ndarray, " f"]  # index into types.GESTURES: what the puppet is told to do
-    doing: Int[np.ndarray, " f"]  # index into types.GESTURES: what it does
+    gesture: Int[np.ndarray, " f"]  # label, index into types.GESTURES
+    doing: Int[np.ndarray, " f"]  # true gesture, index into types.GESTURES
     captions: tuple[str, ...]
-    captioned: Int[np.ndarray, " f"]  # which of the captions is spoken of at each frame
-    phonemes: tuple[Phoneme, ...]  # of the own voice; times count from the clip's start and may lie beyond its ends
+    captioned: Int[np.ndarray, " f"]  # index into `captions`
+    phonemes: tuple[
+        Phoneme, ...
+    ]  # of the own voice; times are relative to the clip's start and may be outside the clip
     setting: Setting = PORTRAIT
 
     @property
     def caption(self) -> str:
-        """What it begins with."""
+        """The caption of the first frame."""
         return self.captions[self.captioned[0]]
 
     def frames(self, size: int, start: int = 0, stop: int | None = None) -> UInt8[np.ndarray, "f h w 3"]:
-        """The rendered frames [start, stop), `size` pixels square."""
+        """Render the frames [start, stop) of `size` × `size` pixels."""
         return render.render(self.identity, self.states[start:stop], size, self.setting)
 
     def regions(self, size: int, start: int = 0, stop: int | None = None) -> Float[np.ndarray, "m f h w"]:
-        """The share of each pixel that belongs to each of types.REGIONS, in [0, 1]."""
+        """Masks of types.REGIONS in the frames [start, stop), in [0, 1]."""
         return render.regions(self.identity, self.states[start:stop], size, self.setting)
 
 
@@ -103,41 +105,51 @@ def make_clip(
     cache: Path | None = None,
     directed: Scene = CALM,
 ) -> PuppetClip:
-    """The clip number `seed` of a split.
+    """Generate a clip; a deterministic function of its arguments.
 
-    `schedule` is "mixed" (mostly speaking, at times listening or idle) or "speaking" (nothing else, for lip-sync
-    scores); `identities` is how many puppets the split has; `backend` and `cache` are those of `speech.synthesize`;
-    `directed` says what there is beside a calm portrait.
-    Raises UserError for an unknown split or schedule and for fewer than one frame or identity.
+    Args:
+        seed: number of the clip, at least 0.
+        split: "train", "dev" or "test".
+        frames: length, at least 1.
+        schedule: "mixed" (mostly speaking, sometimes listening or idle) or "speaking" (only speaking, for lip-sync
+            scores).
+        identities: number of puppets in the split, at least 1.
+        backend, cache: of `speech.synthesize`.
+        directed: content of the scene.
+
+    Raises:
+        UserError: an unknown split or schedule, or a number that is too small.
     """
     if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"got the split {split!r}; expected one of {', '.join(SPLITS)}: choose another")
     if schedule not in SCHEDULES:
-        raise UserError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        raise UserError(f"got the schedule {schedule!r}; expected one of {', '.join(SCHEDULES)}: choose another")
     if frames < 1 or identities < 1 or seed < 0:
-        raise UserError(f"frames {frames}, identities {identities}, seed {seed}: pass 1 or more, 1 or more, 0 or more")
-    place = [seed, SPLITS.index(split), SCHEDULES.index(schedule)]
-    rng, more = np.random.default_rng(place), np.random.default_rng([*place, 0x5CE7E])
+        raise UserError(
+            f"got frames={frames}, identities={identities}, seed={seed}; expected at least 1, 1 and 0: raise them"
+        )
+    key = [seed, SPLITS.index(split), SCHEDULES.index(schedule)]
+    rng, scene_rng = np.random.default_rng(key), np.random.default_rng([*key, 0x5CE7E])
     identity = Identity.from_seed(identity_seed(int(rng.integers(identities)), split))
     emotion = str(rng.choice(list(PROSODY), p=(0.3, 0.2, 0.15, 0.15, 0.2)))
-    free = more.random() < 0.5
+    free = scene_rng.random() < 0.5
     timeline = Timeline(frames + 2 * MARGIN, split, rng, backend, cache)
     own, other = voice_of(identity.seed, emotion), voice_of(int(rng.integers(2**31)), "neutral")
     timeline.play(schedule, own, other, directed.cues if free else 0.0)
     mouth = mouth_targets(timeline.phonemes, timeline.own, timeline.frames)
     intensity = np.full(timeline.frames, rng.uniform(0.5, 1), np.float32)
-    setting = directed.setting(more)
-    emotions = _emotions(emotion, timeline.frames, directed, identity, split, more)
-    events = _events(timeline, directed, setting, free, identity, split, more)
+    setting = directed.setting(scene_rng)
+    emotions = _emotions(emotion, timeline.frames, directed, identity, split, scene_rng)
+    events = _events(timeline, directed, setting, free, identity, split, scene_rng)
     direction = Direction(
         events=events,
         target=None if setting.thing is None else setting.thing.gaze,
-        liveliness=1.0 if directed.lively == 0 else 1.5 if more.random() < directed.lively else 0.65,
-        other_pauses=scene.reactions(timeline, more),
+        liveliness=1.0 if directed.lively == 0 else 1.5 if scene_rng.random() < directed.lively else 0.65,
+        other_pauses=scene.reactions(timeline, scene_rng),
     )
     motion = animate(*mouth, timeline.state, emotions, intensity, int(rng.integers(2**31)), direction)
-    if more.random() < directed.noise:
-        timeline.own = scene.with_noise(timeline.own, directed, more)
+    if scene_rng.random() < directed.noise:
+        timeline.own = scene.with_noise(timeline.own, directed, scene_rng)
     kept = slice(MARGIN, MARGIN + frames)
     window = slice(MARGIN * SAMPLES_PER_FRAME, (MARGIN + frames) * SAMPLES_PER_FRAME)
     shift = MARGIN / FRAME_RATE
@@ -163,24 +175,31 @@ def make_clip(
 
 
 def identity_seed(number: int, split: str) -> int:
-    """The seed of the puppet `number` of a split; no two splits share one."""
+    """Seed of the identity `number` of a split; the splits share no seed."""
     return number * len(SPLITS) + SPLITS.index(split)
 
 
 def voice_of(seed: int, emotion: str) -> Voice:
-    """The voice that belongs to an identity's seed, coloured by an emotion."""
+    """The voice of an identity, with the prosody of an emotion."""
     rng = np.random.default_rng([seed, 0x701CE])
-    rate, pitch, reach = PROSODY[emotion]
+    rate, pitch, pitch_range = PROSODY[emotion]
     return Voice(
         name=str(rng.choice(VOICES)),
         rate=round(rng.uniform(145, 190) * rate),
         pitch=int(np.clip(rng.integers(30, 75) + pitch, 0, 99)),
-        range=int(np.clip(rng.integers(40, 65) + reach, 0, 99)),
+        range=int(np.clip(rng.integers(40, 65) + pitch_range, 0, 99)),
     )
 
 
 def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: int) -> str:
-    """A sentence on who does what: "a happy orange cat is speaking and then listening", "… is speaking and waving"."""
+    """Caption such as "a happy orange cat is speaking and then listening" or "… is speaking and waving".
+
+    Args:
+        identity: of the puppet.
+        emotion: index into types.EMOTIONS.
+        states: indices into types.STATES.
+        gesture: index into types.GESTURES.
+    """
     mood = MOODS[EMOTIONS[emotion]]
     article = "an" if mood[0] in "aeiou" else "a"
     doing = DOING.get(GESTURES[gesture])
@@ -191,7 +210,7 @@ def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: in
 def _captions(
     identity: Identity, emotions: Int[np.ndarray, " f"], states: Int[np.ndarray, " f"], commanded: Int[np.ndarray, " f"]
 ) -> tuple[tuple[str, ...], Int[np.ndarray, " f"]]:
-    """The captions of a clip, and which of them holds at each frame: a new one where mood or gesture changes."""
+    """The captions of a clip and the index of each frame's; a change of emotion or gesture changes the caption."""
     cuts = np.flatnonzero(np.diff(emotions, prepend=-1) | np.diff(commanded, prepend=-1))
     captions: list[str] = []
     captioned = np.zeros(len(states), int)
@@ -208,7 +227,7 @@ def _captions(
 def _emotions(
     emotion: str, frames: int, directed: Scene, identity: Identity, split: str, rng: np.random.Generator
 ) -> Int[np.ndarray, " f"]:
-    """The emotion at each frame; where it changes, the face does, and the voice keeps what it began with."""
+    """The emotion of each frame; a change applies to the face, while the voice keeps its first emotion."""
     moods = [emotion]
     if rng.random() < directed.moods:
         moods.append(str(rng.choice([name for name in PROSODY if name != emotion])))
@@ -228,6 +247,7 @@ def _events(
     split: str,
     rng: np.random.Generator,
 ) -> list[Event]:
+    """The gestures of a clip, without held-out combinations."""
     if not directed.gestures:
         return []
     if free:

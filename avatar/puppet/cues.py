@@ -1,7 +1,7 @@
-"""Words that cause gestures: a sentence that opens with one of these makes its speaker wave, point, nod, ...
+"""Cues: words at the start of a sentence that cause a gesture of its speaker.
 
-Nothing else tells of such a gesture, so a model has to hear it. The splits share no sentence, so held-out ones have the
-same words in other company.
+In free clips the audio is the only information about such a gesture. The splits share no sentence, so held-out clips
+have the same cues in other sentences.
 """
 
 import re
@@ -22,18 +22,18 @@ _OPENING = re.compile(f"({'|'.join(sorted(_GESTURE, key=len, reverse=True))}),",
 
 
 def gesture_of(sentence: str) -> str | None:
-    """The gesture that a sentence's opening causes, if any."""
+    """The gesture of a sentence's cue, or None without a cue."""
     found = _OPENING.match(sentence)
     return _GESTURE[found[1].lower()] if found else None
 
 
 def draw(rng: np.random.Generator, split: str, share: float) -> str:
-    """A random sentence of a split, of which this share is made to open with a cue; each gesture is as likely."""
+    """Draw a sentence of a split; this share of them starts with a cue, all gestures with the same probability."""
     if share == 0 or rng.random() >= share:
         return sentences.draw(rng, split)
     cues = CUES[str(rng.choice(list(CUES)))]
     while True:
-        plain = sentences.draw(rng, split)  # neither the whole nor what follows the cue is another split's
+        plain = sentences.draw(rng, split)  # the part after the cue belongs to the split too
         if gesture_of(plain) is None:
             opening = str(rng.choice(cues))
             sentence = f"{opening[0].upper()}{opening[1:]}, {plain[0].lower()}{plain[1:]}"

@@ -1,14 +1,14 @@
-"""A server that turns text into speech with eSpeak NG, in a process of its own.
+"""Speech synthesis server: eSpeak NG in a separate process.
 
     python -m avatar.puppet.espeak_worker
 
-Each line of standard input is a request in JSON: `text`, `voice`, `rate` (words a minute), `pitch` and `range` (0
-to 99). Each line of standard output is its answer: `rate` (samples a second), `pcm` (16-bit, base64) and
-`phonemes`, a list of [mnemonic, first sample], or `error`.
+Each line of standard input is a request in JSON: `text`, `voice`, `rate` (words per minute), `pitch` and `range` (0 to
+99). Each line of standard output is a response: `rate` (samples per second), `pcm` (16-bit, base64) and `phonemes`, a
+list of [mnemonic, first sample], or `error`.
 
-eSpeak is never repeatable within one process: the same sentence gives another waveform each time. So the server
-only initialises it, and forks a child for every utterance. It stays apart from the rest also because eSpeak NG is
-GPL-3; nothing else loads the library. This module imports little, to be quick to start and to fork.
+eSpeak is not deterministic within one process: the waveform of the same sentence changes from call to call. So the
+server only initialises it, and forks a child for each utterance. No other module loads the library, also because eSpeak
+NG is GPL-3. This module has few imports, since they cost time at start and at every fork.
 """
 
 import base64
@@ -46,8 +46,8 @@ class _Event(ctypes.Structure):
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
-def speak(library: ctypes.CDLL, sample_rate: int, request: dict) -> dict:
-    """The answer to one request; to be called once per process, because the second call would differ."""
+def synthesize(library: ctypes.CDLL, sample_rate: int, request: dict) -> dict:
+    """Synthesize the response to one request. Call it once per process: the result of a second call would differ."""
     pcm, phonemes = bytearray(), []
 
     def collect(samples, count, events):
@@ -63,7 +63,7 @@ def speak(library: ctypes.CDLL, sample_rate: int, request: dict) -> dict:
     callback = _Callback(collect)
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(request["voice"].encode()):
-        return {"error": f"eSpeak NG has no voice {request['voice']!r}; list its voices with `espeak-ng --voices`"}
+        return {"error": f"got the voice {request['voice']!r}; expected one of `espeak-ng --voices`: choose another"}
     for parameter, value in ((RATE, request["rate"]), (PITCH, request["pitch"]), (RANGE, request["range"])):
         library.espeak_SetParameter(parameter, value, 0)
     text = request["text"].encode()
@@ -73,7 +73,7 @@ def speak(library: ctypes.CDLL, sample_rate: int, request: dict) -> dict:
 
 
 def serve() -> None:
-    """Answer requests until standard input ends."""
+    """Respond to requests until the end of standard input."""
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Synth.argtypes = [
         ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint,
@@ -85,13 +85,13 @@ def serve() -> None:
     for line in iter(sys.stdin.buffer.readline, b""):
         child = os.fork()
         if child == 0:
-            answer = json.dumps(speak(library, sample_rate, json.loads(line)))
-            sys.stdout.write(answer + "\n")
+            response = json.dumps(synthesize(library, sample_rate, json.loads(line)))
+            sys.stdout.write(response + "\n")
             sys.stdout.flush()
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status:
-            sys.stdout.write(json.dumps({"error": f"the child that spoke ended with status {status}"}) + "\n")
+            sys.stdout.write(json.dumps({"error": f"eSpeak NG ended with status {status}"}) + "\n")
             sys.stdout.flush()
 
 

@@ -1,11 +1,11 @@
-"""A small formant synthesiser: letters → phonemes by rule → sound, with exact times.
+"""Formant synthesiser: text → phonemes by letter-to-sound rules → audio, with exact phoneme times.
 
-The fallback for machines without eSpeak NG, and what tests run on. It is meant to be told apart by a model, not to
-please: every phoneme has four formants, a loudness, and a share of voice and of noise. Between neighbours these
-glide over 30 ms. The source (a pulse train at a falling pitch, and white noise) is shaped by the formants'
-frequency response in windows of 16 ms, overlapped and added.
+It replaces eSpeak NG on machines without it, and in tests. Its phonemes are easy to distinguish for a model, but do not
+sound natural. Each has four formants, a loudness, and shares of voice and noise, which change over 30 ms between
+phonemes. The source (a pulse train of falling pitch, and white noise) is filtered with the formants' frequency response
+in windows of 16 ms, by overlap-add.
 
-Phonemes bear eSpeak's English mnemonics. Everything is a deterministic function of the arguments.
+Phonemes have eSpeak's English mnemonics. All functions are deterministic.
 """
 
 import re
@@ -18,11 +18,11 @@ from avatar.types import SAMPLE_RATE
 VERSION = 1
 HOP = 128  # samples, 8 ms
 WINDOW = 256  # samples, 16 ms
-FFT = 512  # room for a window and what rings after it
+FFT = 512  # a window and its impulse response
 PAUSE_S = {",": 0.15, ";": 0.2, ":": 0.2, ".": 0.3, "!": 0.3, "?": 0.3}
 
-# symbol: formants (Hz), loudness, voice, noise, duration (ms); a diphthong is two vowels in a row
-SOUNDS = {
+# symbol → formants (Hz), loudness, voice, noise, duration (ms); a diphthong is two vowels
+PHONEMES = {
     "i:": ((280, 2250, 2900), 0.75, 1, 0, 110),
     "I": ((400, 1950, 2550), 0.8, 1, 0, 75),
     "E": ((560, 1800, 2480), 0.9, 1, 0, 95),
@@ -57,10 +57,10 @@ SOUNDS = {
     "t": ((500, 3800, 5000), 0.3, 0, 1, 75),
     "k": ((500, 1900, 2600), 0.3, 0, 1, 80),
 }
-CLOSURE_S = 0.05  # silence at the start of p, t and k; the burst follows
-VOWELS = frozenset(list(SOUNDS)[:11])
+CLOSURE_S = 0.05  # silence at the start of p, t and k, before the burst
+VOWELS = frozenset(list(PHONEMES)[:11])
 
-# Tried in this order at each place of a word; (?<=…) looks at the letter before.
+# pattern → phonemes; the first pattern that matches at a position of a word is used. None: the letter is its phoneme.
 RULES = [
     (r"tion", "S @ n"), (r"sion", "Z @ n"), (r"ture\b", "t S @"), (r"ough", "O:"), (r"augh", "O:"), (r"eigh", "E I"),
     (r"igh", "a I"), (r"tch", "t S"), (r"the\b", "D @"), (r"sh", "S"), (r"ch", "t S"), (r"ph", "f"), (r"wh", "w"),
@@ -75,29 +75,39 @@ RULES = [
     (r"o\b", "@ U"), (r"o", "A:"), (r"u", "V"), (r"j", "d Z"), (r"c", "k"), (r"q", "k"),
     (r"'", ""), (r"([bdfghklmnprstvwz])", None),
 ]  # fmt: skip
-_COMPILED = [(re.compile(pattern), sounds) for pattern, sounds in RULES]
+_COMPILED = [(re.compile(pattern), phonemes) for pattern, phonemes in RULES]
 
 
 def pronounce(word: str) -> list[str]:
-    """The phonemes of one lower-case word, by rule; letters that no rule knows are skipped."""
-    sounds, place = [], 0
-    while place < len(word):
+    """Phonemes of one lower-case word by RULES; letters without a rule are skipped."""
+    found, position = [], 0
+    while position < len(word):
         for pattern, phonemes in _COMPILED:
-            if match := pattern.match(word, place):
-                if phonemes is None:  # the letter is its own phoneme; a double letter is one
+            if match := pattern.match(word, position):
+                if phonemes is None:  # a double letter is one phoneme
                     phonemes = {"c": "k"}.get(match[1], match[1])
-                sounds += phonemes.split()
-                place = match.end()
+                found += phonemes.split()
+                position = match.end()
                 break
         else:
-            place += 1
-    return sounds
+            position += 1
+    return found
 
 
-def speak(
+def synthesize(
     text: str, rate: int, pitch: int, range: int, seed: int
 ) -> tuple[Float[np.ndarray, " n"], list[tuple[str, float, float]]]:
-    """Samples at 16 kHz in [-1, 1], and (symbol, start, end) in seconds; `rate` in words a minute, `pitch` 0 to 99."""
+    """Synthesize a text.
+
+    Args:
+        text: English.
+        rate: words per minute.
+        pitch, range: of the voice, 0 to 99.
+        seed: of accents and noise.
+
+    Returns:
+        Samples at 16 kHz in [-1, 1], and phonemes as (symbol, start, end) in seconds.
+    """
     timed, pauses, end = [], [], 0.02
     for token in re.findall(r"[a-z']+|[,;:.!?]", text.lower()):
         if token in PAUSE_S:
@@ -105,18 +115,20 @@ def speak(
             end += PAUSE_S[token]
             continue
         for symbol in pronounce(token):
-            duration = SOUNDS[symbol][4] / 1000 * 175 / rate
+            duration = PHONEMES[symbol][4] / 1000 * 175 / rate
             if symbol in "ptk":
                 duration = max(duration, CLOSURE_S + 0.02)
             timed.append((symbol, end, end + duration))
             end += duration
     samples = round((end + 0.05) * SAMPLE_RATE)
     rng = np.random.default_rng(seed)
-    return _sound(timed, samples, _pitch(timed, pauses, samples, pitch, range, rng), rng), timed
+    return _audio(timed, samples, _fundamental(timed, pauses, samples, pitch, range, rng), rng), timed
 
 
-def _pitch(timed, pauses, samples: int, pitch: int, range: int, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
-    """The fundamental in Hz per sample: it falls over each phrase, and vowels carry accents of random height."""
+def _fundamental(
+    timed, pauses, samples: int, pitch: int, range: int, rng: np.random.Generator
+) -> Float[np.ndarray, " n"]:
+    """Fundamental frequency in Hz per sample: it falls over each phrase, with random accents on vowels."""
     time = np.arange(samples) / SAMPLE_RATE
     starts = np.array([0.0, *pauses])
     phrase = np.searchsorted(starts, time, side="right") - 1
@@ -127,8 +139,8 @@ def _pitch(timed, pauses, samples: int, pitch: int, range: int, rng: np.random.G
     return 80 * 2 ** (pitch / 55) * 2 ** (range / 100 * (0.5 * fall + 0.35 * accents))
 
 
-def _sound(timed, samples: int, pitch: Float[np.ndarray, " n"], rng: np.random.Generator) -> Float[np.ndarray, " n"]:
-    """Voice and noise, shaped window by window and brought to the level of eSpeak's output."""
+def _audio(timed, samples: int, pitch: Float[np.ndarray, " n"], rng: np.random.Generator) -> Float[np.ndarray, " n"]:
+    """Voice and noise, filtered window by window and scaled to the level of eSpeak's output."""
     hops = samples // HOP + 1
     controls = _controls(timed, hops)
     pulses = np.diff(np.floor(np.cumsum(pitch) / SAMPLE_RATE), prepend=0) * np.sqrt(SAMPLE_RATE / pitch)
@@ -136,7 +148,7 @@ def _sound(timed, samples: int, pitch: Float[np.ndarray, " n"], rng: np.random.G
     source = np.pad(source, ((0, 0), (WINDOW // 2, WINDOW)))
     windows = np.lib.stride_tricks.sliding_window_view(source, WINDOW, axis=1)[:, : hops * HOP : HOP]
     mixed = (controls[:, 3:4] * windows[0] + controls[:, 4:5] * windows[1]) * np.hanning(WINDOW + 1)[:WINDOW]
-    shaped = np.fft.irfft(np.fft.rfft(mixed, FFT) * _response(controls[:, :3]))
+    shaped = np.fft.irfft(np.fft.rfft(mixed, FFT) * _frequency_response(controls[:, :3]))
     out = np.zeros((hops + FFT // HOP + 1) * HOP)
     for hop, piece in enumerate(shaped):
         out[hop * HOP : hop * HOP + FFT] += piece
@@ -146,31 +158,31 @@ def _sound(timed, samples: int, pitch: Float[np.ndarray, " n"], rng: np.random.G
 
 
 def _controls(timed, hops: int) -> Float[np.ndarray, "hops 5"]:
-    """Formants and source gains at each hop, gliding from phoneme to phoneme; silent between them and in closures."""
+    """Formants and source gains per hop, smoothed over phoneme boundaries; silent between phonemes and in closures."""
     time = np.arange(hops) * HOP / SAMPLE_RATE
-    formants = np.tile(np.array(SOUNDS["@"][0], float), (hops, 1))
+    formants = np.tile(np.array(PHONEMES["@"][0], float), (hops, 1))
     gains = np.zeros((hops, 2))
     for symbol, start, end in timed:
-        place, loudness, voice, noise, _ = SOUNDS[symbol]
-        formants[time >= start] = place
+        frequencies, loudness, voice, noise, _ = PHONEMES[symbol]
+        formants[time >= start] = frequencies
         opened = start + CLOSURE_S if symbol in "ptk" else start
         gains[(time >= opened) & (time < end)] = loudness * voice, loudness * noise
         gains[(time >= start) & (time < opened)] = 0
     gains[time >= (timed[-1][2] if timed else 0)] = 0
-    return np.hstack([_glide(formants, 5), _glide(gains, 3)])
+    return np.hstack([_moving_average(formants, 5), _moving_average(gains, 3)])
 
 
-def _glide(values: Float[np.ndarray, "hops c"], width: int) -> Float[np.ndarray, "hops c"]:
-    """A moving average over `width` hops."""
+def _moving_average(values: Float[np.ndarray, "hops c"], width: int) -> Float[np.ndarray, "hops c"]:
+    """Moving average over `width` hops."""
     padded = np.pad(values, ((width // 2, width // 2), (0, 0)), mode="edge")
     return np.lib.stride_tricks.sliding_window_view(padded, width, axis=0).mean(-1)
 
 
-def _response(formants: Float[np.ndarray, "hops 3"]) -> Complex[np.ndarray, "hops bins"]:
-    """The frequency response of a cascade of causal resonators, the fourth at 3.6 kHz, each of unit gain at 0 Hz."""
+def _frequency_response(formants: Float[np.ndarray, "hops 3"]) -> Complex[np.ndarray, "hops bins"]:
+    """Frequency response of a cascade of causal resonators with unit gain at 0 Hz; the fourth is at 3.6 kHz."""
     hertz = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=np.float32)
     response = np.broadcast_to((1 / (1 + hertz / 1000)).astype(np.complex64), (len(formants), len(hertz)))
-    for place in (*formants.T.astype(np.float32), np.full(len(formants), 3600, np.float32)):
-        square, width = (place**2)[:, None], (60 + 0.06 * place)[:, None]
+    for frequency in (*formants.T.astype(np.float32), np.full(len(formants), 3600, np.float32)):
+        square, width = (frequency**2)[:, None], (60 + 0.06 * frequency)[:, None]
         response = response * (square / (square - hertz**2 + 1j * width * hertz))
     return response

@@ -1,6 +1,7 @@
-"""Gestures: what they do to the channels of motion, eased in and out.
+"""Gestures: their effect on the channels of motion, with a smooth start and end.
 
-An event takes over arms, hands and shoulders in the share of its envelope, and adds to what head, gaze and brows do.
+The pose of an event replaces that of arms, hands and shoulders, weighted by the envelope of the event. Its offsets are
+added to head, gaze and brows.
 """
 
 from collections.abc import Sequence
@@ -12,34 +13,39 @@ from jaxtyping import Float
 from avatar.errors import UserError
 from avatar.types import FRAME_RATE
 
-EASE_S = 0.32  # to reach a pose, and to leave it
-SECONDS = {
+EASE_S = 0.32  # from rest to a pose, and back
+SECONDS = {  # shortest and longest duration
     "wave": (1.6, 2.4), "point": (1.3, 2.0), "nod": (1.0, 1.5), "shake": (1.0, 1.5), "shrug": (1.1, 1.7),
     "beat": (1.0, 2.5),
 }  # fmt: skip
-WITHOUT_ARMS = ("nod", "shake", "shrug")  # those that a portrait shows
-REST = {"shoulders": 0.0, "upper": 0.05, "fore": -0.1, "hand": 0.0}  # of shoulders and either arm
+WITHOUT_ARMS = ("nod", "shake", "shrug")  # visible in a portrait
+REST = {"shoulders": 0.0, "upper": 0.05, "fore": -0.1, "hand": 0.0}  # of shoulders and each arm
 SHRUG = {"upper": 0.13, "fore": 0.42, "hand": 1.0}  # of both arms
-HELD = ("shoulders", "upper_l", "upper_r", "fore_l", "fore_r", "hand_l", "hand_r")
-ADDED = ("head_pitch", "head_yaw", "head_roll", "gaze_x", "brow_raise")
+HELD = ("shoulders", "upper_l", "upper_r", "fore_l", "fore_r", "hand_l", "hand_r")  # channels with poses
+ADDED = ("head_pitch", "head_yaw", "head_roll", "gaze_x", "brow_raise")  # channels with offsets
 
 
 @dataclass(frozen=True)
 class Event:
-    """A gesture in the frames [start, stop); `side` is the arm or the way, -1: the viewer's left, 1: right."""
+    """A gesture in the frames [start, stop)."""
 
     gesture: str  # one of types.GESTURES
     start: int
     stop: int
-    side: int
+    side: int  # of the arm or the direction, -1: left of the viewer, 1: right
 
 
 def perform(
     events: Sequence[Event], stresses: Float[np.ndarray, " f"]
 ) -> tuple[dict[str, Float[np.ndarray, " f"]], dict[str, Float[np.ndarray, " f"]]]:
-    """What arms, hands and shoulders are, and what is added to other channels, by channel.
+    """Poses of the HELD channels, and offsets of the ADDED ones.
 
-    `stresses` is how stressed the syllable at each frame is, in [0, 1]: beats fall on them.
+    Args:
+        events: gestures.
+        stresses: stress of the syllable in each frame, in [0, 1], which beats follow.
+
+    Raises:
+        UserError: an unknown gesture.
     """
     frames = len(stresses)
     held = {name: np.full(frames, REST[name.split("_")[0]]) for name in HELD}
@@ -47,16 +53,16 @@ def perform(
     for event in events:
         t = (np.arange(frames) - event.start) / FRAME_RATE
         share = _envelope(t, (event.stop - event.start) / FRAME_RATE)
-        poses, moves = _pose(event, t, stresses)
+        poses, offsets = _pose(event, t, stresses)
         for name, value in poses.items():
             held[name] = held[name] + share * (value - held[name])
-        for name, value in moves.items():
+        for name, value in offsets.items():
             added[name] = added[name] + share * value
     return held, added
 
 
 def _pose(event: Event, t: Float[np.ndarray, " f"], stresses: Float[np.ndarray, " f"]) -> tuple[dict, dict]:
-    """The poses that a gesture takes, and what it adds."""
+    """Poses and offsets of a gesture at its full extent."""
     arm = "r" if event.side > 0 else "l"
     match event.gesture:
         case "wave":
@@ -78,11 +84,11 @@ def _pose(event: Event, t: Float[np.ndarray, " f"], stresses: Float[np.ndarray, 
                 f"hand_{arm}": 0.6,
             }, {}
         case _:
-            raise UserError(f"no gesture {event.gesture!r}; choose one of {', '.join(SECONDS)}")
+            raise UserError(f"got the gesture {event.gesture!r}; expected one of {', '.join(SECONDS)}: choose another")
 
 
 def _envelope(t: Float[np.ndarray, " f"], seconds: float) -> Float[np.ndarray, " f"]:
-    """From 0 up to 1 and back within `seconds`, smoothly."""
+    """Smooth envelope from 0 up to 1 and back to 0 within `seconds`."""
     up, down = np.clip(t / EASE_S, 0, 1), np.clip((seconds - t) / EASE_S, 0, 1)
     x = np.minimum(up, down)
     return x * x * (3 - 2 * x)

@@ -1,13 +1,13 @@
-"""The polygons of a puppet's head, in its own units: x to the right and y down from the middle of the head at rest."""
+"""Polygons of the head, in the puppet's units: x to the right and y down from the centre of the head at rest."""
 
 import numpy as np
 from jaxtyping import Float
 
 from avatar.puppet.identity import Identity
 
-APERTURE = 0.16  # between the lips of a mouth that is fully open
+APERTURE = 0.16  # between the lips of a fully open mouth
 Polygons = Float[np.ndarray, "_ _ 2"]  # frames, points, (x, y)
-Parts = list[tuple[str, Float[np.ndarray, "*_ _ 2"]]]  # the colour's name and one polygon, or one per frame
+Parts = list[tuple[str, Float[np.ndarray, "*_ _ 2"]]]  # name of the colour; one polygon, or one per frame
 
 _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 ROUND = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=-1)
@@ -17,12 +17,12 @@ _ARC = np.sqrt(np.clip(1 - _ACROSS**2, 0, 1))
 
 
 def ellipse(x, y, rx, ry, unit=ROUND) -> np.ndarray:
-    """An ellipse's points, `k 2` for numbers, `f k 2` for columns."""
+    """Points of an ellipse: `k 2` for scalar arguments, `f k 2` for columns `f 1`."""
     return np.stack(np.broadcast_arrays(x + rx * unit[:, 0], y + ry * unit[:, 1]), axis=-1)
 
 
 def outline(p: Identity, s: dict) -> Polygons:
-    """An egg, narrower towards the chin; the jaw drops with the mouth."""
+    """Outline of the face: an egg, narrower towards the chin, whose jaw drops when the mouth opens."""
     x, y = ROUND.T
     low = np.clip(y, 0, 1) ** 2
     square = np.sign(x) * np.abs(x) ** 0.85
@@ -33,7 +33,7 @@ def outline(p: Identity, s: dict) -> Polygons:
 
 
 def hair_behind(p: Identity) -> Parts:
-    """Hair that falls behind head and shoulders."""
+    """Hair behind head and shoulders."""
     w, h = p.head_w, p.head_h
     if p.hair_style == "long":
         return [("hair", ellipse(0, 0.06, w * 1.2, h * 1.12))]
@@ -46,6 +46,7 @@ def hair_behind(p: Identity) -> Parts:
 
 
 def ears(p: Identity) -> Parts:
+    """Ears of the identity's type."""
     w, h, out = p.head_w, p.head_h, []
     for side in (-1, 1):
         if p.ears == "round":
@@ -54,26 +55,26 @@ def ears(p: Identity) -> Parts:
             out.append(("skin", ellipse(side * w * 0.78, -h * 0.82, 0.12, 0.12, SMALL)))
             out.append(("inner_ear", ellipse(side * w * 0.78, -h * 0.82, 0.07, 0.07, SMALL)))
         elif p.ears == "long":
-            out.append(("skin", _tilted(ellipse(0, 0, 0.08, 0.24, SMALL), 18.0 * side, side * w * 0.55, -h * 0.95)))
+            out.append(("skin", _rotated(ellipse(0, 0, 0.08, 0.24, SMALL), 18.0 * side, side * w * 0.55, -h * 0.95)))
             out.append(
-                ("inner_ear", _tilted(ellipse(0, 0, 0.045, 0.19, SMALL), 18.0 * side, side * w * 0.55, -h * 0.95))
+                ("inner_ear", _rotated(ellipse(0, 0, 0.045, 0.19, SMALL), 18.0 * side, side * w * 0.55, -h * 0.95))
             )
         elif p.ears == "floppy":
-            out.append(("hair", _tilted(ellipse(0, 0, 0.085, 0.2, SMALL), -14.0 * side, side * w * 1.02, -0.07)))
+            out.append(("hair", _rotated(ellipse(0, 0, 0.085, 0.2, SMALL), -14.0 * side, side * w * 1.02, -0.07)))
         elif p.ears == "pointed":
             tip = np.array([(side * w * 0.98, -0.12), (side * w * 0.98, -h * 1.26), (side * w * 0.18, -h * 0.85)])
             out += [("skin", tip), ("inner_ear", 0.25 * tip.mean(0) + 0.75 * tip + np.array([0, 0.03]))]
     return out
 
 
-def _tilted(points: np.ndarray, degrees: float, x: float, y: float) -> np.ndarray:
-    """Points turned about the origin, then moved."""
+def _rotated(points: np.ndarray, degrees: float, x: float, y: float) -> np.ndarray:
+    """Points rotated about the origin, then translated."""
     a = np.deg2rad(degrees)
     return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + (x, y)
 
 
 def hair(p: Identity) -> Parts:
-    """What lies over the forehead."""
+    """Hair over the forehead, horns or antennae."""
     w, h = p.head_w, p.head_h
     if p.hair_style in ("none", "bald"):
         return []
@@ -85,7 +86,7 @@ def hair(p: Identity) -> Parts:
         ball = ellipse(0.18, -h * 1.18, 0.045, 0.045, SMALL)
         return [("hair", part * (side, 1)) for side in (-1, 1) for part in (stalk, ball)]
     if p.hair_style == "tuft":
-        return [("hair", _tilted(ellipse(0, -0.07, 0.04, 0.09, SMALL), a, 0.0, -h * 0.88)) for a in (-35.0, 0.0, 35.0)]
+        return [("hair", _rotated(ellipse(0, -0.07, 0.04, 0.09, SMALL), a, 0.0, -h * 0.88)) for a in (-35.0, 0.0, 35.0)]
     outer = np.linspace(np.pi * 1.02, np.pi * 1.98, 18)
     crown = np.stack(
         [w * 1.05 * np.sign(np.cos(outer)) * np.abs(np.cos(outer)) ** 0.85, h * 1.07 * np.sin(outer)], axis=-1
@@ -113,17 +114,17 @@ def cheeks(p: Identity) -> Parts:
 
 
 def eyes(p: Identity, s: dict) -> Parts:
-    """Both eyes and brows: white, iris kept within it, pupil, glint, lid and lashes."""
+    """Both eyes and brows: white, iris, pupil, highlight, lid and lashes."""
     out = []
     lid = np.clip(s["lid"], 0, 1)
-    tall = p.eye_h * (1 - 0.45 * np.clip(s["lid"], -1, 0))  # a lid below 0 widens the eye
+    tall = p.eye_h * (1 - 0.45 * np.clip(s["lid"], -1, 0))  # the eye is wider for a lid below 0
     cover = -(1 - 2 * lid) * _ARC * tall  # y of the lid's edge
     top = -1.12 * _ARC * tall - 0.006
     for side in (-1, 1):
         at = np.array([side * p.eye_x, p.eye_y])
         gx, gy = 0.42 * s["gaze_x"] * p.eye_w, 0.3 * s["gaze_y"] * tall
-        iris = _within(gx, gy, 0.74 * p.eye_h, p.eye_w, tall)
-        pupil = _within(gx, gy, 0.4 * p.eye_h, p.eye_w, tall)
+        iris = _clipped_disc(gx, gy, 0.74 * p.eye_h, p.eye_w, tall)
+        pupil = _clipped_disc(gx, gy, 0.4 * p.eye_h, p.eye_w, tall)
         columns = np.broadcast_to(p.eye_w * 1.06 * _ACROSS, cover.shape)
         eyelid = np.concatenate([np.stack([columns, top], -1), np.stack([columns, cover], -1)[:, ::-1]], axis=1)
         lash = np.concatenate(
@@ -141,17 +142,17 @@ def eyes(p: Identity, s: dict) -> Parts:
     return out
 
 
-def _within(x, y, radius: float, wide: float, tall) -> np.ndarray:
-    """A disc, with what would stand outside an eye pulled back to its rim."""
+def _clipped_disc(x, y, radius: float, wide: float, tall) -> np.ndarray:
+    """Points of a disc; those outside the eye are moved to its edge."""
     disc = ellipse(x, y, radius, radius, SMALL)
     outside = np.sqrt((disc[..., 0] / wide) ** 2 + (disc[..., 1] / tall) ** 2)
     return disc / np.maximum(outside, 1)[..., None]
 
 
 def _brow(p: Identity, s: dict, side: int) -> np.ndarray:
-    """A bent bar above the eye."""
+    """Outline of a brow: a curved bar above the eye."""
     along = np.linspace(-1, 1, 7)
-    slant = -0.42 * side * s["brow_tilt"]  # inner end down when the tilt is above 0
+    slant = -0.42 * side * s["brow_tilt"]  # the inner end is lower for a tilt above 0
     length = p.eye_w * 1.15
     y = p.eye_y - p.eye_h * 1.25 - 0.035 - 0.038 * s["brow_raise"] + slant * along * length + 0.014 * along**2
     half = p.brow / 2 * (1 - 0.35 * along**2)
@@ -160,6 +161,7 @@ def _brow(p: Identity, s: dict, side: int) -> np.ndarray:
 
 
 def nose(p: Identity) -> Parts:
+    """Nose of the identity's type."""
     if p.nose == "none":
         return []
     if p.nose == "human":
@@ -171,11 +173,11 @@ def nose(p: Identity) -> Parts:
 
 
 def mouth(p: Identity, s: dict) -> Parts:
-    """Lips, the dark between them, upper teeth and tongue, cut to the opening."""
+    """Lips, opening, upper teeth and tongue, both clipped to the opening."""
     wide = s["mouth_wide"]
     half = p.mouth_w * (1 + np.where(wide < 0, 0.42, 0.16) * wide + 0.06 * np.clip(s["smile"], 0, 1))
     gap = APERTURE * s["mouth_open"]
-    bend = p.mouth_y + 0.05 * s["smile"] * (0.4 - _ACROSS**2)  # corners up in a smile
+    bend = p.mouth_y + 0.05 * s["smile"] * (0.4 - _ACROSS**2)  # the corners rise in a smile
     x = half * _ACROSS
     upper, lower = bend - 0.3 * gap * _ARC, bend + 0.7 * gap * _ARC
     round_lip = p.lip * (0.25 + 0.75 * _ARC) * (1 - 0.25 * np.clip(wide, 0, 1) + 0.25 * np.clip(-wide, 0, 1))
@@ -192,5 +194,5 @@ def mouth(p: Identity, s: dict) -> Parts:
 
 
 def _band(x: np.ndarray, above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The region between two curves over the same x."""
+    """Outline of the region between two curves over the same x."""
     return np.concatenate([np.stack([x, above], -1), np.stack([x, below], -1)[:, ::-1]], axis=1)

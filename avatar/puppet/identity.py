@@ -1,8 +1,8 @@
-"""Who is drawn: a person, a cartoon or an animal, with a palette and a geometry of its own, all from one seed.
+"""Identities: the appearance of a person, a cartoon or an animal, drawn from one seed.
 
-Lengths are in frame units (1 = the side of the square frame), places are relative to the middle of the head, y
-down. Colours are sRGB, 0 to 255. Neighbouring parts (skin and lips, hair and background, ...) are kept well apart
-in colour, so that they stay readable after a strong downsampling.
+Lengths are in frame units (1 = the side of the square frame). Positions are relative to the centre of the head, y down.
+Colours are sRGB, 0 to 255. Neighbouring parts (skin and lips, hair and background, …) have very different colours, so
+that they are distinct after strong downsampling.
 """
 
 import colorsys
@@ -49,12 +49,12 @@ SHIRTS = {
 EYES = ((74, 44, 24), (40, 92, 170), (46, 124, 70), (92, 92, 100), (150, 96, 30))
 LIPS = ((196, 48, 62), (238, 92, 108), (120, 14, 42))
 HAIR_STYLES = ("short", "parted", "long", "bob", "spiky", "curly", "bald")
-PARTS = ("background", "disc", "shirt", "skin", "hair", "muzzle")  # large enough to tell an identity by their colours
+PARTS = ("background", "disc", "shirt", "skin", "hair", "muzzle")  # large enough to identify a puppet by their colours
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One puppet. Equal seeds make equal puppets; `palette` names every colour that the renderer uses."""
+    """The appearance of one puppet, a function of its seed; `palette` has all of its colours by name."""
 
     seed: int
     species: str  # a key of KINDS
@@ -88,16 +88,16 @@ class Identity:
 
     @property
     def description(self) -> str:
-        """A few words for captions: "orange cat", "person with red hair"."""
+        """Description for captions: "orange cat", "person with red hair"."""
         if self.species != "human":
             return f"{self.coat} {self.kind}"
         return "bald person" if self.hair_style == "bald" else f"person with {self.coat} hair"
 
     @classmethod
     def from_seed(cls, seed: int) -> "Identity":
-        """Draw a puppet; `seed` is any integer from 0 on."""
+        """Draw an identity. Raises UserError for a seed below 0."""
         if seed < 0:
-            raise UserError(f"the identity seed is {seed}, but seeds count from 0; pass a non-negative integer")
+            raise UserError(f"got the identity seed {seed}; expected an integer >= 0: choose another")
         rng = np.random.default_rng([seed, 0x1D])
         species = str(rng.choice(list(KINDS), p=(0.5, 0.2, 0.3)))
         kind = str(rng.choice(KINDS[species]))
@@ -107,7 +107,7 @@ class Identity:
         style = str(rng.choice(HAIR_STYLES, p=(0.16, 0.16, 0.16, 0.16, 0.15, 0.15, 0.06))) if person else "none"
         if species == "cartoon":
             style = {"alien": "antennae", "monster": "tuft", "imp": "horns"}[kind]
-        big = {"human": 0.0, "cartoon": 1.0, "animal": 0.5}[species]  # how large the eyes are
+        big = {"human": 0.0, "cartoon": 1.0, "animal": 0.5}[species]  # relative size of the eyes
         mouth_y = 0.205 + rng.uniform(-0.012, 0.012)
         return cls(
             seed=seed,
@@ -141,7 +141,7 @@ class Identity:
 
 
 def _palette(rng: np.random.Generator, species: str, kind: str, coat: Colour, shirt: Colour) -> dict[str, Colour]:
-    """All colours; the background's hue is drawn until it is far from those of skin, hair and shirt."""
+    """All colours; the background is drawn again until it differs from skin, hair and shirt."""
     skin = SKINS[str(rng.choice(list(SKINS)))] if species == "human" else coat
     skin, coat, shirt = (_jittered(rng, c) for c in (skin, coat, shirt))
     hair = coat if species == "human" else _shaded(skin, 0.6)
@@ -151,7 +151,7 @@ def _palette(rng: np.random.Generator, species: str, kind: str, coat: Colour, sh
             break
     pale = (252, 240, 224) if sum(skin) < 620 else _shaded(skin, 0.84)
     muzzle = _blend(pale, skin, 0.15) if species == "animal" and kind != "pig" else skin
-    lips = max(LIPS, key=lambda lip: min(_distance(lip, muzzle), 110))  # the first that stands out enough
+    lips = max(LIPS, key=lambda lip: min(_distance(lip, muzzle), 110))  # the first with enough contrast
     return {
         "background": background,
         "disc": _blend(background, (255, 255, 255), 0.35),
@@ -189,7 +189,7 @@ def _hsv(hue: float, saturation: float, value: float) -> Colour:
 
 
 def _jittered(rng: np.random.Generator, colour: Colour) -> Colour:
-    """A colour close by: no two puppets share a palette."""
+    """A similar colour, so that no two identities have the same palette."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
     dh, ds, dv = rng.uniform(-1, 1, 3) * (0.012, 0.05, 0.05)
     return _hsv(hue + dh, min(max(saturation + ds, 0.0), 1.0), min(max(value + dv, 0.0), 1.0))

@@ -2,8 +2,8 @@
 
 Everything is a filled polygon. `layers` computes the polygons of all frames at once, back to front: of the puppet in
 its own units (1 = the side of a portrait, y down), which the setting's camera maps to the frame. `paint` fills them
-with anti-aliasing, so that motion of a fraction of a pixel is visible. State estimation (`readout`) inverts these
-functions: the appearance of a puppet is defined here, in `head` and in `body` alone.
+with anti-aliasing, so that motion of a fraction of a pixel is visible. State estimation (`state_estimator`) inverts
+rendering, so the appearance of a puppet is defined only here, in `head` and in `body`.
 """
 
 import aggdraw
@@ -19,28 +19,46 @@ from avatar.puppet.setting import PORTRAIT, Setting
 from avatar.types import REGIONS
 
 SIZES = (64, 256)  # the smallest and the largest frame, in pixels
-MIDDLE = (0.5, 0.49)  # of the head at rest
-PIVOT = 0.2  # the head rolls about this point, below its middle
+CENTRE = (0.5, 0.49)  # centre of the head at rest
+PIVOT = 0.2  # of the roll, below the centre of the head
 
 
 def render(
     identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
 ) -> UInt8[np.ndarray, "f h w 3"]:
-    """The frames of a trajectory (rows of motion.CHANNELS), `size` pixels square, 64 to 256."""
+    """Render a trajectory.
+
+    Args:
+        identity: of the puppet.
+        states: rows of motion.CHANNELS, at least one.
+        size: height and width of the frames in pixels, 64 to 256.
+        setting: framing, backdrop and thing.
+
+    Raises:
+        UserError: another size, or states of another shape.
+    """
     if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"a frame of {size} pixels; puppets are drawn at {SIZES[0]} to {SIZES[1]}, choose a size there")
+        raise UserError(f"got frames of {size} pixels; expected {SIZES[0]} to {SIZES[1]}: choose another size")
     if states.ndim != 2 or states.shape[1] != len(CHANNELS) or not len(states):
-        raise UserError(f"states of shape {states.shape}; wanted rows of motion.CHANNELS, {len(CHANNELS)} columns")
+        raise UserError(
+            f"got states of shape {states.shape}; expected [f, {len(CHANNELS)}], f >= 1: pass rows of motion.CHANNELS"
+        )
     return paint(layers(identity, states, setting), identity.palette | setting.colours, size)
 
 
 def paint(polygons: Parts, palette: dict, size: int) -> UInt8[np.ndarray, "f h w 3"]:
-    """Fill (colour name, polygons) back to front; a stack of one polygon holds for every frame."""
+    """Fill polygons with anti-aliasing, from back to front.
+
+    Args:
+        polygons: name of the colour, and one polygon per frame or one for all frames, in frame units.
+        palette: name → sRGB colour; "background" fills the frame.
+        size: height and width in pixels.
+    """
     frames = max(len(points) for _, points in polygons)
     flat = [
         ((points * size).reshape(len(points), -1).tolist(), aggdraw.Brush(palette[name]))
         for name, points in polygons
-        if points.min() < 1 and points.max() > 0 and points[..., 1].min() < 1  # the rest is out of sight
+        if points.min() < 1 and points.max() > 0 and points[..., 1].min() < 1  # the others are outside the frame
     ]
     flat = [(points * frames if len(points) == 1 else points, brush) for points, brush in flat]
     out = np.empty((frames, size, size, 3), np.uint8)
@@ -55,15 +73,15 @@ def paint(polygons: Parts, palette: dict, size: int) -> UInt8[np.ndarray, "f h w
 def regions(
     identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
 ) -> Float[np.ndarray, "m f h w"]:
-    """The share of each pixel that belongs to each of REGIONS, in [0, 1]."""
-    of = {"face": face_region, "lips": mouth_region}
-    return np.stack([of[name](identity, states, size, setting) for name in REGIONS])
+    """Masks of each of types.REGIONS: the share of each pixel that is inside, in [0, 1]."""
+    functions = {"face": face_region, "lips": mouth_region}
+    return np.stack([functions[name](identity, states, size, setting) for name in REGIONS])
 
 
 def face_region(
     identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
 ) -> Float[np.ndarray, "f h w"]:
-    """How much of each pixel the head's outline encloses, in [0, 1], whatever is drawn upon it; ears stand outside."""
+    """Mask of the head's outline, in [0, 1], with hair, eyes and mouth but without ears."""
     s = _columns(states)
     outline = setting.camera(_posed(s, head.outline(identity, s), depth=0.0))
     palette = {"background": (0, 0, 0), "face": (255, 255, 255)}
@@ -73,17 +91,17 @@ def face_region(
 def mouth_region(
     identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
 ) -> Float[np.ndarray, "f h w"]:
-    """How much of each pixel belongs to the surroundings of the mouth, in [0, 1], with a soft edge.
+    """Mask of the mouth's surroundings, in [0, 1], with a soft edge.
 
-    An ellipse that holds the mouth at its widest and fully open: it follows the head, not the lips.
+    It is an ellipse that contains the mouth at its widest and fully open. It follows the head, not the lips.
     """
-    reach = (np.arange(size, dtype=np.float32) + 0.5) / size
+    pixels = (np.arange(size, dtype=np.float32) + 0.5) / size
     place = np.array([[[0.0, identity.mouth_y + 0.03]]])
-    middle = setting.camera(_posed(_columns(states), place, depth=1.1)[:, 0])
-    x, y = np.moveaxis(middle.astype(np.float32), -1, 0)
+    centre = setting.camera(_posed(_columns(states), place, depth=1.1)[:, 0])
+    x, y = np.moveaxis(centre.astype(np.float32), -1, 0)
     zoom = setting.camera.zoom
-    dx = ((reach - x[:, None]) / (1.35 * zoom * identity.mouth_w)) ** 2
-    dy = ((reach - y[:, None]) / (0.145 * zoom)) ** 2
+    dx = ((pixels - x[:, None]) / (1.35 * zoom * identity.mouth_w)) ** 2
+    dy = ((pixels - y[:, None]) / (0.145 * zoom)) ** 2
     return np.clip((1.3 - np.sqrt(dy[:, :, None] + dx[:, None, :])) / 0.5, 0, 1)
 
 
@@ -114,13 +132,13 @@ def _columns(states: Float[np.ndarray, "f s"]) -> dict[str, Float[np.ndarray, "f
 
 
 def _posed(s: dict, points: Polygons, depth: float) -> Polygons:
-    """Points of the head → the frame: shifted by yaw and pitch according to their depth, rolled, and moved."""
+    """Points of the head in the puppet's units: displaced by yaw and pitch times depth, rolled and translated."""
     x = points[..., 0] + 0.035 * depth * s["head_yaw"]
     y = points[..., 1] + 0.028 * depth * s["head_pitch"] - PIVOT
     roll = np.deg2rad(s["head_roll"])
     cos, sin = np.cos(roll), np.sin(roll)
-    moved_x = cos * x - sin * y + MIDDLE[0] + s["head_x"]
-    return np.stack([moved_x, sin * x + cos * y + PIVOT + MIDDLE[1] + s["head_y"]], axis=-1)
+    moved_x = cos * x - sin * y + CENTRE[0] + s["head_x"]
+    return np.stack([moved_x, sin * x + cos * y + PIVOT + CENTRE[1] + s["head_y"]], axis=-1)
 
 
 def _posed_all(s: dict, parts: Parts, depth: float) -> Parts:
@@ -128,7 +146,7 @@ def _posed_all(s: dict, parts: Parts, depth: float) -> Parts:
 
 
 def _shoulders(p: Identity, s: dict) -> Parts:
-    """The parts between head and torso: shoulders, which breathe and shrug, collar and neck."""
+    """Shoulders, collar and neck, between head and torso."""
     shoulders = head.ellipse(0.5 + body.sway(s), 1.06 - body.lift(s), p.shoulders, 0.2)
     collar = head.ellipse(
         0.5 + body.sway(s), 0.89 - 0.008 * s["breath"] - 0.03 * s["shoulders"], 0.17, 0.055, head.SMALL

@@ -1,8 +1,8 @@
-"""Scenes: who says and does what when, before anything moves or is drawn.
+"""Scenes: the content of clips (speech, gestures, setting, noise) as timelines, before motion and rendering.
 
-A `Scene` is what a config says of a set of clips; `Timeline.play` fills one clip with it. What its default leaves out
-(gestures, things to look at, other framings, changes of mood, noise) takes no random number, so that a calm portrait
-stays the same whatever this module learns to do.
+A `Scene` is the configuration of a set of clips, and a `Timeline` is the content of one clip. Features other than
+speech (gestures, things, framings, changes of mood, noise) have random numbers of their own, so a calm portrait stays
+the same when a feature is added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,51 +20,68 @@ from avatar.puppet.speech import Phoneme, Voice, synthesize
 from avatar.types import FRAME_RATE, GESTURES, SAMPLE_RATE, SAMPLES_PER_FRAME, STATES
 
 SCHEDULES = ("mixed", "speaking")
-PAUSE_S = 0.15  # of the other's voice, to which a listener reacts
-REACTION_S = (0.1, 0.35)
+PAUSE_S = 0.15  # shortest pause of the other voice that a listener reacts to
+REACTION_S = (0.1, 0.35)  # delay of the reaction
 
 
 @dataclass(frozen=True)
 class Scene:
-    """How clips are directed. Shares are of clips or sentences, in [0, 1].
+    """Content of a set of clips; all shares are in [0, 1].
 
-    Half of the clips with gestures are *directed*: their labels and captions say what the puppet does, and it does
-    nothing else. The others are *free*: the gesture's label is unspecified, words and stress alone cause gestures.
+    Half of the clips with gestures are *directed*: labels and captions specify every gesture. The others are *free*:
+    the gesture label is unspecified, and only words and stress cause gestures.
+
+    Args:
+        framings: framing → weight; the framings are those of `setting.CAMERAS`.
+        backdrops: some of `setting.BACKDROPS`.
+        cues: share of a free clip's sentences that start with words that cause a gesture.
+        beats: share of a free clip's other sentences that are accompanied by beats.
+        commands_hz: gestures per second of a directed clip.
+        moods: share of clips whose emotion changes.
+        things: share of clips with a thing to look at.
+        lively: share of clips with 1.5 times the head motion; if above 0, the others have 0.65 times.
+        noise: share of clips with noise in the puppet's audio.
+        noise_db: smallest and largest signal-to-noise ratio.
+
+    Raises:
+        UserError: an unknown name, no framing with a weight above 0, or a number outside its range.
     """
 
-    framings: Mapping[str, float] = field(default_factory=lambda: {"portrait": 1.0})  # weights
+    framings: Mapping[str, float] = field(default_factory=lambda: {"portrait": 1.0})
     backdrops: Sequence[str] = ("disc",)
-    cues: float = 0.0  # of a free clip's sentences, made to open with words that cause a gesture
-    beats: float = 0.0  # of a free clip's sentences, accompanied by beats
-    commands_hz: float = 0.0  # gestures a second in a directed clip
-    moods: float = 0.0  # clips whose emotion changes
-    things: float = 0.0  # clips with a thing to look at
-    lively: float = 0.0  # clips whose head moves half as much again, of the others by a third less
-    noise: float = 0.0  # clips with noise on the sound
-    noise_db: Sequence[float] = (8.0, 25.0)  # of speech above noise
+    cues: float = 0.0
+    beats: float = 0.0
+    commands_hz: float = 0.0
+    moods: float = 0.0
+    things: float = 0.0
+    lively: float = 0.0
+    noise: float = 0.0
+    noise_db: Sequence[float] = (8.0, 25.0)
 
     def __post_init__(self):
         object.__setattr__(self, "framings", dict(self.framings))
         object.__setattr__(self, "backdrops", tuple(self.backdrops))
         object.__setattr__(self, "noise_db", tuple(self.noise_db))
-        if strange := [*(self.framings.keys() - CAMERAS.keys()), *(set(self.backdrops) - set(BACKDROPS))]:
+        if unknown := [*(self.framings.keys() - CAMERAS.keys()), *(set(self.backdrops) - set(BACKDROPS))]:
             raise UserError(
-                f"unknown framing or backdrop {strange[0]!r}; wanted {', '.join(CAMERAS)} and {', '.join(BACKDROPS)}"
+                f"got the framing or backdrop {unknown[0]!r}; expected framings of {', '.join(CAMERAS)} and backdrops "
+                f"of {', '.join(BACKDROPS)}: choose another"
             )
         if not self.framings or min(self.framings.values()) < 0 or sum(self.framings.values()) <= 0:
-            raise UserError(f"framings {self.framings}; give at least one a weight above 0")
+            raise UserError(f"got framings={self.framings}; expected weights >= 0: set at least one above 0")
         for name in ("cues", "beats", "moods", "things", "lively", "noise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; wanted a share in [0, 1]")
+                raise UserError(f"got {name}={getattr(self, name)}; expected a share in [0, 1]: change it")
         if self.commands_hz < 0:
-            raise UserError(f"commands_hz is {self.commands_hz}; wanted gestures a second, 0 or more")
+            raise UserError(f"got commands_hz={self.commands_hz}; expected gestures per second >= 0: change it")
 
     @property
     def gestures(self) -> bool:
+        """Whether clips have gestures."""
         return self.cues + self.beats + self.commands_hz > 0
 
     def setting(self, rng: np.random.Generator) -> Setting:
-        """A framing, a backdrop and maybe a thing."""
+        """Draw the setting of a clip."""
         weights = np.array(list(self.framings.values()))
         framing = str(rng.choice(list(self.framings), p=weights / weights.sum()))
         backdrop = str(rng.choice(self.backdrops))
@@ -78,21 +95,33 @@ class Scene:
 
 
 class Timeline:
-    """A clip under construction: two tracks of sound, the phonemes of the first, states and gestures by frame.
+    """Timeline of one clip: both voices, the phonemes and sentences of the puppet, states, pauses of the other voice.
 
-    `rng` draws what is said and when, `own` what a scene adds to that.
+    Args:
+        frames: length.
+        split: of the sentences.
+        rng: draws sentences, states and their times.
+        backend, cache: of `speech.synthesize`.
     """
 
     def __init__(self, frames: int, split: str, rng: np.random.Generator, backend: str | None, cache: Path | None):
         self.own, self.other = np.zeros((2, frames * SAMPLES_PER_FRAME), np.float32)
         self.phonemes: list[Phoneme] = []
         self.state = np.full(frames, STATES.index("idle"))
-        self.sentences: list[tuple[str, int, int]] = []  # of the puppet: text, first frame (before 0: cut), last
-        self.pauses: list[int] = []  # of the other's voice
+        self.sentences: list[
+            tuple[str, int, int]
+        ] = []  # of the puppet: text, first frame (below 0: it began before), last frame
+        self.pauses: list[int] = []  # frames in which the other voice pauses
         self.frames, self.split, self.rng, self.backend, self.cache = frames, split, rng, backend, cache
 
     def play(self, schedule: str, own: Voice, other: Voice, cue_share: float = 0.0) -> None:
-        """Fill the timeline with speaking, listening and idling."""
+        """Fill the timeline with speech of both voices and idle time.
+
+        Args:
+            schedule: one of SCHEDULES.
+            own, other: voices of the puppet and of the other person.
+            cue_share: share of the puppet's sentences that start with a cue.
+        """
         frame = 0
         while frame < self.frames:
             chances = (1, 0, 0) if schedule == "speaking" else (0.78, 0.12, 0.1)
@@ -100,26 +129,26 @@ class Timeline:
             if state == "idle":
                 end = frame + int(self.rng.uniform(0.8, 2.2) * FRAME_RATE)
             else:
-                end = frame + self._say(frame, own if state == "speaking" else other, state, cue_share)
+                end = frame + self._add_sentence(frame, own if state == "speaking" else other, state, cue_share)
             self.state[frame:end] = STATES.index(state)
             frame = end
 
-    def _say(self, frame: int, voice: Voice, state: str, cue_share: float) -> int:
-        """Put a sentence on a track, from `frame` on; returns how many frames it takes with the pause after it.
+    def _add_sentence(self, frame: int, voice: Voice, state: str, cue_share: float) -> int:
+        """Add a sentence from `frame` on; returns its length in frames, with the pause after it.
 
-        The first one of a scene may have begun before it.
+        The first sentence of a scene may start before the scene.
         """
         text = cues.draw(self.rng, self.split, cue_share if state == "speaking" else 0.0)
         spoken = synthesize(text, voice, self.cache, self.backend)
         pause = self.rng.uniform(0.1, 0.4)
-        late = int(self.rng.uniform(0, 0.6) * len(spoken.samples)) if frame == 0 else 0
-        begin, samples = frame * SAMPLES_PER_FRAME, spoken.samples[late:]
+        skipped = int(self.rng.uniform(0, 0.6) * len(spoken.samples)) if frame == 0 else 0
+        begin, samples = frame * SAMPLES_PER_FRAME, spoken.samples[skipped:]
         samples = samples[: len(self.own) - begin]
         track = self.own if state == "speaking" else self.other
         track[begin : begin + len(samples)] = samples
-        shift = (begin - late) / SAMPLE_RATE
+        shift = (begin - skipped) / SAMPLE_RATE
         moved = [Phoneme(p.symbol, p.start_s + shift, p.end_s + shift) for p in spoken.phonemes]
-        length = int(np.ceil(((len(spoken.samples) - late) / SAMPLE_RATE + pause) * FRAME_RATE))
+        length = int(np.ceil(((len(spoken.samples) - skipped) / SAMPLE_RATE + pause) * FRAME_RATE))
         if state == "speaking":
             self.phonemes += moved
             self.sentences.append((text, round(shift * FRAME_RATE), frame + length))
@@ -131,26 +160,26 @@ class Timeline:
 
 
 def free_gestures(timeline: Timeline, scene: Scene, setting: Setting, rng: np.random.Generator) -> list[Event]:
-    """Gestures that words cause, and beats, which may accompany the other sentences."""
+    """Gestures of a free clip: those that words cause, and beats in other sentences."""
     events = []
     for text, start, stop in timeline.sentences:
         gesture = cues.gesture_of(text)
         if gesture is not None:
             begin = start + int(rng.uniform(-0.1, 0.15) * FRAME_RATE)
-            events += _seen([_event(gesture, begin, setting, rng)], setting)
+            events += _visible([_event(gesture, begin, setting, rng)], setting)
         elif rng.random() < scene.beats:
             end = min(stop, start + int(rng.uniform(*SECONDS["beat"]) * FRAME_RATE))
-            events += _seen([Event("beat", start, end, int(rng.choice((-1, 1))))], setting)
+            events += _visible([Event("beat", start, end, int(rng.choice((-1, 1))))], setting)
     return [event for event in events if event.stop > 0]
 
 
 def commanded_gestures(frames: int, scene: Scene, setting: Setting, rng: np.random.Generator) -> list[Event]:
-    """Gestures out of nowhere, as a director asks for them; one is over before the next begins."""
-    known = WITHOUT_ARMS if setting.framing == "portrait" else tuple(name for name in SECONDS if name != "beat")
+    """Gestures of a directed clip, at random times without overlap."""
+    names = WITHOUT_ARMS if setting.framing == "portrait" else tuple(name for name in SECONDS if name != "beat")
     events, frame = [], 0
     while True:
         frame += int(rng.exponential(1 / scene.commands_hz) * FRAME_RATE) + FRAME_RATE // 2
-        event = _event(str(rng.choice(known)), frame, setting, rng)
+        event = _event(str(rng.choice(names)), frame, setting, rng)
         if event.stop > frames:
             return events
         events.append(event)
@@ -158,7 +187,7 @@ def commanded_gestures(frames: int, scene: Scene, setting: Setting, rng: np.rand
 
 
 def gesture_track(events: list[Event], frames: int) -> np.ndarray:
-    """The index into types.GESTURES of what is done at each frame."""
+    """Index into types.GESTURES of the gesture in each frame."""
     track = np.full(frames, GESTURES.index("none"))
     for event in events:
         track[max(event.start, 0) : max(event.stop, 0)] = GESTURES.index(event.gesture)
@@ -166,24 +195,25 @@ def gesture_track(events: list[Event], frames: int) -> np.ndarray:
 
 
 def reactions(timeline: Timeline, rng: np.random.Generator) -> tuple[int, ...]:
-    """Frames at which a listener nods, soon after the other's pauses."""
+    """Frames of a listener's reactions, shortly after the pauses of the other voice."""
     return tuple(pause + int(rng.uniform(*REACTION_S) * FRAME_RATE) for pause in timeline.pauses)
 
 
 def with_noise(samples: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A voice with a room's noise under it, louder at low frequencies."""
+    """Audio with pink noise at a random signal-to-noise ratio; silence stays the same."""
     level = float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))
     if level == 0:
         return samples
-    quietest, loudest = scene.noise_db
+    low, high = scene.noise_db
     spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
     spectrum /= np.sqrt(np.maximum(np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE), 50))
     noise = np.fft.irfft(spectrum, len(samples))
-    noise *= level * 10 ** (-rng.uniform(quietest, loudest) / 20) / noise.std()
+    noise *= level * 10 ** (-rng.uniform(low, high) / 20) / noise.std()
     return np.clip(samples + noise, -1, 1).astype(np.float32)
 
 
 def _event(gesture: str, start: int, setting: Setting, rng: np.random.Generator) -> Event:
+    """A gesture of random duration and side; pointing is directed at the thing."""
     stop = start + int(rng.uniform(*SECONDS[gesture]) * FRAME_RATE)
     side = int(rng.choice((-1, 1)))
     if gesture == "point" and setting.thing is not None:
@@ -191,6 +221,6 @@ def _event(gesture: str, start: int, setting: Setting, rng: np.random.Generator)
     return Event(gesture, start, stop, side)
 
 
-def _seen(events: list[Event], setting: Setting) -> list[Event]:
-    """Those that this framing shows."""
+def _visible(events: list[Event], setting: Setting) -> list[Event]:
+    """The events that the framing shows."""
     return [event for event in events if setting.framing != "portrait" or event.gesture in WITHOUT_ARMS]

@@ -1,7 +1,7 @@
-"""What puppets say: everyday English from a small grammar, millions of sentences, split for good by their own text.
+"""Sentences that puppets say: everyday English from a small grammar, in disjoint splits.
 
-A sentence belongs to the split that the hash of its text names, so no split can hold a sentence of another,
-whatever the seed: about 80 % of them are train, 10 % dev and 10 % test.
+The hash of its text assigns a sentence to a split, so the splits are disjoint for every seed: about 80 % of the
+sentences are train, 10 % dev and 10 % test.
 """
 
 import hashlib
@@ -75,15 +75,15 @@ _CHOICES = {name: words.split("|") for name, words in WORDS.items()}
 
 
 def split_of(sentence: str) -> str:
-    """The one split that a sentence belongs to."""
+    """The split that a sentence belongs to."""
     tenth = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:4]) % 10
     return {0: "dev", 1: "test"}.get(tenth, "train")
 
 
 def draw(rng: np.random.Generator, split: str) -> str:
-    """A random sentence of a split: drawn from the grammar until one belongs there."""
+    """Draw sentences from the grammar until one belongs to the split. Raises UserError for an unknown split."""
     if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"got the split {split!r}; expected one of {', '.join(SPLITS)}: choose another")
     while True:
         pattern = PATTERNS[rng.integers(len(PATTERNS))]
         sentence = re.sub(r"\{(\w+?)\}", lambda found: _pick(rng, found[1]), pattern)

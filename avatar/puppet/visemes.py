@@ -1,11 +1,11 @@
-"""Phonemes → what the mouth does, at 25 frames a second.
+"""Visemes: opening and width of the mouth for phonemes and audio, at 25 frames per second.
 
     mouth_open in [0, 1]    0: lips closed
     mouth_wide in [-1, 1]   -1: rounded (u, w), 0: at rest, 1: spread (i)
 
-Frame i is the mouth at its centre, (i + 0.5) / 25 s. Lips lead the sound by 20 ms. Each phoneme sets a target;
-targets are blended over time (coarticulation), the opening follows the loudness of the sound in part, and then the
-lips of p, b and m are shut whatever their neighbours ask for. Outside phonemes the mouth is closed and at rest.
+Frame i is the mouth at time (i + 0.5) / 25 s. The lips lead the audio by 20 ms. Each phoneme has a target. Targets are
+blended over time (coarticulation), and the opening is scaled by the loudness of the audio. The lips always close for p,
+b and m. Without a phoneme the mouth is closed and at rest.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from scipy.ndimage import gaussian_filter1d
 from avatar.puppet.speech import Phoneme
 from avatar.types import FRAME_RATE, SAMPLE_RATE
 
-LEAD_S = 0.02  # the lips are ahead of the sound by this much
+LEAD_S = 0.02  # of the lips, before the audio
 BLEND_S = 0.024  # standard deviation of the blend between targets
-SHUT_S = 0.05  # lips stay shut at least this long, more than a frame, so that some frame sees it
-RAMP_S = 0.03  # and take this long to shut and to part
-GAIN = 1.2  # makes up for what blending and loudness take from the opening
-GRID = 200  # steps a second on which the mouth is simulated
+CLOSURE_S = 0.05  # shortest closure of p, b and m: longer than a frame, so that at least one frame shows it
+RAMP_S = 0.03  # duration of closing and of opening
+GAIN = 1.2  # compensates the reduction of the opening by blending and loudness
+GRID = 200  # steps per second of the simulation
 CLOSED = frozenset("pbm")
 
-# (open, wide), by the longest leading part of an eSpeak mnemonic; diphthongs have two halves
+# prefix of an eSpeak mnemonic → (open, wide); diphthongs have two targets
 TARGETS = {
     "i": ((0.44, 0.9),), "I": ((0.52, 0.55),), "E": ((0.7, 0.45),), "e": ((0.66, 0.5),), "a": ((0.96, 0.25),),
     "A": ((1.0, -0.05),), "V": ((0.8, 0.05),), "0": ((0.88, -0.35),), "O": ((0.76, -0.65),), "o": ((0.68, -0.75),),
@@ -44,11 +44,11 @@ TARGETS = {
     "*": ((0.18, 0.1),), ";": ((0.25, 0.4),), "a#": ((0.6, 0.05),),
 }  # fmt: skip
 _LONGEST = max(map(len, TARGETS))
-_NEUTRAL = ((0.35, 0.0),)  # for sounds of other languages that the table has no letter of
+_NEUTRAL = ((0.35, 0.0),)  # for mnemonics of other languages
 
 
 def target(symbol: str) -> tuple[tuple[float, float], ...]:
-    """The (open, wide) targets of a phoneme, one or two, spread evenly over its duration."""
+    """One or two (open, wide) targets of a phoneme, for equal parts of its duration, by the longest matching prefix."""
     for length in range(_LONGEST, 0, -1):
         if symbol[:length] in TARGETS:
             return TARGETS[symbol[:length]]
@@ -58,13 +58,16 @@ def target(symbol: str) -> tuple[tuple[float, float], ...]:
 def mouth_targets(
     phonemes: Sequence[Phoneme], samples: Float[np.ndarray, " n"], frames: int
 ) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
-    """`mouth_open` and `mouth_wide` of every frame, for the phonemes heard in `samples` (16 kHz).
+    """Trajectories of `mouth_open` and `mouth_wide`.
 
-    The phonemes' times count from the first sample, which is the start of frame 0.
+    Args:
+        phonemes: with times relative to the first sample.
+        samples: of the audio at 16 kHz; the first one is at the start of frame 0.
+        frames: f.
     """
     time = np.arange(-GRID // 2, round(frames / FRAME_RATE * GRID) + GRID // 2) / GRID
     opened, wide, speaking = np.zeros((3, len(time)))
-    shut = np.zeros(len(time))
+    closed = np.zeros(len(time))
     for phoneme in phonemes:
         start, end = phoneme.start_s - LEAD_S, phoneme.end_s - LEAD_S
         poses = target(phoneme.symbol)
@@ -72,14 +75,14 @@ def mouth_targets(
         for (o, w), first, last in zip(poses, edges[:-1], edges[1:], strict=True):
             opened[first:last], wide[first:last], speaking[first:last] = o, w, 1
         if phoneme.symbol[0] in CLOSED:
-            middle, half = (start + end) / 2, max(end - start, SHUT_S) / 2
+            middle, half = (start + end) / 2, max(end - start, CLOSURE_S) / 2
             first, last = np.searchsorted(time, (middle - half - RAMP_S, middle + half + RAMP_S))
             ramp = np.clip(1 + (half - np.abs(time[first:last] - middle)) / RAMP_S, 0, 1)
-            shut[first:last] = np.maximum(shut[first:last], ramp * ramp * (3 - 2 * ramp))
+            closed[first:last] = np.maximum(closed[first:last], ramp * ramp * (3 - 2 * ramp))
     opened *= 0.15 + 0.85 * _loudness(samples, time)
     blend = BLEND_S * GRID
-    opened = np.clip(GAIN * gaussian_filter1d(opened, blend), 0, 1) * (1 - shut)
-    # the lips' shape is carried across short gaps and consonants that leave it free, hence the wider blend
+    opened = np.clip(GAIN * gaussian_filter1d(opened, blend), 0, 1) * (1 - closed)
+    # The blend is wider, since the width extends over short gaps and consonants without a width of their own.
     wide = gaussian_filter1d(wide, 1.3 * blend) * np.clip(gaussian_filter1d(speaking, blend), 0, 1)
     centres = (np.arange(frames) + 0.5) / FRAME_RATE
     opened, wide = (np.interp(centres, time, values).astype(np.float32) for values in (opened, wide))
@@ -87,7 +90,7 @@ def mouth_targets(
 
 
 def _loudness(samples: Float[np.ndarray, " n"], time: Float[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
-    """How loud the sound is at each time, smoothed over 20 ms: 1 at its own loud passages, 0 from 20 dB below on."""
+    """Loudness in [0, 1], smoothed over 20 ms: 1 in the loud parts of the audio, 0 at 20 dB below them and less."""
     hop = SAMPLE_RATE // GRID
     power = (samples[: len(samples) // hop * hop].reshape(-1, hop) ** 2).mean(1)
     if not power.any():

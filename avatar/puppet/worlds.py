@@ -1,7 +1,7 @@
-"""The two faces of the puppet world: what a model sees of a clip, as tensors.
+"""Worlds: video tensors of puppet clips.
 
-PixelWorld   the rendered frames, in [-1, 1], with the regions of face and mouth
-StateWorld   the puppet's own state vectors, one "pixel" with a channel per number: exact truth, quick to learn
+PixelWorld   rendered frames in [-1, 1], with masks of face and lips
+StateWorld   state vectors as frames of one pixel, with a channel per entry: exact and fast to learn
 """
 
 from dataclasses import dataclass
@@ -21,43 +21,52 @@ from avatar.puppet.render import render
 from avatar.puppet.setting import Setting
 from avatar.types import REGIONS
 
-BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of the states that can be drawn
+BOUNDS = (torch.tensor(LOW), torch.tensor(HIGH))  # of drawable states
 
 
 @runtime_checkable
 class World(Protocol):
-    """How a clip becomes a video tensor."""
+    """Interface of the worlds."""
 
     @property
     def fingerprint(self) -> str:
-        """The settings that videos and regions depend on."""
+        """String of the settings that videos and regions depend on."""
         ...
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of its frames."""
+        """Height and width of the frames."""
         ...
 
-    def video(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "c f h w"]: ...
+    def video(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "c f h w"]:
+        """The frames [start, stop) of a clip."""
+        ...
 
     def regions(self, clip: PuppetClip, start: int, stop: int) -> Float[Tensor, "m f h w"]:
-        """The share of each pixel that is each of REGIONS."""
+        """Masks of types.REGIONS in the frames [start, stop), in [0, 1]."""
         ...
 
     def to_images(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
-        """A video tensor of this world as frames to look at."""
+        """RGB images of a video of this world."""
         ...
 
 
 @dataclass(frozen=True)
 class PixelWorld:
-    """Square frames of `size` pixels."""
+    """Rendered frames in [-1, 1].
+
+    Args:
+        size: height and width in pixels, 64 to 256.
+
+    Raises:
+        UserError: a size that is not an integer of at least 1.
+    """
 
     size: int = 64
 
     def __post_init__(self):
         if not isinstance(self.size, int) or self.size < 1:
-            raise UserError(f"frames of {self.size} pixels; wanted a whole number from 1 on")
+            raise UserError(f"got frames of {self.size} pixels; expected an integer >= 1: change puppet.size")
 
     @property
     def fingerprint(self) -> str:
@@ -79,9 +88,9 @@ class PixelWorld:
 
 @dataclass(frozen=True)
 class StateWorld:
-    """States as 1×1 frames with one channel per entry of `motion.CHANNELS`.
+    """State vectors as frames of one pixel, with one channel per entry of `motion.CHANNELS`.
 
-    The one pixel is all of the puppet, each of its regions included: weights, whose mean is 1, leave it as it is.
+    The pixel belongs to every region, so region weights, whose mean is 1, have no effect.
     """
 
     shape: ClassVar[tuple[int, int]] = (1, 1)
@@ -94,5 +103,5 @@ class StateWorld:
         return torch.ones(len(REGIONS), stop - start, 1, 1)
 
     def to_images(self, video: Float[Tensor, "c f h w"]) -> UInt8[np.ndarray, "f H W 3"]:
-        """The states worn by one and the same puppet, arms and all."""
+        """Rendered states, all of the same identity."""
         return render(Identity.from_seed(0), video[:, :, 0, 0].T.clamp(*BOUNDS).cpu().numpy(), 64, Setting("half"))

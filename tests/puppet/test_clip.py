@@ -1,4 +1,4 @@
-"""Clips: functions of their seed, splits that share nothing, labels that agree with sound and motion."""
+"""Clips: determinism, disjoint splits, and labels that agree with audio and motion."""
 
 import functools
 import hashlib
@@ -28,19 +28,19 @@ def clips(count: int, schedule: str = "mixed", split: str = "train") -> list:
 
 
 def digest(backend: str | None = "formant") -> str:
-    """A hash of everything in a clip, pixels included."""
+    """Hash of the content of a clip, including its pixels."""
     clip = make_clip(3, "train", 40, backend=backend)
     parts = (clip.own, clip.other, clip.states, clip.state, clip.frames(64), clip.regions(64))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts) + clip.caption.encode()).hexdigest()
 
 
-def test_a_clip_is_the_same_in_every_process():
+def test_a_clip_is_the_same_in_another_process():
     program = "from tests.puppet.test_clip import digest; print(digest(), digest(None))"
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert other.stdout.split() == [digest(), digest(None)]
 
 
-def test_all_that_a_clip_holds_covers_its_frames():
+def test_all_fields_cover_the_frames_of_a_clip():
     clip = make_clip(0, "dev", 33, backend="formant")
     assert clip.own.shape == clip.other.shape == (33 * SAMPLES_PER_FRAME,)
     assert clip.own.dtype == clip.other.dtype == clip.states.dtype == np.float32
@@ -51,35 +51,35 @@ def test_all_that_a_clip_holds_covers_its_frames():
     assert clip.key == "puppet-dev-mixed-0"
 
 
-def test_no_two_splits_share_a_sentence_or_an_identity():
+def test_splits_share_no_sentence_and_no_identity():
     rng = np.random.default_rng(0)
-    said = {split: {sentences.draw(rng, split) for _ in range(300)} for split in sentences.SPLITS}
+    drawn = {split: {sentences.draw(rng, split) for _ in range(300)} for split in sentences.SPLITS}
     seeds = {split: {identity_seed(n, split) for n in range(100)} for split in sentences.SPLITS}
     for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
-        assert not said[a] & said[b] and not seeds[a] & seeds[b]
-    assert all(len(texts) > 290 for texts in said.values()), "hardly a sentence is drawn twice"
-    assert all(sentences.split_of(text) == split for split, texts in said.items() for text in texts)
+        assert not drawn[a] & drawn[b] and not seeds[a] & seeds[b]
+    assert all(len(texts) > 290 for texts in drawn.values()), "sentences are rarely drawn twice"
+    assert all(sentences.split_of(text) == split for split, texts in drawn.items() for text in texts)
     for split in sentences.SPLITS:
         assert clips(2, split=split)[0].identity.seed % 3 == sentences.SPLITS.index(split)
     palettes = {tuple(Identity.from_seed(seed).palette.values()) for some in seeds.values() for seed in some}
     assert len(palettes) == 300
 
 
-def test_states_agree_with_who_is_heard():
-    seen = set()
+def test_states_agree_with_the_voices():
+    found = set()
     for clip in clips(12):
         for frame in range(FRAMES):
             own, other = (
                 np.abs(track[frame * SAMPLES_PER_FRAME : (frame + 1) * SAMPLES_PER_FRAME]).max() > 0
                 for track in (clip.own, clip.other)
             )
-            seen.add((STATES[clip.state[frame]], bool(own), bool(other)))
-    assert {("speaking", True, False), ("listening", False, True), ("idle", False, False)} <= seen
+            found.add((STATES[clip.state[frame]], bool(own), bool(other)))
+    assert {("speaking", True, False), ("listening", False, True), ("idle", False, False)} <= found
     allowed = {("speaking", False, False), ("listening", False, False)}  # pauses
-    assert seen <= allowed | {("speaking", True, False), ("listening", False, True), ("idle", False, False)}
+    assert found <= allowed | {("speaking", True, False), ("listening", False, True), ("idle", False, False)}
 
 
-def test_a_speaking_clip_speaks_throughout():
+def test_the_speaking_schedule_has_speech_only():
     for clip in clips(6, "speaking"):
         assert set(clip.state) == {STATES.index("speaking")}
         assert not clip.other.any()
@@ -88,18 +88,18 @@ def test_a_speaking_clip_speaks_throughout():
     assert 0.5 < (mixed == STATES.index("speaking")).mean() < 0.98
 
 
-def test_the_mouth_the_sound_and_the_phonemes_share_one_clock():
+def test_mouth_audio_and_phonemes_are_synchronous():
     for clip in clips(6, "speaking"):
         opened = clip.states[:, channel("mouth_open")]
-        inner = slice(5, FRAMES - 5)  # at its ends a clip lacks the sound and the phonemes beyond
+        inner = slice(5, FRAMES - 5)  # near its ends a clip lacks the audio and the phonemes outside
         again, _ = mouth_targets(clip.phonemes, clip.own, FRAMES)
         assert np.corrcoef(again[inner], opened[inner])[0, 1] > 0.97
         level = clip.own.reshape(FRAMES, -1).std(1)
         by_lag = [np.corrcoef(np.roll(level, lag)[inner], opened[inner])[0, 1] for lag in range(-4, 5)]
-        assert 3 <= np.argmax(by_lag) <= 4 and max(by_lag) > 0.5, "together, or the lips a little ahead"
+        assert 3 <= np.argmax(by_lag) <= 4 and max(by_lag) > 0.5, "synchronous, or with slightly early lips"
 
 
-def test_mouths_are_closed_unless_speaking():
+def test_mouths_are_closed_without_speech():
     for clip in clips(12):
         silent = clip.state != STATES.index("speaking")
         settled = silent & np.roll(silent, 3) & np.roll(silent, -3)
@@ -108,7 +108,7 @@ def test_mouths_are_closed_unless_speaking():
             assert clip.states[settled, channel("mouth_open")].max() < 0.02
 
 
-def test_motion_is_calm_smooth_and_in_range():
+def test_motion_is_smooth_and_in_range():
     for clip in clips(10):
         assert (clip.states >= LOW).all() and (clip.states <= HIGH).all()
         for name, step in (
@@ -123,7 +123,7 @@ def test_motion_is_calm_smooth_and_in_range():
     assert 1 <= np.mean(blinks) <= 4, "in 6 s"
 
 
-def test_emotions_show_on_the_face_and_in_the_caption():
+def test_emotions_change_the_face_and_the_caption():
     faces = {}
     for clip in clips(24):
         assert (clip.emotion == clip.emotion[0]).all() and 0.5 <= clip.intensity.min() <= clip.intensity.max() <= 1
@@ -138,12 +138,12 @@ def test_emotions_show_on_the_face_and_in_the_caption():
             assert f" {word} {clip.identity.description} is {STATES[clip.state[0]]}" in clip.caption
 
 
-def test_unknown_splits_schedules_and_empty_clips_are_refused():
-    with pytest.raises(ValueError, match="unknown split 'val'"):
+def test_unknown_splits_and_schedules_and_empty_clips_are_rejected():
+    with pytest.raises(ValueError, match="the split 'val'; expected one of train"):
         make_clip(0, "val", 10)
-    with pytest.raises(ValueError, match="unknown split 'val'"):
+    with pytest.raises(ValueError, match="the split 'val'; expected one of train"):
         sentences.draw(np.random.default_rng(0), "val")
-    with pytest.raises(ValueError, match="unknown schedule"):
+    with pytest.raises(ValueError, match="the schedule 'singing'; expected"):
         make_clip(0, "train", 10, "singing")
-    with pytest.raises(ValueError, match="frames 0"):
+    with pytest.raises(ValueError, match="frames=0"):
         make_clip(0, "train", 0)

@@ -1,4 +1,4 @@
-"""The renderer: every channel shows, edges move by fractions of a pixel, the mouth's region follows the head."""
+"""Rendering: visible channels, motion of less than a pixel, masks of face and mouth."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ from avatar.types import REGIONS
 
 
 def pose(**channels: float) -> np.ndarray:
-    """One state, at rest but for the channels named."""
+    """One state at rest, except for the given channels."""
     state = np.zeros((1, len(CHANNELS)), np.float32)
     for name, value in channels.items():
         state[0, channel(name)] = value
     return state
 
 
-def test_an_identity_is_its_seed_and_no_two_look_alike():
+def test_identities_are_functions_of_their_seeds_and_differ():
     assert Identity.from_seed(5) == Identity.from_seed(5)
     faces = np.concatenate([render(Identity.from_seed(i), pose(), 64) for i in range(40)]).astype(float)
     apart = [np.abs(a - b).mean() for i, a in enumerate(faces) for b in faces[:i]]
@@ -28,7 +28,7 @@ def test_an_identity_is_its_seed_and_no_two_look_alike():
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_every_channel_shows(name):
+def test_every_channel_is_visible(name):
     index = channel(name)
     low, high = np.repeat(pose(mouth_open=0.3), 2, axis=0)[:, None]
     low[0, index], high[0, index] = LOW[index], HIGH[index]
@@ -39,7 +39,7 @@ def test_every_channel_shows(name):
         assert (np.abs(before - after).max(-1) > 40).sum() >= 8, "at least eight pixels change clearly"
 
 
-def test_the_dark_of_the_mouth_grows_in_proportion_to_its_opening():
+def test_the_visible_change_is_proportional_to_the_mouth_opening():
     identity = Identity.from_seed(0)
     openings = np.linspace(0.1, 1, 19)
     frames = np.concatenate([render(identity, pose(mouth_open=o, lid=1), 64) for o in openings]).astype(float)
@@ -47,10 +47,10 @@ def test_the_dark_of_the_mouth_grows_in_proportion_to_its_opening():
     skin = np.array(identity.palette["skin"])
     changed = np.abs(inside - skin).sum(-1).sum((1, 2))
     assert np.corrcoef(openings, changed)[0, 1] > 0.99
-    assert (np.diff(changed) > 0).all(), "each step of 0.05, half a pixel, shows"
+    assert (np.diff(changed) > 0).all(), "each step of 0.05, half a pixel, is visible"
 
 
-def test_a_closed_mouth_shows_no_dark_and_an_open_one_about_ten_pixels():
+def test_only_an_open_mouth_has_a_dark_opening():
     for seed in range(6):
         identity = Identity.from_seed(seed)
         shut, opened = (render(identity, pose(mouth_open=o), 64)[0] for o in (0.0, 1.0))
@@ -62,7 +62,7 @@ def test_a_closed_mouth_shows_no_dark_and_an_open_one_about_ten_pixels():
 
 
 @pytest.mark.parametrize("size", [64, 100, 256])
-def test_the_same_picture_at_every_size(size):
+def test_frames_of_every_size_have_the_same_content(size):
     identity = Identity.from_seed(1)
     frame = render(identity, pose(mouth_open=0.6), size)
     assert frame.shape == (1, size, size, 3) and frame.dtype == np.uint8
@@ -71,7 +71,7 @@ def test_the_same_picture_at_every_size(size):
     assert difference.mean() < 5, "in grey levels; polygons are a quarter of a pixel too large at any size"
 
 
-def test_the_region_of_the_mouth_holds_every_pixel_that_the_mouth_changes_and_moves_with_the_head():
+def test_the_mouth_region_contains_the_mouth_and_follows_the_head():
     identity = Identity.from_seed(2)
     region = mouth_region(identity, pose(), 64)[0]
     shut, opened = (render(identity, pose(mouth_open=o), 64)[0].astype(int) for o in (0.0, 0.9))
@@ -90,20 +90,20 @@ def area(polygon: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("framing", ["portrait", "half"])
-def test_the_region_of_the_face_is_the_head_that_is_drawn(framing):
-    """Of all skin the largest piece; hair, eyes and mouth upon it belong to it, ears and arms don't."""
+def test_the_face_region_is_the_drawn_head(framing):
+    """The head is the largest polygon of skin. Hair, eyes and mouth belong to the region; ears and arms do not."""
     for seed in range(4):
         identity, states, setting = Identity.from_seed(seed), pose(head_x=0.03, head_roll=5.0), Setting(framing)
         region = face_region(identity, states, 64, setting)[0]
         assert region.shape == (64, 64) and region.min() == 0 and region.max() == 1
         head = max((64 * part[0] for name, part in layers(identity, states, setting) if name == "skin"), key=area)
-        assert region.sum() == pytest.approx(area(head), rel=0.05), "pixels at its edge count by their share"
+        assert region.sum() == pytest.approx(area(head), rel=0.05), "pixels at the edge count by their share"
         rows, columns = np.nonzero(region)
         assert columns.min() == pytest.approx(head[:, 0].min(), abs=1.5)
         assert rows.max() == pytest.approx(head[:, 1].max(), abs=1.5)
 
 
-def test_regions_stand_in_the_order_of_their_names_and_the_mouth_lies_in_the_face():
+def test_regions_are_in_order_and_the_mouth_is_in_the_face():
     identity, states = Identity.from_seed(3), pose(head_yaw=0.2)
     found = dict(zip(REGIONS, regions(identity, states, 64), strict=True))
     np.testing.assert_array_equal(found["lips"], mouth_region(identity, states, 64))
@@ -112,10 +112,10 @@ def test_regions_stand_in_the_order_of_their_names_and_the_mouth_lies_in_the_fac
     ].sum()
 
 
-def test_wrong_sizes_and_shapes_are_refused():
+def test_other_sizes_and_shapes_are_rejected():
     with pytest.raises(ValueError, match=r"32 pixels.*64 to 256"):
         render(Identity.from_seed(0), pose(), 32)
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match=r"pass rows of motion\.CHANNELS"):
         render(Identity.from_seed(0), pose()[:, :5], 64)
-    with pytest.raises(ValueError, match="seed is -1"):
+    with pytest.raises(ValueError, match="seed -1; expected"):
         Identity.from_seed(-1)

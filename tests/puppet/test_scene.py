@@ -1,4 +1,4 @@
-"""Scenes: words cause gestures, commands are message, things draw the eyes, and a calm portrait has none of it."""
+"""Scenes: gestures by words and by labels, gaze at things, reactions, noise, changes of mood, and calm portraits."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -32,7 +32,7 @@ def free(clip: PuppetClip) -> bool:
 
 
 def spans(track: np.ndarray) -> list[tuple[str, slice]]:
-    """The gestures of a track that lie wholly inside of it."""
+    """The gestures of a track that are completely inside it."""
     cuts = np.flatnonzero(np.diff(track, prepend=-1, append=-1))
     found = [(GESTURES[track[a]], slice(a, b)) for a, b in pairwise(cuts) if a and b < len(track)]
     return [(name, span) for name, span in found if name != "none"]
@@ -43,7 +43,7 @@ def half() -> list[PuppetClip]:
     return clips(36, HALF)
 
 
-def test_a_calm_portrait_takes_no_notice_of_scenes():
+def test_a_calm_portrait_has_no_gestures():
     for clip in clips(6, Scene(), schedule="mixed"):
         assert clip.setting == PORTRAIT and len(clip.captions) == 1
         assert set(clip.doing) == set(clip.gesture) == {GESTURES.index("none")}
@@ -51,21 +51,21 @@ def test_a_calm_portrait_takes_no_notice_of_scenes():
             assert np.ptp(column(clip, name)) == 0
 
 
-def test_what_a_free_puppet_does_is_not_told_and_what_a_directed_one_does_is(half):
+def test_gestures_are_labelled_in_directed_clips_only(half):
     assert {free(clip) for clip in half} == {True, False}
     for clip in half:
         assert free(clip) or (clip.gesture == clip.doing).all()
         for caption, at in ((clip.captions[i], clip.captioned == i) for i in range(len(clip.captions))):
-            message = {GESTURES[i] for i in clip.gesture[at]}
-            assert len(message) == 1
-            assert ("waving" in caption) == (message == {"wave"}) and ("shrugging" in caption) == (message == {"shrug"})
+            labels = {GESTURES[i] for i in clip.gesture[at]}
+            assert len(labels) == 1
+            assert ("waving" in caption) == (labels == {"wave"}) and ("shrugging" in caption) == (labels == {"shrug"})
 
 
-def test_gestures_move_what_they_are_made_of(half):
-    seen = dict.fromkeys(SECONDS, 0)
+def test_gestures_move_their_channels(half):
+    count = dict.fromkeys(SECONDS, 0)
     for clip in half:
         for name, span in spans(clip.doing):
-            seen[name] += 1
+            count[name] += 1
             if name in ("wave", "point"):
                 raised = np.maximum(column(clip, "upper_l"), column(clip, "upper_r"))[span].max()
                 shape = [column(clip, f"hand_{side}")[span] for side in "lr"]
@@ -75,22 +75,22 @@ def test_gestures_move_what_they_are_made_of(half):
                 assert column(clip, "shoulders")[span].max() > 0.9
             elif name in ("nod", "shake"):
                 assert np.ptp(column(clip, "head_pitch" if name == "nod" else "head_yaw")[span]) > 0.9
-    assert min(seen.values()) >= 2, seen
+    assert min(count.values()) >= 2, count
 
 
-def test_words_cause_gestures_and_soon(half):
-    """The sound is all there is to go by: the cue opens a sentence, and the gesture begins with it."""
+def test_words_cause_gestures_with_little_delay(half):
+    """A sentence starts with the cue, and the gesture starts at the same time."""
     rng = np.random.default_rng(0)
-    said = [cues.draw(rng, "test", 1.0) for _ in range(60)]
-    assert {cues.gesture_of(text) for text in said} == set(cues.CUES)
-    assert all(sentences.split_of(text) == "test" for text in said)
+    drawn = [cues.draw(rng, "test", 1.0) for _ in range(60)]
+    assert {cues.gesture_of(text) for text in drawn} == set(cues.CUES)
+    assert all(sentences.split_of(text) == "test" for text in drawn)
     assert cues.gesture_of("Nobody found the map.") is None and cues.gesture_of("No, we lost it.") == "shake"
     timeline = Timeline(200, "train", rng, "formant", None)
     timeline.sentences = [("Hello, we left.", 10, 70), ("We left.", 70, 120), ("Who knows, we left.", 120, 180)]
     events = free_gestures(timeline, Scene(cues=1.0), Setting("half"), rng)
     assert [event.gesture for event in events] == ["wave", "shrug"]
     assert np.abs([events[0].start - 10, events[1].start - 120]).max() <= 4
-    begun = [
+    delays = [
         clip.phonemes[np.argmin([abs(p.start_s - span.start / FRAME_RATE) for p in clip.phonemes])].start_s
         - span.start / FRAME_RATE
         for clip in half
@@ -98,16 +98,16 @@ def test_words_cause_gestures_and_soon(half):
         for name, span in spans(clip.doing)
         if name != "beat"
     ]
-    assert len(begun) >= 8 and np.abs(begun).max() < 0.2
+    assert len(delays) >= 8 and np.abs(delays).max() < 0.2
 
 
-def test_a_portrait_shows_only_gestures_without_arms():
+def test_a_portrait_has_gestures_without_arms_only():
     scene = replace(HALF, framings={"portrait": 1.0})
     done = {GESTURES[i] for clip in clips(12, scene) for i in set(clip.doing)}
     assert done <= {"none", *WITHOUT_ARMS} and len(done) > 2
 
 
-def test_training_never_combines_what_is_held_out_and_testing_does():
+def test_held_out_combinations_are_in_test_clips_only():
     scene = replace(HALF, moods=1.0)
 
     def combined(split: str) -> set[tuple[str, str]]:
@@ -120,7 +120,7 @@ def test_training_never_combines_what_is_held_out_and_testing_does():
     assert not combined("train") and len(combined("test")) >= 2
 
 
-def test_a_thing_draws_the_eyes_and_the_pointing_arm():
+def test_puppets_look_and_point_at_things():
     sides, pointed = [], []
     for clip in clips(24, replace(HALF, things=1.0), schedule="mixed"):
         assert clip.setting.thing is not None
@@ -133,8 +133,8 @@ def test_a_thing_draws_the_eyes_and_the_pointing_arm():
     assert np.concatenate(sides).mean() > 0.3 and all(pointed) and len(pointed) >= 2
 
 
-def test_a_listener_nods_and_blinks_at_the_others_pauses():
-    """Nods at random moments would dip the head as much before a pause as after it."""
+def test_a_listener_nods_and_blinks_at_pauses():
+    """Nods at random times would lower the head as much before a pause as after it."""
     before, after, blinks = [], [], []
     for clip in clips(40, Scene(), schedule="mixed"):
         other = np.abs(clip.other).reshape(-1, 640).max(1) > 0.01
@@ -144,11 +144,11 @@ def test_a_listener_nods_and_blinks_at_the_others_pauses():
                 before.append(column(clip, "head_pitch")[i - 8 : i].mean())
                 after.append(column(clip, "head_pitch")[i + 6 : i + 14].mean())
                 blinks.append(column(clip, "lid")[i : i + 14].max() > 0.9)
-    assert np.mean(blinks) > 0.55  # by chance it would be a quarter
+    assert np.mean(blinks) > 0.55  # by chance: a quarter
     assert len(after) >= 6 and np.mean(after) > np.mean(before) + 0.08
 
 
-def test_noise_is_under_the_voice_and_moves_nothing():
+def test_noise_changes_the_audio_only():
     plain, noisy = (clips(4, replace(Scene(), noise=share)) for share in (0.0, 1.0))
     for a, b in zip(plain, noisy, strict=True):
         assert np.array_equal(a.states, b.states) and a.phonemes == b.phonemes
@@ -156,7 +156,7 @@ def test_noise_is_under_the_voice_and_moves_nothing():
         assert 6 < ratio < 27
 
 
-def test_moods_change_in_the_face_and_the_caption():
+def test_changes_of_mood_change_emotion_and_caption():
     for clip in clips(6, Scene(moods=1.0)):
         assert len(set(clip.emotion)) == 2 == len(clip.captions)
         assert set(clip.captioned) == {0, 1} and clip.captions[0].split()[1] != clip.captions[1].split()[1]
@@ -166,12 +166,12 @@ def test_moods_change_in_the_face_and_the_caption():
     ("wrong", "message"),
     [
         ({"framings": {"close": 1.0}}, "'close'"),
-        ({"framings": {"half": 0.0}}, "at least one"),
+        ({"framings": {"half": 0.0}}, "set at least one above 0"),
         ({"backdrops": ("sky",)}, "'sky'"),
-        ({"cues": 1.5}, "cues is 1.5"),
+        ({"cues": 1.5}, "cues=1.5; expected a share"),
         ({"commands_hz": -1.0}, "commands_hz"),
     ],
 )
-def test_scenes_that_make_no_sense_are_refused(wrong, message):
+def test_invalid_scenes_are_rejected(wrong, message):
     with pytest.raises(ValueError, match=message):
         Scene(**wrong)
