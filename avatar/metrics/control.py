@@ -24,12 +24,8 @@ from avatar.puppet.motion import CHANNELS, FACES
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
 
 MIN_FRAMES = 20  # of a segment: 0.8 s
-FACE = (
-    "smile",
-    "brow_raise",
-    "brow_tilt",
-    "lid",
-)  # the first columns of FACES, without the pitch of the head, which also sways
+# the first columns of FACES, without the pitch of the head, which also sways
+FACE = ("smile", "brow_raise", "brow_tilt", "lid")
 MIN_INTENSITY = 0.5
 MIN_SPEAKING = 0.15  # standard deviation of the aperture while speaking
 HEAD_AMPLITUDE = 0.85  # of head_pitch in a nod, of head_yaw in a shake

@@ -52,7 +52,7 @@ Gaussian = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
 def distribution(clips: Sequence[EstimatedClip], others: Sequence[Trajectory]) -> dict[str, float | list[float]]:
     """The MEASURES of the motion of clips, with 95 % intervals (`_ci`), on the channels that are known in every clip.
 
-    `frechet` has no bias of few clips, so it may be below 0. `coverage` is in [0, 1]. `motion_amount` and
+    `frechet` is corrected for the bias of few clips, so it may be below 0. `coverage` is in [0, 1]. `motion_amount` and
     `motion_roughness` are ratios, 1 for equal distributions. NaN without windows; for the first two also for fewer than
     MIN_CLIPS clips or 2 d windows on either side.
 

@@ -37,13 +37,14 @@ PROSODY = {
     "angry": (1.1, -2, 15),
     "surprised": (1.05, 12, 35),
 }
+# words of captions
 MOODS = {
     "neutral": "calm",
     "happy": "happy",
     "sad": "sad",
     "angry": "angry",
     "surprised": "surprised",
-}  # in captions
+}
 DOING = {
     "wave": "waving",
     "point": "pointing",
@@ -76,9 +77,7 @@ class PuppetClip:
     doing: Int[np.ndarray, " f"]  # true gesture, index into types.GESTURES
     captions: tuple[str, ...]
     captioned: Int[np.ndarray, " f"]  # index into `captions`
-    phonemes: tuple[
-        Phoneme, ...
-    ]  # of the own voice; times are relative to the clip's start and may be outside the clip
+    phonemes: tuple[Phoneme, ...]  # of the own voice; times from the clip's start on, some of them outside the clip
     setting: Setting = PORTRAIT
 
     @property

@@ -108,9 +108,7 @@ class Timeline:
         self.own, self.other = np.zeros((2, frames * SAMPLES_PER_FRAME), np.float32)
         self.phonemes: list[Phoneme] = []
         self.state = np.full(frames, STATES.index("idle"))
-        self.sentences: list[
-            tuple[str, int, int]
-        ] = []  # of the puppet: text, first frame (below 0: it began before), last frame
+        self.sentences: list[tuple[str, int, int]] = []  # of the puppet: text, first frame (may be below 0), last frame
         self.pauses: list[int] = []  # frames in which the other voice pauses
         self.frames, self.split, self.rng, self.backend, self.cache = frames, split, rng, backend, cache
 

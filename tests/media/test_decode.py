@@ -48,7 +48,7 @@ def test_audio_of_every_format_keeps_its_length_pitch_and_level(tmp_path, suffix
     path = tmp_path / f"größe und laut.{suffix}"  # with a space and umlauts
     audio = read_audio(write_audio(path, np.stack([tone(rate)] * count), rate, codec))
     assert audio.dtype == np.float32
-    assert abs(len(audio) - 16_000) <= slack  # coders pad to whole packets
+    assert abs(len(audio) - 16_000) <= slack  # coders pad to complete packets
     middle = audio[4_000:12_000]
     spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
     assert np.argmax(spectrum) * 2 == 440  # bins of 2 Hz

@@ -66,10 +66,10 @@ def test_frames_and_audio_are_complete_in_order_and_synchronous(tmp_path, chunk)
     with Mp4Writer(tmp_path / "a b" / "größe.mp4", 64) as writer:
         for i in range(0, 70, chunk):
             writer.write(frames(chunk, i), loud[640 * i : 640 * (i + chunk)])
-    seen, rate = read_video(writer.path)
+    decoded, rate = read_video(writer.path)
     assert rate == 25
-    assert seen.shape == (70, 64, 64, 3)
-    np.testing.assert_allclose(seen.mean((1, 2, 3)), frames(70).mean((1, 2, 3)), atol=4)
+    assert decoded.shape == (70, 64, 64, 3)
+    np.testing.assert_allclose(decoded.mean((1, 2, 3)), frames(70).mean((1, 2, 3)), atol=4)
     audio = read_audio(writer.path)
     assert len(audio) / 640 == pytest.approx(70, abs=2)  # AAC comes in packets of 1.6 frames
     assert np.argmax(np.abs(audio) > 0.1) / 640 == pytest.approx(35, abs=0.1)
@@ -95,8 +95,8 @@ def test_saturated_colours_are_preserved(tmp_path):
     images = np.broadcast_to(colours[:, None, None], (4, 64, 64, 3)).copy()
     with Mp4Writer(tmp_path / "a.mp4", 64) as writer:
         writer.write(images, silence(4))
-    seen, _ = read_video(writer.path)
-    assert np.abs(seen[:, 32, 32].astype(int) - colours).max() <= 8
+    decoded, _ = read_video(writer.path)
+    assert np.abs(decoded[:, 32, 32].astype(int) - colours).max() <= 8
 
 
 def test_the_partial_file_of_a_killed_process_plays(tmp_path):
