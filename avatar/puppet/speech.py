@@ -199,7 +199,7 @@ def _with_closures(phonemes: list[Phoneme], samples: Float[np.ndarray, " n"], ra
 @functools.lru_cache(maxsize=1)
 def _start_worker(pid: int) -> subprocess.Popen:
     """Start the eSpeak server of this process, once; a forked process has another `pid` and starts its own server."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "avatar.puppet.espeak_worker"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
     atexit.register(_stop_worker, worker)
