@@ -42,7 +42,16 @@ GESTURE_S = 1.6  # duration of a commanded gesture, seconds
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Generate, estimate and score all systems; write report.json, report.md and plots into the folder."""
+    """Generate, estimate and score all systems; write report.json, report.md and plots into the folder.
+
+        python -m avatar evaluate student=outputs/RUN/student.safetensors teacher=null split=dev clips=8
+
+    Args:
+        cfg: config `evaluate`, whose comments describe each setting.
+
+    Raises:
+        UserError: invalid settings, bundles that don't fit together, or a folder with a report.
+    """
     require_int(2, clips=cfg.clips)  # with one clip, shuffled audio would be its own
     require_int(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
     require_int(0, seed=cfg.seed, others=cfg.others, control=cfg.control)

@@ -22,6 +22,11 @@ from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 def infer(cfg: DictConfig) -> None:
     """Stream `cfg.audio` over `cfg.image`; each chunk is written when it is finished, and the file stays playable.
 
+        python infer.py image=me.png audio=hello.wav emotion=happy out=me.mp4
+
+    Args:
+        cfg: config `infer`, whose comments describe each setting.
+
     Raises:
         UserError: invalid settings, unreadable files, bundles or encoders that don't fit together.
     """

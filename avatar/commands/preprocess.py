@@ -45,6 +45,9 @@ SPLITS_EXAMPLE = "splits={train: 0.9, dev: 0.05, test: 0.05}"
 def preprocess(cfg: DictConfig) -> None:
     """Write the data set of a config into `cfg.out`, or continue an unfinished one.
 
+    Args:
+        cfg: config `preprocess`, whose comments describe each setting.
+
     Raises:
         UserError: invalid settings or sources, or a folder with other files or another data set.
     """

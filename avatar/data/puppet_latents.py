@@ -65,6 +65,8 @@ class LatentBatches(Dataset):
 class PuppetLatents(LatentDataModule):
     """Data module of the puppet world, on an autoencoder's latents.
 
+        python train.py data.train.count=500 scene=full
+
     Args:
         world: renders the clips.
         train, dev: the clips to encode.

@@ -49,6 +49,8 @@ class ShardBatches(Dataset):
 class ShardClips(LatentDataModule):
     """Data module of preprocessed sets, on an autoencoder's latents.
 
+        python train.py data=shards data.urls=[data/a,data/b] "data.filters.bounds={motion: [0.01, null]}"
+
     Args:
         urls: folders of sets.
         train, dev: splits; validation and sample videos use `dev`.

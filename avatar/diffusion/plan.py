@@ -29,6 +29,9 @@ UPDATES = {"renoise": renoised, "euler": euler_step}
 class Plan:
     """The rollout plan: chunks, denoising timesteps, update rule and attention window of a causal student.
 
+        plan = Plan(times=(1.0, 0.75), chunk=2, first_chunk=1, window=8)
+        plan.chunks(6)  # (1, 2, 2, 1)
+
     Args:
         times: timesteps at which each chunk is denoised, decreasing from 1.
         chunk, first_chunk: latents per chunk; a short first chunk lowers the latency of the first frame.
@@ -38,10 +41,6 @@ class Plan:
 
     Raises:
         UserError: sizes below 1, a window shorter than a chunk, timesteps that do not decrease from 1, unknown names.
-
-    Example:
-        >>> Plan(times=(1.0, 0.75), chunk=2, first_chunk=1, window=8).chunks(6)
-        (1, 2, 2, 1)
     """
 
     times: Sequence[float] = (1.0, 0.9375, 0.833, 0.625)

@@ -70,6 +70,9 @@ class ExitStep:
 class Rollout:
     """A generation in progress: `prime` it with the reference once, then generate chunk after chunk.
 
+        rollout = Rollout(net, plan, cache, Noise((seed,))).prime(cond)
+        latents = rollout.chunk(cond.at(slice(0, plan.first_chunk)))  # 1 c l h w
+
     Args:
         net: the causal student.
         plan: chunks, timesteps, update rule and window.
@@ -80,10 +83,6 @@ class Rollout:
 
     Raises:
         UserError: an unknown gradient policy.
-
-    Example:
-        >>> rollout = Rollout(net, plan, cache, Noise((0,))).prime(cond)
-        >>> latents = rollout.chunk(cond.at(slice(0, plan.first_chunk)))
     """
 
     def __init__(self, net: Denoiser, plan: Plan, cache: Cache, noise: Noise, gradient: str = "exit_step"):
