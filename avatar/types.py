@@ -4,7 +4,7 @@ Axes, the same letters in einops and jaxtyping:
 
     b batch    c channels   f frames (pixels)   l latents (latent frames)   h w space
     n tokens   d width      r roles of audio    k audio tokens per latent   e text events   s samples
-    m regions of a picture
+    m regions of an image
 
 Pixels are `b c f h w` in [-1, 1], latents `b c l h w` with unit variance per channel, tokens `b n d`.
 Time runs from t = 0, data, to t = 1, noise (see `avatar.diffusion.path`).

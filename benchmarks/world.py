@@ -1,8 +1,8 @@
-"""What the puppet world costs: `OMP_NUM_THREADS=1 python benchmarks/world.py --out benchmarks/results/world.json`.
+"""Cost of the puppet world: `OMP_NUM_THREADS=1 python benchmarks/world.py --out benchmarks/results/world.json`.
 
-Milliseconds per frame of making a clip's sound and motion, of drawing its frames and of reading them, for each framing;
-and what it takes to build a read-out for a puppet that hasn't been seen. The aim is to draw and read a frame of 64
-pixels in at most 5 ms on one core.
+Milliseconds per frame of simulating a clip's audio and motion (`make`), of rendering (`draw`) and of state estimation
+(`read`), for each framing; and seconds to build the state estimator of a new puppet. Target: at most 5 ms to render and
+estimate a frame of 64 pixels on one core.
 """
 
 import argparse
@@ -38,10 +38,10 @@ def measure(framing: str, size: int, clips: int, frames: int) -> dict[str, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="milliseconds per frame of making, drawing and reading puppets")
+    parser = argparse.ArgumentParser(description="milliseconds per frame to simulate, render and estimate puppets")
     parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--clips", type=int, default=6)
-    parser.add_argument("--frames", type=int, default=200, help="of each clip")
+    parser.add_argument("--frames", type=int, default=200, help="per clip")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     arguments = parser.parse_args()
     measured = {name: measure(name, arguments.size, arguments.clips, arguments.frames) for name in CAMERAS}

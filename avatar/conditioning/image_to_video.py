@@ -50,12 +50,12 @@ def encode_reference(
     """
     if image is None:
         return I2VConditioning(reference)
-    picture, stride = autoencoder.decode(reference), autoencoder.temporal_stride
-    grey, stream = torch.zeros_like(picture).repeat_interleave(stride, dim=2), autoencoder.encoder_stream()
-    stream.push(picture)
+    images, stride = autoencoder.decode(reference), autoencoder.temporal_stride
+    grey, stream = torch.zeros_like(images).repeat_interleave(stride, dim=2), autoencoder.encoder_stream()
+    stream.push(images)
     known = torch.cat([stream.push(grey) for _ in range(min(latents, MAX_GREY_LATENTS))], dim=2)
     mask = known.new_zeros(len(known), stride, *known.shape[2:])
-    return I2VConditioning(reference, image.encode(picture), torch.cat([mask, known], dim=1))
+    return I2VConditioning(reference, image.encode(images), torch.cat([mask, known], dim=1))
 
 
 def with_image_conditioning(

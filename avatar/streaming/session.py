@@ -206,8 +206,8 @@ class Session:
             return None
         if self.next_reference.reference is not self.reference.reference:
             self._prime_reference()
-        sound, self.queued = self.queued[:, :missing], self.queued[:, missing:].clone()
-        audio = torch.stack([window.push(track) for window, track in zip(self.windows, sound, strict=True)])
+        tracks, self.queued = self.queued[:, :missing], self.queued[:, missing:].clone()
+        audio = torch.stack([window.push(track) for window, track in zip(self.windows, tracks, strict=True)])
         latents = self.rollout.chunk(self._conditioning(audio, position))
         self.other_voice = {latent for latent in self.other_voice if latent >= position + length}
         before = position * self.stride

@@ -75,9 +75,9 @@ def stream(
                 free, seconds = free + spent, seconds + spent
                 if frames is None:
                     break
-                sound = speech[first * SAMPLES_PER_FRAME : session.frames * SAMPLES_PER_FRAME].cpu()
-                silence = frames.shape[1] * SAMPLES_PER_FRAME - len(sound)
-                yield Emitted(frames, torch.nn.functional.pad(sound, (0, silence)), seconds, free, len(calls))
+                samples = speech[first * SAMPLES_PER_FRAME : session.frames * SAMPLES_PER_FRAME].cpu()
+                silence = frames.shape[1] * SAMPLES_PER_FRAME - len(samples)
+                yield Emitted(frames, torch.nn.functional.pad(samples, (0, silence)), seconds, free, len(calls))
                 seconds = 0.0
                 calls.clear()
                 begun = time.perf_counter()  # what the receiver did with the chunk is not counted

@@ -1,4 +1,4 @@
-"""Image-to-video networks are told of the reference what Wan's pipeline tells them, anywhere in an endless stream."""
+"""Image-to-video conditioning equals that of Wan's pipeline, at any position of a stream."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,9 +16,9 @@ from avatar.types import join
 from tests.conftest import CHANNELS, make_cond
 from tests.models import speech_networks
 
-# As deep as Wan 2.1's and so of the same memory, but narrow.
+# Of the depth of Wan 2.1's, so with the same receptive field, but narrow.
 CONFIG = {"base_dim": 2, "z_dim": CHANNELS, "latents_mean": [0.1, 0.2, -0.3], "latents_std": [2.0, 1.0, 0.5]}
-WHOLE_CLIP = 34  # latents: beyond those of which there are different ones
+LONG_CLIP = 34  # latents: longer than the receptive field
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def theirs() -> AutoencoderKLWan:
 
 @pytest.fixture(scope="module")
 def autoencoder(theirs) -> WanAutoencoder:
-    made = WanAutoencoder(CONFIG)
-    made._take(theirs)
-    made.origin = Origin({})  # which loaded ones have
-    return made.eval()
+    net = WanAutoencoder(CONFIG)
+    net._take(theirs)
+    net.origin = Origin({})  # as loaded ones have
+    return net.eval()
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +54,32 @@ def conditioning(reference: torch.Tensor, latents: int):
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def expected(theirs, autoencoder, reference) -> torch.Tensor:
-    """The latents of a video that begins with the references and is grey for long, all encoded at once by diffusers."""
+    """Latents of a long grey video after the references, encoded at once by diffusers."""
     picture = autoencoder.decode(reference)
-    video = torch.cat([picture, torch.zeros(2, 3, 4 * WHOLE_CLIP, *picture.shape[-2:])], dim=2)
+    video = torch.cat([picture, torch.zeros(2, 3, 4 * LONG_CLIP, *picture.shape[-2:])], dim=2)
     mean, std = (torch.tensor(CONFIG[f"latents_{name}"]).view(-1, 1, 1, 1) for name in ("mean", "std"))
     return (theirs.encode(video).latent_dist.mode() - mean) / std
 
 
 @pytest.mark.parametrize("latents", [1, 5])
-def test_the_timeline_is_grey_and_unknown(autoencoder, image, reference, expected, latents):
+def test_timeline_channels_are_grey_latents_with_mask_0(autoencoder, image, reference, expected, latents):
     cond = image_to_video.with_image_conditioning(conditioning(reference, latents), autoencoder, image)
     assert cond.concat_latents.shape == (2, 4 + CHANNELS, latents, 2, 3) and not cond.concat_latents[:, :4].any()
     torch.testing.assert_close(cond.concat_latents[:, 4:], expected[:, :, 1 : 1 + latents], rtol=1e-4, atol=1e-5)
     assert torch.equal(cond.image, image.encode(autoencoder.decode(reference)))
 
 
-def test_a_stream_is_told_at_any_place_what_a_whole_clip_is_told(autoencoder, image, reference, expected):
-    message = image_to_video.encode_reference(reference, autoencoder, image, WHOLE_CLIP)
-    assert message.channels.shape[2] == image_to_video.MAX_GREY_LATENTS < WHOLE_CLIP
-    for start in (0, 3, image_to_video.MAX_GREY_LATENTS - 1, WHOLE_CLIP - 2, 10_000):
-        channels = message.apply(conditioning(reference, 2), start).concat_latents
-        place = 1 + min(start, WHOLE_CLIP - 2)
+def test_conditioning_of_a_stream_equals_that_of_a_full_clip(autoencoder, image, reference, expected):
+    conditions = image_to_video.encode_reference(reference, autoencoder, image, LONG_CLIP)
+    assert conditions.channels.shape[2] == image_to_video.MAX_GREY_LATENTS < LONG_CLIP
+    for start in (0, 3, image_to_video.MAX_GREY_LATENTS - 1, LONG_CLIP - 2, 10_000):
+        channels = conditions.apply(conditioning(reference, 2), start).concat_latents
+        place = 1 + min(start, LONG_CLIP - 2)
         torch.testing.assert_close(channels[:, 4:], expected[:, :, place : place + 2], rtol=1e-4, atol=1e-5)
 
 
-def test_the_bound_is_the_memory_of_wans_encoder(expected):
-    """Before it latents differ, the last of them by little; from it on they are the same."""
+def test_max_grey_latents_is_the_receptive_field_of_wans_encoder(expected):
+    """Latents differ before it and are equal from it on."""
     change = (expected[:, :, 1:] - expected[:, :, -1:]).abs().amax((0, 1, 3, 4))
     assert (
         change[image_to_video.MAX_GREY_LATENTS - 1 :].max() < 1e-6
@@ -87,7 +87,7 @@ def test_the_bound_is_the_memory_of_wans_encoder(expected):
     )
 
 
-def test_the_sink_knows_the_reference(autoencoder, image, reference):
+def test_sink_channels_are_the_reference_with_mask_1(autoencoder, image, reference):
     cond = image_to_video.with_image_conditioning(conditioning(reference, 3), autoencoder, image)
     channels = join([cond.blank(1), cond], "l").concat_latents
     assert torch.equal(channels[:, :4, 0], torch.ones(2, 4, 2, 3)) and torch.equal(
@@ -96,10 +96,10 @@ def test_the_sink_knows_the_reference(autoencoder, image, reference):
     assert torch.equal(channels[:, :, 1:], cond.concat_latents)
 
 
-def test_other_networks_are_told_nothing_and_pay_nothing(autoencoder, reference, monkeypatch):
+def test_other_networks_have_no_conditioning_and_no_cost(autoencoder, reference, monkeypatch):
     cond = conditioning(reference, 3)
     for work in ("decode", "encoder_stream", "to"):
-        monkeypatch.setattr(autoencoder, work, lambda *_: pytest.fail("was asked to work"))
+        monkeypatch.setattr(autoencoder, work, lambda *_: pytest.fail("the autoencoder was used"))
     assert image_to_video.with_image_conditioning(cond, autoencoder, None) is cond
     assert (
         image_to_video.encode_reference(reference, autoencoder, None, 3).apply(cond) is cond
@@ -107,8 +107,8 @@ def test_other_networks_are_told_nothing_and_pay_nothing(autoencoder, reference,
     )
 
 
-@pytest.mark.slow  # to import diffusers' pipelines takes longer than all else here
-def test_wans_own_pipeline_tells_the_same(theirs, autoencoder, image, reference):
+@pytest.mark.slow  # importing diffusers' pipelines is slow
+def test_conditioning_equals_that_of_wans_pipeline(theirs, autoencoder, image, reference):
     from diffusers import WanImageToVideoPipeline
 
     processor = CLIPImageProcessorPil(**image.processor.to_dict())
@@ -124,14 +124,14 @@ def test_wans_own_pipeline_tells_the_same(theirs, autoencoder, image, reference)
     with torch.no_grad():
         cond = image_to_video.with_image_conditioning(conditioning(reference, 20), autoencoder, image)
         picture = autoencoder.decode(reference)[:1]
-        _, wanted = WanImageToVideoPipeline.prepare_latents(
+        _, channels = WanImageToVideoPipeline.prepare_latents(
             pipeline, picture[:, :, 0], 1, CHANNELS, 16, 24, 81, torch.float32, "cpu"
         )
         shown = ((picture[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        seen = WanImageToVideoPipeline.encode_image(pipeline, shown, "cpu")
-    torch.testing.assert_close(cond.concat_latents[:1], wanted[:, :, 1:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(cond.image[:1], seen, rtol=1e-4, atol=1e-5)
+        features = WanImageToVideoPipeline.encode_image(pipeline, shown, "cpu")
+    torch.testing.assert_close(cond.concat_latents[:1], channels[:, :, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cond.image[:1], features, rtol=1e-4, atol=1e-5)
     sink = cond.blank(1).concat_latents[:1]
-    assert torch.equal(sink[:, :4], wanted[:, :4, :1])
-    # Their picture's latent is that of the decoded picture, ours is the reference itself.
-    torch.testing.assert_close(autoencoder.encode(picture), wanted[:, 4:, :1], rtol=1e-4, atol=1e-5)
+    assert torch.equal(sink[:, :4], channels[:, :4, :1])
+    # Wan encodes the image; here the reference is a latent, and its image is decoded.
+    torch.testing.assert_close(autoencoder.encode(picture), channels[:, 4:, :1], rtol=1e-4, atol=1e-5)

@@ -29,7 +29,7 @@ class Features:
         return torch.nn.functional.pad(tokens.float(), (0, 0, 0, 32 - len(tokens))), torch.ones(32, dtype=torch.bool)
 
 
-def test_what_is_kept_of_a_prompt_is_its_own_tokens_and_pads_to_what_was_encoded():
+def test_encoded_prompts_have_no_padding_and_pad_to_the_encoders_output():
     features, ids = encode_prompt("a happy cat", Features()), encode_prompt("a cat", ByteTokenizer(96))
     assert features.shape == (3, 2) and features.dtype == torch.float16
     assert ids.shape == (6,) and ids.dtype == torch.long
@@ -39,13 +39,13 @@ def test_what_is_kept_of_a_prompt_is_its_own_tokens_and_pads_to_what_was_encoded
         assert torch.equal(padded, expected) and torch.equal(known, mask)
 
 
-def test_no_tokens_are_no_tokens():
+def test_an_empty_prompt_has_no_tokens():
     assert strip_padding(torch.zeros(0, 4)).shape == (0, 4) and strip_padding(
         torch.zeros(0, dtype=torch.long)
     ).shape == (0,)
 
 
-def test_prompts_that_come_again_are_not_encoded_again_and_the_oldest_are_forgotten(monkeypatch):
+def test_repeated_prompts_are_cached_and_the_oldest_are_dropped(monkeypatch):
     monkeypatch.setattr(prompts, "CAPACITY", 2)
     text = Features()
     known = PromptCache(text)

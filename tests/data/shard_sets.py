@@ -1,4 +1,4 @@
-"""Small prepared sets of random numbers, in the form that `data/README.md` describes."""
+"""Small preprocessed sets of random numbers, in the format of `data/README.md`."""
 
 import io
 import json
@@ -17,8 +17,8 @@ from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteTokenizer
 
 AUDIO, TEXT, STRIDE = LogMel(mels=8), ByteTokenizer(96), 4
-NUMBERS = 3  # of a state of this small world
-Files = dict[str, Any]  # of a sample: name → array, text, or bytes
+NUMBERS = 3  # per state vector
+Files = dict[str, Any]  # of a sample: name → array, text or bytes
 
 
 def autoencoder(mean: float = 0.0):
@@ -27,7 +27,7 @@ def autoencoder(mean: float = 0.0):
 
 
 def sample(key: str, frames: int, height: int = 1, width: int = 1, net: Any = None, audio: Any = AUDIO) -> Files:
-    """Latents of `net` (by default of `autoencoder()`), features and labels: what a set with `encode` has."""
+    """Files of a sample of a set with `encode`: latents of `net` (default: `autoencoder()`), features, labels."""
     net = net or autoencoder()
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     latents = 1 + (frames - 1) // STRIDE
@@ -60,7 +60,7 @@ def write_set(
     make: Callable[..., Files] = sample,
     scores: Callable[[int], Mapping[str, float | None]] = lambda number: {"motion": 0.1},
 ) -> Path:
-    """So many samples of each split, of lengths and sizes in turn, over so many shards."""
+    """Write a set with `splits[name]` samples of each split, whose lengths and sizes take turns, in `shards` shards."""
     (folder / "shards").mkdir(parents=True)
     listed = []
     for split, count in splits.items():
@@ -119,18 +119,18 @@ def flac(samples: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def mp4(pictures: np.ndarray) -> bytes:
+def mp4(frames: np.ndarray) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "12", "g": "25", "bf": "0"})
-        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     return file.getvalue()
 
 
-def png(picture: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "png")
+    Image.fromarray(image).save(file, "png")
     return file.getvalue()

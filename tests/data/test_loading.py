@@ -122,14 +122,14 @@ def test_the_reference_is_outside_of_the_crop(clips, start):
 
 
 def test_latents_and_audio_are_aligned(clips, cache):
-    """Latent l is of frames 1 + 4l … 4 + 4l, and hears them with their contexts."""
+    """Latent l has frames 1 + 4l … 4 + 4l, and the features of these frames with their contexts."""
     n, l = 0, 3
     clip = CLIPS.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech")
     first = 1 + STRIDE * l
     states = torch.from_numpy(clip.states[first : first + STRIDE]).float()
     torch.testing.assert_close(clips.latents[n, :, l, 0, 0].float().view(-1, STRIDE), states.T, rtol=1e-3, atol=1e-3)
-    heard = AUDIO.encode(torch.from_numpy(clip.own))[first - AUDIO.left_context :][: AUDIO.tokens(STRIDE)]
-    torch.testing.assert_close(whole(clips, n).conditioning.audio[0, 0, l], heard, rtol=1e-3, atol=1e-3)
+    expected = AUDIO.encode(torch.from_numpy(clip.own))[first - AUDIO.left_context :][: AUDIO.tokens(STRIDE)]
+    torch.testing.assert_close(whole(clips, n).conditioning.audio[0, 0, l], expected, rtol=1e-3, atol=1e-3)
     assert len(clip.own) == len(clip.states) * SAMPLES_PER_FRAME
 
 

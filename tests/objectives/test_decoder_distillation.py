@@ -56,7 +56,7 @@ def test_the_loss_falls(teacher):
 
 
 @torch.no_grad()
-def test_a_linear_decoder_is_found_at_once(teacher):
+def test_a_linear_decoder_is_fitted_at_the_start(teacher):
     """The teacher's convolutions silenced, its decoder is a linear map of each latent pixel: so is the start."""
     for parameter in teacher.decoder[-1].parameters():
         parameter.zero_()
@@ -67,7 +67,7 @@ def test_a_linear_decoder_is_found_at_once(teacher):
     assert (net.decode(other) - other_frames).abs().max() < 1e-2 * other_frames.std()
 
 
-def test_the_encoder_and_its_statistics_stay_as_they_are(teacher):
+def test_the_encoder_and_its_statistics_do_not_change(teacher):
     module, batch = make_module(teacher), make_frames(2)
     before = {name: w.clone() for name, w in module.net.state_dict().items()}
     learn(module, batch, 2)
@@ -122,7 +122,7 @@ def trained(tmp_path_factory):
 
 
 @torch.no_grad()
-def test_its_bundle_has_the_teachers_latents_to_the_bit(trained):
+def test_its_bundle_has_bitwise_the_teachers_latents(trained):
     """Although it is stored in half precision: that is for what was learned."""
     teacher, net = trained
     video = make_frames().video
@@ -131,7 +131,7 @@ def test_its_bundle_has_the_teachers_latents_to_the_bit(trained):
     assert net.origin.components == {"autoencoder": teacher.origin.fingerprint}
 
 
-def test_its_bundle_goes_with_networks_of_the_teachers_latents_and_no_others(trained, tmp_path):
+def test_its_bundle_fits_only_networks_of_the_teachers_latents(trained, tmp_path):
     teacher, net = trained
     for name, made_for in (("same", teacher.origin.fingerprint), ("other", "0" * 16)):
         network = Bundle("teacher", teacher.state_dict(), teacher.origin.config, {"autoencoder": made_for})
@@ -141,7 +141,7 @@ def test_its_bundle_goes_with_networks_of_the_teachers_latents_and_no_others(tra
         bundle.check_latents(bundle.load(str(tmp_path / "other.safetensors")), net)
 
 
-def test_its_bundle_holds_no_decoder_of_the_teachers(trained):
+def test_its_bundle_has_no_decoder_of_the_teacher(trained):
     teacher, net = trained
     kept = {name.removeprefix("encoder.") for name in net.state_dict() if name.startswith("encoder.")}
     assert kept == {name for name in teacher.state_dict() if not name.startswith(("decoder.", "linear_out."))}

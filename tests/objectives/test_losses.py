@@ -6,7 +6,7 @@ from avatar.diffusion import path
 from avatar.objectives import losses
 
 
-def test_flow_matching_is_zero_at_the_true_velocity_and_weighs_as_told():
+def test_flow_matching_is_zero_at_the_true_velocity_and_weighted():
     x0, eps = torch.randn(2, 2, 3, 4, 5, 5)
     weight = torch.zeros(2, 1, 4, 5, 5)
     weight[:, :, 0] = 1
@@ -47,7 +47,7 @@ def test_distribution_matching_drives_a_gaussian_to_the_teachers():
     assert abs(mean.item() - 2) < 0.2
 
 
-def test_consistency_target_is_a_constant():
+def test_consistency_target_is_detached():
     x0, target = torch.randn(2, 2, 3, 4, 5, 5).unbind(0)
     x0.requires_grad_(), target.requires_grad_()
     losses.consistency(x0, target, torch.ones(2, 1, 4, 5, 5)).backward()

@@ -59,13 +59,13 @@ def touched(net) -> bool:
     return any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-def test_the_students_step_of_dmd_moves_the_student_alone():
+def test_a_student_update_of_dmd_changes_only_the_student():
     dmd = make_dmd()
     dmd.student_loss(make_batch()).backward()
     assert [touched(net) for net in (dmd.net, dmd.critic, dmd.teacher)] == [True, False, False]
 
 
-def test_the_critics_step_of_dmd_moves_the_critic_alone():
+def test_a_critic_update_of_dmd_changes_only_the_critic():
     dmd = make_dmd()
     dmd.critic_loss(make_batch()).backward()
     assert [touched(net) for net in (dmd.net, dmd.critic, dmd.teacher)] == [False, True, False]
@@ -125,7 +125,7 @@ def test_a_schedule_of_impossible_shares_is_rejected():
             WarmupDecay(10, **wrong)
 
 
-def test_noisy_context_is_refused_for_training():
+def test_noisy_context_is_rejected_for_training():
     """A pattern under which training would show the network what its stream doesn't: no mask packs noisy context."""
     noisy = Plan((1.0, 0.5), context="noisy")
     for refused in (lambda: TeacherForced(noisy), lambda: make_dmd(plan=noisy)):
@@ -155,13 +155,13 @@ def test_the_consistency_target_reaches_data_at_time_zero():
     torch.testing.assert_close(module._endpoint(x, torch.zeros_like(t), batch.conditioning, x), x)
 
 
-def test_consistency_moves_the_student_alone():
+def test_consistency_changes_only_the_student():
     module = make_consistency()
     module.training_step(make_batch(), 0).backward()
     assert touched(module.net) and not touched(module.teacher)
 
 
-def test_a_consistency_error_is_weighed_by_the_snr_of_its_earlier_time():
+def test_consistency_is_weighted_at_the_earlier_timestep():
     """At the later one a jump from pure noise would have no weight, and nothing else trains it."""
     module, batch = make_consistency(n=1, weighting=MinSNR(3.0)), make_batch()
     even = make_consistency(n=1)
@@ -210,7 +210,7 @@ def test_one_batch_overfits(pattern):
     assert loss.item() < 0.05
 
 
-def test_validation_draws_the_same_each_time_and_nothing_from_the_training():
+def test_validation_is_deterministic_and_keeps_the_training_generator():
     module, batch, logged = make_flow_matching(), make_batch(), []
     module.log = lambda name, value, **_: logged.append(value.item())
     for seed in (0, 1):
@@ -222,7 +222,7 @@ def test_validation_draws_the_same_each_time_and_nothing_from_the_training():
     assert logged[0] == logged[1] != logged[2]
 
 
-def test_dropout_takes_modalities_away_one_by_one():
+def test_dropout_removes_modalities_independently():
     cond = make_cond()
     gone = Dropout(audio=1.0, text=0.0, labels=0.0)(cond, torch.rand)
     assert (
@@ -234,7 +234,7 @@ def test_dropout_takes_modalities_away_one_by_one():
     assert not gone.text_mask.any() and not gone.emotion.any() and torch.equal(gone.audio_mask, cond.audio_mask)
 
 
-def test_what_is_taken_away_can_not_be_heard():
+def test_dropped_audio_has_no_influence():
     """A dropped modality's content must not leak: dropping is masking, whatever the values are."""
     net, batch = make_net(), make_batch()
     flags = torch.ones(2, dtype=torch.bool)
@@ -248,7 +248,7 @@ def test_what_is_taken_away_can_not_be_heard():
     assert torch.isfinite(first).all()
 
 
-def test_noised_batches_keep_their_times_per_chunk():
+def test_timesteps_are_constant_within_chunks():
     t = TeacherForced(PLAN).times(LogitNormal(), torch.randn(2, 3, 5, 4, 4))
     assert torch.equal(t[:, 1], t[:, 2]) and not torch.equal(t[:, 0], t[:, 1])
     assert path.per_latent(t).shape == (2, 1, 5, 1, 1)
@@ -271,7 +271,7 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_weighs_regions_and_times_as_it_is_told(name):
+def test_every_objective_applies_region_and_timestep_weights(name):
     make, loss_of, weighting = OBJECTIVES[name]
     masks = torch.zeros(2, len(REGIONS), 5, 4, 4)
     plain = losses_by(make, loss_of, masks)

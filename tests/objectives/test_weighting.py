@@ -11,11 +11,11 @@ from avatar.objectives.weighting import MinSNR, RegionWeights, Uniform
 from avatar.types import REGIONS
 
 
-def test_a_weight_is_given_for_each_region_by_its_name():
+def test_every_region_has_a_weight():
     assert [field.name for field in fields(RegionWeights)] == list(REGIONS)
 
 
-def test_regions_count_more_by_what_is_added_for_them():
+def test_region_weights_add_up():
     regions = torch.rand(2, len(REGIONS), 3, 4, 5)
     weight = RegionWeights(face=1.5, lips=4.0)(regions)
     face, lips = (regions[:, REGIONS.index(name)] for name in ("face", "lips"))
@@ -23,7 +23,7 @@ def test_regions_count_more_by_what_is_added_for_them():
     torch.testing.assert_close(weight / weight[:, :, :1, :1, :1], (plain / plain[:, :1, :1, :1])[:, None])
 
 
-def test_weights_of_a_clip_have_mean_1_and_depend_on_no_other_clip():
+def test_weights_have_mean_1_per_clip():
     """Else sharing a batch out among ranks and passes would change the loss."""
     regions = torch.rand(3, len(REGIONS), 3, 4, 5) * torch.tensor([1.0, 0.1, 0.0])[:, None, None, None, None]
     weight = RegionWeights(face=1.0, lips=8.0)(regions)
@@ -33,12 +33,12 @@ def test_weights_of_a_clip_have_mean_1_and_depend_on_no_other_clip():
 
 
 @pytest.mark.parametrize("wrong", [-0.5, float("nan"), float("inf")])
-def test_weights_that_are_none_are_refused(wrong):
+def test_invalid_region_weights_are_rejected(wrong):
     with pytest.raises(ValueError, match=r"region_weights\.lips=.*expected"):
         RegionWeights(lips=wrong)
 
 
-def test_min_snr_is_bounded_and_no_time_is_left_undefined():
+def test_min_snr_is_bounded_and_defined_at_every_timestep():
     t = torch.tensor([[0.0, 0.25, 0.5, 1.0]])
     torch.testing.assert_close(MinSNR(5.0).of_clean(t), torch.tensor([[5.0, 5.0, 1.0, 0.0]]))
     torch.testing.assert_close(MinSNR(5.0).of_velocity(t), torch.tensor([[0.0, 0.3125, 0.25, 0.0]]))
@@ -47,7 +47,7 @@ def test_min_snr_is_bounded_and_no_time_is_left_undefined():
     )
 
 
-def test_min_snr_weighs_the_velocity_as_it_does_the_clean_latents():
+def test_min_snr_of_velocities_equals_that_of_clean_latents():
     x0, eps, v = torch.randn(3, 2, 3, 4, 5, 5).unbind(0)
     t, weighting = torch.rand(2, 4) * 0.98 + 0.01, MinSNR(5.0)
     snr = ((1 - t) / t).square()
@@ -60,6 +60,6 @@ def test_min_snr_weighs_the_velocity_as_it_does_the_clean_latents():
 
 
 @pytest.mark.parametrize("wrong", [0.0, float("nan"), float("inf")])
-def test_a_bound_that_is_none_is_refused(wrong):
+def test_an_invalid_bound_is_rejected(wrong):
     with pytest.raises(ValueError, match=f"gamma={wrong}"):
         MinSNR(wrong)

@@ -57,9 +57,9 @@ def read_source_audio(path: Path, start_s: float) -> SourceAudio:
                 for frame in planar.resample(decoded):
                     reader.push(frame)
         except ValueError as error:  # PyAV's, for a stream that changes its rate or channels
-            raise Rejected("corrupt", f"the sound changes its form ({error})") from None
+            raise Rejected("corrupt", f"the audio format changes ({error})") from None
     if reader.first_s is None or not reader.position:
-        raise Rejected("no_audio", "a sound stream without samples")
+        raise Rejected("no_audio", "an audio stream without samples")
     samples = reader.finish()
     if reader.mono_energy < MIN_DOWNMIX_ENERGY * reader.channel_energy:
         raise Rejected("antiphase", f"averaging keeps {reader.mono_energy / reader.channel_energy:.2%} of the sound")
@@ -68,7 +68,7 @@ def read_source_audio(path: Path, start_s: float) -> SourceAudio:
     digest = hashlib.sha256(to_int16(samples).tobytes()).hexdigest()
     lead = round(offset * SAMPLE_RATE)
     if lead:
-        repairs.append(repair("start_offset", f"sound starts {offset:+.3f} s from the picture"))
+        repairs.append(repair("start_offset", f"audio starts {offset:+.3f} s from the start of the video"))
         samples = np.concatenate([np.zeros(lead, np.float32), samples]) if lead > 0 else samples[-lead:]
     return SourceAudio(samples, digest, offset, reader.at_full_scale / reader.count, repairs)
 
@@ -122,7 +122,7 @@ class _AudioReader:
         finite = np.isfinite(channels)
         if not finite.all():
             at = self.position - channels.shape[1] + int(finite.min(axis=0).argmin())
-            raise Rejected("nonfinite", f"{at / self.rate:.2f} s into the sound")
+            raise Rejected("nonfinite", f"{at / self.rate:.2f} s into the audio")
         mono = channels.mean(axis=0)
         self.count += channels.size
         self.at_full_scale += int((np.abs(channels) >= FULL_SCALE).sum())

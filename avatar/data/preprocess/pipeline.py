@@ -106,7 +106,7 @@ class SourceProcessor:
         self.repairs += video_frames.timing_repairs(info)
         frames = round(info.seconds * FRAME_RATE)
         if frames < rules.shortest:
-            raise Rejected("too_short", f"{info.seconds:.2f} s, wanted {rules.shortest} frames")
+            raise Rejected("too_short", f"{info.seconds:.2f} s; expected at least {rules.shortest} frames")
         if rules.faces == "reject" and self.models.detectors.face is None:
             raise Rejected("no_face", "no face detector was given, and faces=reject")
         frames = self._read_audio(info, frames)
@@ -121,24 +121,26 @@ class SourceProcessor:
         """Read and check the audio, and return the number of frames that have video and audio."""
         rules = self.rules
         if not info.audio and rules.no_audio == "reject":
-            raise Rejected("no_audio", "no sound stream")
+            raise Rejected("no_audio", "no audio stream")
         path, seconds = self.source.path, frames / FRAME_RATE
         self.audio = read_source_audio(path, info.start_s) if info.audio else silent_audio(seconds)
         self.repairs += self.audio.repairs
         if info.audio and (level := level_db(self.audio.samples)) < rules.silent_db:
-            raise Rejected("silent", f"{level:.1f} dB of full scale, wanted {rules.silent_db}")
+            raise Rejected("silent", f"{level:.1f} dB of full scale; expected at least {rules.silent_db}")
         if self.audio.clipped >= rules.clipped:
             raise Rejected(
-                "clipped", f"{self.audio.clipped:.2%} of samples at full scale, wanted < {rules.clipped:.2%}"
+                "clipped", f"{self.audio.clipped:.2%} of samples at full scale; expected < {rules.clipped:.2%}"
             )
         audio_frames = len(self.audio.samples) / SAMPLES_PER_FRAME
         if abs(audio_frames - frames) > rules.av_length_s * FRAME_RATE:
             raise Rejected(
-                "av_length", f"picture lasts {frames / FRAME_RATE:.2f} s, sound {audio_frames / FRAME_RATE:.2f} s"
+                "av_length", f"video lasts {frames / FRAME_RATE:.2f} s, audio {audio_frames / FRAME_RATE:.2f} s"
             )
         if abs(audio_frames - frames) > 1:
             self.repairs.append(
-                repair("av_length", f"sound ends {(audio_frames - frames) / FRAME_RATE:+.3f} s from the picture")
+                repair(
+                    "av_length", f"audio ends {(audio_frames - frames) / FRAME_RATE:+.3f} s from the end of the video"
+                )
             )
         if 0 < frames - audio_frames <= 1:  # at most one frame is missing: pad with silence to keep the frame
             missing = frames * SAMPLES_PER_FRAME - len(self.audio.samples)
@@ -237,10 +239,10 @@ class SourceProcessor:
     def _check_clip(self, clip: VideoClip) -> None:
         rules, detections = self.rules, clip.detections
         if clip.frames < rules.shortest:
-            raise Rejected("too_short", f"{clip.frames} frames of a shot, wanted {rules.shortest}")
+            raise Rejected("too_short", f"{clip.frames} frames of a shot; expected at least {rules.shortest}")
         if clip.longest_freeze >= rules.frozen_s * FRAME_RATE:
             seconds = clip.longest_freeze / FRAME_RATE
-            raise Rejected("frozen", f"{seconds:.2f} s without change, wanted < {rules.frozen_s}")
+            raise Rejected("frozen", f"{seconds:.2f} s without change; expected < {rules.frozen_s}")
         if detections.faces is not None and rules.faces == "reject":
             if detections.max_faces > 1:
                 raise Rejected("multi_face", f"{detections.max_faces} faces")

@@ -51,7 +51,7 @@ def reject_duplicates(lines: Sequence[Line]) -> list[Line]:
         digest = line["audio"]["sha256"]
         if line["status"] == "accepted" and digest is not None:
             original = first.setdefault(digest, line["source"])
-            line = line if original == line["source"] else _rejected(line, f"the same sound as {original}")
+            line = line if original == line["source"] else _rejected(line, f"the same audio as {original}")
         kept.append(line)
     return kept
 
