@@ -11,8 +11,9 @@ def shorten_spinning() -> None:
     CPU operations of torch end in barriers. By default GNU OpenMP (libgomp, shipped with torch on Linux) spins 300,000
     iterations there, several milliseconds, before a thread sleeps. A spinning thread occupies a core that the thread
     it waits for may need: when other processes were busy, a stream took over 100 times as long. Sleeping at once
-    (OMP_WAIT_POLICY=passive) solves that, but a stream with free cores becomes slower, because threads wake up for
-    thousands of small operations. `benchmarks/neighbours.py` measures both, and the short spin set here.
+    (OMP_WAIT_POLICY=passive) solves that, but on free cores small operations become slower, since each one wakes up
+    the threads. `benchmarks/neighbours.py` measures both, and the short spin set here. A stream, whose operations are
+    the smallest, has one thread by default, which waits for no other.
 
     Call it before torch is imported: libgomp reads its environment when it is loaded. Other OpenMP runtimes ignore the
     variable.

@@ -1,14 +1,15 @@
 """Cost of busy neighbour processes: `python benchmarks/neighbours.py --out benchmarks/results/neighbours.json`.
 
 The shipped student streams the bundled sentence, and a nano network makes forward and backward passes over random
-latents, each alone and beside processes that keep the cores busy. Three waiting policies of OpenMP threads are
-compared: `default` (libgomp's own), `passive` (sleep at once) and `short` (`avatar/threads.py`). The figure of a stream
-is its real-time factor, that of training the seconds per step, both without start-up and warm-up. A run ends after
-`--limit` seconds, and its figure is that of what it has done by then.
+latents, each alone and beside processes that keep the cores busy. With a thread per core, three waiting policies of
+OpenMP threads are compared: `default` (libgomp's own), `passive` (sleep at once) and `short` (`avatar/threads.py`);
+`single` is one thread, which waits for no other. Training runs as `short`, a stream as `single` (`configs/infer.yaml`).
+The figure of a stream is its real-time factor, that of training the seconds per step, both without start-up and
+warm-up. A run ends after `--limit` seconds, with the figure of what it has done by then.
 
-Policies, alone and beside neighbours, take turns, so that a machine of varying speed treats them alike. The figure is
-the median; every run is stored. A run during which other processes took more than a tenth of the cores is repeated.
-Targets: at most 3 times the time alone, and at most 3 % slower than `default` where a stream is alone.
+Policies, alone and beside neighbours, take turns, so that changes of the machine's speed affect all of them. The figure
+is the median; every run is stored. A run during which other processes took more than a tenth of the cores is repeated.
+Target: at most 3 times the time alone.
 """
 
 import argparse
@@ -24,19 +25,20 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from avatar import threads
+from avatar.threads import SPIN_COUNT, shorten_spinning
 
 POLICIES: dict[str, dict[str, str]] = {
     "default": {"GOMP_SPINCOUNT": "300000"},  # what libgomp does without any setting
     "passive": {"OMP_WAIT_POLICY": "passive"},
     "short": {},
+    "single": {},
 }
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_DYNAMIC")  # removed from the environment of a run
 WARMUP = 2  # steps of training that are not counted
 
 
-def stream_factor(limit: float) -> dict[str, Any]:
-    """Real-time factor of the shipped student as `infer.py` streams it."""
+def stream_factor(limit: float, threads: int | None) -> dict[str, Any]:
+    """Measure the real-time factor of the shipped student, as `infer.py` streams it."""
     import torch
     from hydra import compose, initialize_config_dir
 
@@ -49,7 +51,7 @@ def stream_factor(limit: float) -> dict[str, Any]:
 
     with initialize_config_dir(cli.CONFIGS, version_base="1.3"):
         cfg = compose("infer", overrides=["folder=unused"])
-    set_up_torch(cfg.threads)
+    set_up_torch(threads)
     image, _ = read_image(cfg.image, cfg.size)
     session = open_session(cfg, from_uint8(image[None])[None])
     records = []
@@ -61,8 +63,8 @@ def stream_factor(limit: float) -> dict[str, Any]:
     return {"figure": StreamStats.of(records).real_time_factor, "cut": False}
 
 
-def step_seconds(limit: float, steps: int) -> dict[str, Any]:
-    """Seconds of a forward and backward pass of the teacher's network over a batch as large as `train.py` takes."""
+def step_seconds(limit: float, threads: int | None, steps: int) -> dict[str, Any]:
+    """Measure a forward and backward pass of the teacher's network over a batch of the size in `train.py`."""
     import torch
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
@@ -74,7 +76,7 @@ def step_seconds(limit: float, steps: int) -> dict[str, Any]:
 
     with initialize_config_dir(cli.CONFIGS, version_base="1.3"):
         cfg = compose("train", overrides=["folder=unused", "name=unused"])
-    set_up_torch(cfg.threads)
+    set_up_torch(threads)
     torch.manual_seed(cfg.seed)
     net = instantiate(cfg.model.network).train()
     l = max(cfg.data.buckets.lengths)
@@ -101,10 +103,11 @@ def step_seconds(limit: float, steps: int) -> dict[str, Any]:
     return {"figure": (times[-1] - times[warm]) / (len(times) - 1 - warm), "cut": len(times) <= WARMUP + steps}
 
 
-def one(job: str, policy: str, neighbours: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run in a process of its own, beside `neighbours` busy ones."""
+def run_once(job: str, policy: str, neighbours: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run a job in its own process, beside `neighbours` busy ones."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | POLICIES[policy]
     own = [sys.executable, __file__, "--job", job, "--limit", str(arguments.limit), "--steps", str(arguments.steps)]
+    own += ["--threads", "1"] if policy == "single" else []
     with ExitStack() as ends:
         for _ in range(neighbours):
             busy = ends.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
@@ -113,11 +116,11 @@ def one(job: str, policy: str, neighbours: int, arguments: argparse.Namespace) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def undisturbed(job: str, policy: str, neighbours: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The first run during which other processes took less than a tenth of the cores."""
+def run_undisturbed(job: str, policy: str, neighbours: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Repeat a run until other processes took less than a tenth of the cores during it."""
     while True:
         begun, before = perf_counter(), other_seconds()
-        result = one(job, policy, neighbours, arguments)
+        result = run_once(job, policy, neighbours, arguments)
         share = (other_seconds() - before) / (perf_counter() - begun) / (os.cpu_count() or 1)
         if share < 0.1:
             return result
@@ -128,7 +131,7 @@ def undisturbed(job: str, policy: str, neighbours: int, arguments: argparse.Name
 
 
 def other_seconds() -> float:
-    """Processor time so far that isn't of processes which this one started; 0 where the system doesn't tell."""
+    """CPU time so far of processes that this one did not start; 0 on systems without /proc/stat."""
     if not (stat := Path("/proc/stat")).exists():
         return 0.0
     user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
@@ -143,7 +146,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in range(arguments.repeats):
             for company, count in (("alone", 0), ("beside", arguments.neighbours)):
                 for policy in arguments.policies:
-                    runs[policy][company].append(undisturbed(job, policy, count, arguments))
+                    runs[policy][company].append(run_undisturbed(job, policy, count, arguments))
         measured[job] = {}
         for policy, found in runs.items():
             row: dict[str, Any] = {}
@@ -171,6 +174,7 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of training")
+    parser.add_argument("--threads", type=int, help="of the run; default: one per core")
     parser.add_argument("--limit", type=float, default=30, help="seconds of a run")
     parser.add_argument(
         "--job", choices=("stream", "training"), help="one run, printed as JSON (used by this script itself)"
@@ -178,16 +182,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     arguments = parser.parse_args()
     if arguments.job is not None:
-        threads.shorten_spinning()
-        run = stream_factor(arguments.limit) if arguments.job == "stream" else None
-        print(json.dumps(run or step_seconds(arguments.limit, arguments.steps)))
+        shorten_spinning()
+        limit, threads = arguments.limit, arguments.threads
+        if arguments.job == "stream":
+            print(json.dumps(stream_factor(limit, threads)))
+        else:
+            print(json.dumps(step_seconds(limit, threads, arguments.steps)))
         return
     measured = measure(arguments)
     if arguments.out is not None:
         from avatar.files import write_text
         from avatar.provenance import recorded
 
-        policies = POLICIES | {"short": {"GOMP_SPINCOUNT": threads.SPIN_COUNT}}
+        policies = POLICIES | {"short": {"GOMP_SPINCOUNT": SPIN_COUNT}}
         write_text(arguments.out, recorded(policies=policies, neighbours=arguments.neighbours, measured=measured))
 
 

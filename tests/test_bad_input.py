@@ -86,10 +86,10 @@ def test_a_training_run_with_invalid_settings_does_not_start(monkeypatch, capsys
     assert message in error_line(monkeypatch, capsys, tmp_path, "train", fit.fit, *TINY, *SMALL_NET, *mistake.split())
 
 
-@pytest.mark.parametrize("preparation", [LoRA(2, 2), ActivationCheckpointing(), Compiled()])
-def test_an_autoencoder_takes_no_transforms(preparation):
+@pytest.mark.parametrize("transform", [LoRA(2, 2), ActivationCheckpointing(), Compiled()])
+def test_an_autoencoder_takes_no_transforms(transform):
     with pytest.raises(ValueError, match=r"CausalConvAutoencoder has no blocks to transform.*leave out transforms="):
-        preparation(CausalConvAutoencoder(4, (4, 4)))
+        transform(CausalConvAutoencoder(4, (4, 4)))
 
 
 def test_an_evaluation_with_another_autoencoder_is_rejected(monkeypatch, capsys, tmp_path):

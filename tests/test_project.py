@@ -128,6 +128,43 @@ def test_files_have_at_most_300_lines():
     assert not {name: length for name, length in lengths.items() if length > 300 and name not in LONG}
 
 
+def exists(dotted: str) -> bool:
+    """Whether `avatar.package.module` or `avatar.package.module.member` exists."""
+    parts, path = dotted.split(".")[1:], Path("avatar")
+    while parts and (path / parts[0]).is_dir():
+        path /= parts.pop(0)
+    if not parts:
+        return True
+    module = path / f"{parts[0]}.py"
+    if not module.is_file() or len(parts) == 1:
+        return module.is_file()
+    return bool(re.search(rf"^ *(class |def )?{parts[1]}\b", module.read_text(), re.MULTILINE))
+
+
+def missing_references(text: str) -> set[str]:
+    """Modules, their members, files and configs that a text names and that do not exist."""
+    paths = re.findall(r"\b(?:avatar|configs|benchmarks|tests)/[\w/]+\.\w+", text)
+    modules = re.findall(r"\bavatar(?:\.(?!mp4)[A-Za-z_]\w*)+", text)
+    missing = {path for path in paths if not Path(path).exists()} | {name for name in modules if not exists(name)}
+    return missing | {
+        name for name in re.findall(r'compose\("(\w+)"', text) if not Path(f"configs/{name}.yaml").exists()
+    }
+
+
+def test_missing_references_are_detected():
+    assert missing_references('avatar.nn.rope, avatar/nn/rope.py, avatar.nn.rope.Rope, compose("train")') == set()
+    wrong = {"avatar.nn.ropes", "avatar/nn/ropes.py", "avatar.nn.rope.Ropes", "trains"}
+    assert missing_references('avatar.nn.ropes, avatar/nn/ropes.py, avatar.nn.rope.Ropes, compose("trains")') == wrong
+
+
+def test_code_configs_and_documents_name_what_exists():
+    files = [Path(name) for name in ("README.md", "CONTRIBUTING.md", "Makefile", "train.py", "distill.py", "infer.py")]
+    folders = {"avatar": "py", "benchmarks": "py", "configs": "yaml", "data": "md", "notebooks": "ipynb"}
+    files += [file for folder, suffix in folders.items() for file in sorted(Path(folder).rglob(f"*.{suffix}"))]
+    missing = {str(file): names for file in files if (names := missing_references(file.read_text(encoding="utf-8")))}
+    assert not missing
+
+
 def test_packages_have_no_circular_imports():
     edges = {(part(name), part(other)) for name, file in modules().items() for other in imports(name, file.read_text())}
     edges = {(a, b) for a, b in edges if a != b}

@@ -149,8 +149,8 @@ def _is_finished(out: Path, dataset_spec: Mapping[str, Any], stamps: Mapping[str
         return False
     if json.loads((out / "stamps.json").read_text(encoding="utf-8")) != json.loads(dumps(stamps)):
         raise ExistingFileError(
-            f"out={out} is a finished data set of other sources, or of earlier versions of them; prepare the new ones "
-            "into another folder, and train on both"
+            f"out={out} is a finished data set of other sources, or of earlier versions of them; preprocess the new "
+            "ones into another folder, and train on both"
         )
     return True
 
@@ -176,7 +176,7 @@ def _stage_all(
     # The largest first, so that no worker is busy with one when the others have finished.
     queue = sorted(sources, key=lambda source: -size[source.name])
     counted: Counter[str] = Counter()
-    columns = (TextColumn("preparing"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("preprocessing"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     lines = []
     with Progress(*columns, TextColumn("{task.description}")) as progress:
         bar = progress.add_task("", total=sum(size.values()))

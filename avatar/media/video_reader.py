@@ -1,4 +1,4 @@
-"""Video readers of prepared clips, which have a constant frame rate: frame i is the i-th one in presentation order.
+"""Video readers of preprocessed clips, which have a constant frame rate: frame i is the i-th one in presentation order.
 
 They use decord where it is installed and decodes the width correctly, else PyAV; both return the same frames. A reader
 must not be shared between processes.
@@ -89,10 +89,10 @@ def open_video(content: bytes) -> VideoReader:
 
 def _check_length(frames: int, stop: int) -> None:
     if frames < stop:
-        raise UserError(f"got a video of {frames} frames; expected at least {stop}: prepare the data set again")
+        raise UserError(f"got a video of {frames} frames; expected at least {stop}: preprocess the data set again")
 
 
 def _decoding_error(error: BaseException) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0][:200] if lines else type(error).__name__  # decord lists addresses below the first line
-    return UserError(f"got a video that can't be decoded ({reason}); expected an H.264 MP4: prepare the data set again")
+    return UserError(f"got a video that can't be decoded ({reason}); expected an H.264 MP4: preprocess the set again")

@@ -111,8 +111,8 @@ def check_regions(objective: Any, data: TrainingData) -> None:
         if name not in data.regions:
             raise UserError(
                 f"objective.region_weights.{name}={getattr(objective.region_weights, name)}, but no training sample "
-                f"has a mask of its {name}; set objective.region_weights.{name}=0, or prepare the videos with a face "
-                "detector: detectors.face, see data/README.md"
+                f"has a mask of its {name}; set objective.region_weights.{name}=0, or preprocess the videos with a "
+                "face detector: detectors.face, see data/README.md"
             )
 
 

@@ -1,4 +1,4 @@
-"""The index of a prepared set is untrusted data: types are checked, and encoders' fingerprints are only compared."""
+"""The index of a preprocessed set is untrusted data: types are checked, and fingerprints are only compared."""
 
 import json
 import shutil
