@@ -106,7 +106,10 @@ def _is_misconfigured(wrapper: InstantiationException, cause: BaseException) -> 
     if target is None:
         return False
     if str(wrapper).startswith("Error locating"):
-        return not isinstance(cause.__cause__, Exception) or isinstance(cause.__cause__, ModuleNotFoundError)
+        missing = cause.__cause__
+        if isinstance(missing, ModuleNotFoundError):  # of the target itself, not of an import inside of it
+            return missing.name is not None and f"{target[1]}.".startswith(f"{missing.name}.")
+        return not isinstance(missing, Exception)
     name = re.escape(target[1].rpartition(".")[2])
     call = rf"(?:\w+\.)*{name}(?:\.__init__)?\(\) (?:got an unexpected keyword argument|missing \d+ required)"
     return isinstance(cause, TypeError) and re.match(call, str(cause)) is not None

@@ -239,7 +239,7 @@ def test_a_damaged_safetensors_file_is_rejected(tmp_path, content):
         save_file({"a": torch.zeros(99)}, path)
         content = path.read_bytes()[:200]
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no checkpoint of a training run"):
+    with pytest.raises(ValueError, match="is not a checkpoint of a training run"):
         run_checkpoint.read_shapes(path)
     with pytest.raises(ValueError, match=r"not a readable safetensors file .*delete .*; it is then created again"):
         load_tensors(path, ["a"])

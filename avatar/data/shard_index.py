@@ -195,15 +195,18 @@ def _check_types(content: Any) -> None:
         file = part["file"]
         inside = isinstance(file, str) and file.isprintable() and not Path(file).is_absolute()
         _expect(inside and ".." not in Path(file).parts, "a shard's file outside of the set")
-        _expect(isinstance(part["split"], str) and _is_count(part["bytes"]), "a shard without split or bytes")
+        split = part["split"]
+        _expect(isinstance(split, str) and split.isprintable(), "a split that is not a name")
+        _expect(_is_count(part["bytes"]), "a shard without its size")
         _expect(isinstance(part["samples"], list), "samples that are not a list")
         for entry in part["samples"]:
             _expect(isinstance(entry, dict) and entry.keys() >= REQUIRED, "a sample without its size")
             sizes = all(_is_count(entry[name]) for name in ("frames", "height", "width"))
             _expect(sizes and isinstance(entry["key"], str), "a sample whose key or size is of another type")
             scores, regions, caption = entry["scores"], entry.get("regions", []), entry.get("caption")
-            numbers = isinstance(scores, dict) and all(score is None or _is_number(score) for score in scores.values())
-            _expect(numbers, "scores that are not numbers")
+            _expect(isinstance(scores, dict) and all(map(str.isprintable, scores)), "scores without names")
+            numbers = all(score is None or _is_number(score) for score in scores.values())
+            _expect(numbers, "scores that are not finite numbers")
             _expect(isinstance(regions, list) and all(name in REGIONS for name in regions), "unknown regions")
             _expect(caption is None or isinstance(caption, str), "a caption that is not a string")
 
@@ -214,8 +217,8 @@ def _expect(valid: bool, fault: str) -> None:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63  # no NaN

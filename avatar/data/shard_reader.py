@@ -1,6 +1,5 @@
 """Reading of samples from files that can be missing or damaged: errors are reported, or counted and skipped."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch.utils.data import get_worker_info
 from avatar.data.batch_schedule import Draw
 from avatar.data.shard_batches import Crop
 from avatar.data.shard_index import Entry, Shard
-from avatar.data.shard_samples import READ_ERRORS, SampleDecoder
+from avatar.data.shard_samples import READ_ERRORS, SampleDecoder, read_metadata
 from avatar.data.tar import TarReader
 from avatar.errors import UserError
 from avatar.protocols import TextEncoder
@@ -103,8 +102,12 @@ def check_captions(entries: Sequence[Entry], text: TextEncoder) -> None:
     entries = [entry for entry in entries if entry.shard.text_features != encoder]
     for entry in track(entries, f"checking {len(entries)} captions", disable=not entries):
         try:
-            text.check(_read_caption(tars, entry) if entry.caption is None else entry.caption)
+            caption = _read_caption(tars, entry) if entry.caption is None else entry.caption
         except READ_ERRORS as error:
+            raise UserError(f"{format_read_error(entry, error)}; {FIX}") from error
+        try:
+            text.check(caption)
+        except UserError as error:
             raise UserError(f"{format_read_error(entry, error)}; {FIX}") from error
 
 
@@ -122,7 +125,7 @@ def latent_metadata(entries: Sequence[Entry]) -> Mapping[str, Any] | None:
     for entry in entries[:MAX_SUBSTITUTES]:
         try:
             files = TarReader().read(entry.shard.path, entry.key, frozenset(("meta.json",)))
-            return json.loads(files["meta.json"])["latent"]
+            return read_metadata(files)["latent"]
         except READ_ERRORS as error:
             fault = fault or format_read_error(entry, error)
     raise UserError(f"can't read {fault}; restore it")

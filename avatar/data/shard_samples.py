@@ -7,7 +7,8 @@ begins.
 import io
 import itertools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,7 +39,16 @@ COMMON = frozenset(
 )
 PICTURES = {"latents": frozenset(("latent.npy", "ref_latent.npy")), "video": frozenset(("video.mp4", "ref.png"))}
 SPEAKING = STATES.index("speaking")
-READ_ERRORS = (ValueError, OSError, KeyError, EOFError, av.error.FFmpegError)  # raised for damaged files
+# Raised for damaged files.
+READ_ERRORS = (
+    ValueError,
+    OSError,
+    KeyError,
+    EOFError,
+    RecursionError,
+    av.error.FFmpegError,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class SampleDecoder:
             READ_ERRORS: files that are missing, damaged, or of another autoencoder.
         """
         files = tars.read(entry.shard.path, entry.key, COMMON | PICTURES[self.pictures])
-        meta = json.loads(files["meta.json"])
+        meta = read_metadata(files)
         state = self._states(files, entry.frames)
         rng, latents = draw.rng(), self.latents(entry)
         anywhere = int(rng.integers(latents - draw.length + 1))
@@ -160,7 +170,8 @@ class SampleDecoder:
                 raise UserError(f"got audio features of {tuple(features.shape)}; expected {(frames, audio.dim)}")
         else:
             samples = torch.from_numpy(_decode_flac(files["audio.flac"], frames))
-            features = audio_timeline.features_until(audio, samples, first=-1)
+            with _encoder_errors("audio"):
+                features = audio_timeline.features_until(audio, samples, first=-1)
         if not features.isfinite().all():
             raise UserError("got audio features with NaN or infinite values")
         padded = audio_timeline.pad_features(audio, features, self.stride * latents)
@@ -196,7 +207,9 @@ class SampleDecoder:
     ) -> tuple[Shaped[Tensor, "n ..."], Bool[Tensor, " n"]]:
         if meta["text_features"] == self.text.fingerprint and "text.npy" in files:
             return self.text.padded(torch.from_numpy(_load_array(files, "text.npy")))
-        return self.text.padded(self._prompts.tokens(files.get("txt", b"").decode("utf-8")))
+        caption = files.get("txt", b"").decode("utf-8")
+        with _encoder_errors("text"):
+            return self.text.padded(self._prompts.tokens(caption))
 
     def _states(self, files: Mapping[str, bytes], frames: int) -> Int[np.ndarray, " k"]:
         """The state of each latent, at its middle frame."""
@@ -213,6 +226,32 @@ class SampleDecoder:
     @cached_property
     def _prompts(self) -> PromptCache:
         return PromptCache(self.text)
+
+
+def read_metadata(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Read and check the `meta.json` of a sample. Raises UserError for values of another type."""
+    meta = json.loads(files["meta.json"])
+    if not isinstance(meta, dict):
+        raise UserError(f"got meta.json with {meta!r:.40}; expected the fields of a sample")
+    latent = meta["latent"]
+    if latent is not None and not (isinstance(latent, dict) and isinstance(latent.get("autoencoder"), str)):
+        raise UserError(
+            f"got the latent {latent!r:.40} in meta.json; expected null or the fingerprint of an autoencoder"
+        )
+    if not isinstance(meta["repairs"], list):
+        raise UserError(f"got repairs {meta['repairs']!r:.40} in meta.json; expected a list")
+    return meta
+
+
+@contextmanager
+def _encoder_errors(part: str) -> Iterator[None]:
+    """Let bugs of an encoder stop the run: they are not those of a damaged file, which could be skipped."""
+    try:
+        yield
+    except UserError:
+        raise
+    except READ_ERRORS as error:
+        raise RuntimeError(f"the {part} encoder failed") from error
 
 
 def _load_array(files: Mapping[str, bytes], name: str) -> np.ndarray:

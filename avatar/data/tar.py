@@ -71,5 +71,7 @@ def _members(file: BinaryIO, start: int) -> Iterator[tuple[tarfile.TarInfo, int]
             member = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict")
         except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
             return
+        if member.size < 0:
+            raise tarfile.HeaderError("negative size")
         yield member, start + BLOCK
         start += BLOCK + math.ceil(member.size / BLOCK) * BLOCK

@@ -22,6 +22,7 @@ def euler_step(x_t: Latents, x0: Latents, t: Times, r: Times, draw: DrawNoise) -
     return path.step(x_t, path.velocity_towards(x_t, x0, t), t, r)
 
 
+CONTEXTS = ("clean", "merged", "noisy")
 UPDATES = {"renoise": renoised, "euler": euler_step}
 
 
@@ -55,7 +56,11 @@ class Plan:
         for name, value in lengths.items():
             if not isinstance(value, int) or isinstance(value, bool):
                 raise UserError(f"got {name}={value!r}; expected an integer number of latents: change it")
-        if not isinstance(self.times, Sequence) or not all(isinstance(t, int | float) for t in self.times):
+        if (
+            not isinstance(self.times, Sequence)
+            or isinstance(self.times, str)
+            or not all(isinstance(t, int | float) for t in self.times)
+        ):
             raise UserError(f"got times={self.times!r}; expected a list of numbers, such as [1.0, 0.75]")
         object.__setattr__(self, "times", tuple(self.times))
         if (
@@ -69,9 +74,9 @@ class Plan:
                 f"got chunks of {self.first_chunk}, then {self.chunk} latents in a window of {self.window}; "
                 "expected chunks of at least one latent and a window that is no shorter than a chunk"
             )
-        if self.context not in ("clean", "merged", "noisy"):
-            raise UserError(f"got context={self.context!r}; choose clean, merged or noisy")
-        if self.update not in UPDATES:
+        if not isinstance(self.context, str) or self.context not in CONTEXTS:
+            raise UserError(f"got context={self.context!r}; choose one of {', '.join(CONTEXTS)}")
+        if not isinstance(self.update, str) or self.update not in UPDATES:
             raise UserError(f"got update={self.update!r}; choose {' or '.join(UPDATES)}")
 
     def check_trainable(self) -> None:
@@ -92,8 +97,12 @@ class Plan:
 
 
 def plan_of(trained: Mapping[str, Any] | None, changes: Mapping[str, Any]) -> Plan:
-    """The plan that a student was trained for, as recorded in its bundle, with some fields changed."""
-    known = [f.name for f in fields(Plan)]
-    if unknown := sorted(set(changes) - set(known)):
+    """The plan that a student was trained for, as recorded in its bundle (untrusted), with some fields changed.
+
+    Raises:
+        UserError: an unknown field, or an invalid value.
+    """
+    known, given = [f.name for f in fields(Plan)], {**(trained or {}), **changes}
+    if unknown := sorted(given.keys() - set(known)):
         raise UserError(f"got plan.{', plan.'.join(unknown)}; expected one of {', '.join(known)}")
-    return Plan(**{**{name: value for name, value in (trained or {}).items() if name in known}, **changes})
+    return Plan(**given)

@@ -28,6 +28,7 @@ from avatar.types import Bundle
 FORMAT = 2
 ENCODERS = ("audio", "text", "image")  # parts of a trained network's config
 KINDS = ("autoencoder", "teacher", "causal_teacher", "student")
+MAX_EXCESS, MAX_SMALL = 4, 2**24  # a distilled autoencoder is built with the large decoder, which is dropped
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Origin:
                 raise UserError(f"got weights.{part}={weights}, for {config.get('name')}, which has none; leave it out")
             config = _with_weights(config, weights)
         try:
-            encoder = registry.build(config, registry.PARTS[part])
+            encoder = registry.build_from_file(config, registry.PARTS[part])
         except FileNotFoundError as error:
             raise MissingFileError(f"{error}; or give the path on this machine: weights.{part}=FOLDER") from error
         _check_same(self, part, encoder)
@@ -82,7 +83,8 @@ def new(network: Any) -> Any:
         UserError: a class that is not in `avatar.models.registry`, or arguments that it does not have.
     """
     config = OmegaConf.to_container(network, resolve=True) if OmegaConf.is_config(network) else network
-    return _build(Origin({"network": registry.registered(config)}))
+    origin = Origin({"network": registry.registered(config)})
+    return _with_origin(registry.build(origin.network, registry.PARTS["network"]), origin)
 
 
 def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
@@ -104,20 +106,26 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
         raise UserError(
             f"{path} is a bundle of kind {bundle.kind!r}; expected {' or '.join(kinds)}: choose another file"
         )
-    name = fingerprint(bundle.weights)
-    if bundle.kind == "autoencoder":  # a distilled decoder shares the latents of the large autoencoder
+    config, name = bundle.config["network"], fingerprint(bundle.weights)
+    if config.get("name") == "distilled_autoencoder":  # it shares the latents of the large autoencoder
         name = bundle.components.get("autoencoder", name)
     origin = Origin(bundle.config, bundle.kind, name, bundle.components, bundle.plan)
-    with torch.device("meta"):  # shapes are compared before any memory is allocated
-        net = _build(origin)
+    # Without memory, until shapes have been compared.
+    with torch.device("meta"), registry.Allocations() as allocations:
+        net = registry.build_from_file(config, registry.PARTS["network"])
     expected = net.state_dict()
     if wrong := state_dict_mismatches(expected, bundle.weights):
         listed = " ".join("; ".join(wrong[:8]).split())  # names in a file may have line breaks
         raise UserError(f"{path} does not fit its own config: {listed}; write the bundle again")
     if bundle.kind == "autoencoder":  # networks of other libraries may have tensors outside of the state dict
-        net = _build(origin)
+        if allocations.numbers > MAX_EXCESS * sum(map(torch.numel, bundle.weights.values())) + MAX_SMALL:
+            raise UserError(
+                f"got {path}, whose config allocates {allocations.numbers:.1e} numbers to load far fewer; expected at "
+                f"most {MAX_EXCESS} times its weights: use a bundle from a trusted source"
+            )
+        net = registry.build_from_file(config, registry.PARTS["network"])
     net.load_state_dict({name: w.to(expected[name].dtype) for name, w in bundle.weights.items()}, assign=True)
-    return net.eval()
+    return _with_origin(net, origin).eval()
 
 
 def origin_of(net: nn.Module) -> Origin:
@@ -154,8 +162,6 @@ def _check_header(header: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"{path} has a damaged header, by its fields; write the bundle again")
     try:
         registry.check_plain(header)
-        if isinstance(header["plan"], dict):
-            registry.check_plan(header["plan"])
     except UserError as error:
         raise UserError(f"{path} has an unsafe header: {error}") from error
     config, components, plan = header["config"], header["components"], header["plan"]
@@ -272,8 +278,7 @@ def _with_weights(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
     return changed | {"weights": weights} if "weights" in changed else changed
 
 
-def _build(origin: Origin) -> Any:
-    net = registry.build(origin.network, registry.PARTS["network"])
+def _with_origin(net: Any, origin: Origin) -> Any:
     # The config identifies a network without parameters.
     net.origin = origin if any(True for _ in net.parameters()) else replace(origin, fingerprint=_digest(origin.network))
     return net

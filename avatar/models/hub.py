@@ -4,6 +4,7 @@ Nothing is downloaded, and no code of a repository runs: weights are safetensors
 """
 
 import pickle
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def folder(weights: str, example: str, parts: str = "") -> Path:
     except (LocalEntryNotFoundError, HFValidationError):
         owner, _, name = weights.partition("/")
         named = bool(name) and "/" not in name and not Path(owner).exists()
-        command = f"hf download {weights} {parts}" if named else f"hf download {example} {parts} --local-dir {weights}"
+        quoted = shlex.quote(weights)  # it may come from a file
+        command = f"hf download {quoted} {parts}" if named else f"hf download {example} {parts} --local-dir {quoted}"
         raise MissingFileError(
             f"no weights {weights}, neither as a folder nor in the Hugging Face cache; nothing is downloaded "
             f"automatically: download them by {' '.join(command.split())}"

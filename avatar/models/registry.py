@@ -7,12 +7,14 @@ checked before anything is built. Nothing is imported, resolved or called becaus
 
 import importlib
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from avatar.errors import UserError
 from avatar.files import short_error
@@ -81,8 +83,6 @@ TABLE = {
 }
 NAMES = {component.path: name for name, component in TABLE.items()}
 
-PLAN = "avatar.diffusion.plan.Plan"
-
 # Raised by constructors for values that have the right types but do not fit together.
 INVALID = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError, AssertionError, NameError)
 
@@ -118,14 +118,34 @@ def build(config: Any, allowed: Collection[str]) -> Any:
 
     Raises:
         UserError: a name that is not allowed, an unknown argument, or a value of another type or size.
+        Exception: whatever the constructor raises.
     """
     check_plain(config)
     return _checked(config, allowed)()
 
 
-def check_plan(plan: Mapping[str, Any]) -> None:
-    """Raise UserError for fields that a rollout plan does not have, or values of another type."""
-    _check_arguments("plan", _class(PLAN), plan, ())
+def build_from_file(config: Any, allowed: Collection[str]) -> Any:
+    """`build` for the config of a file: values that do not fit together are the file's fault, and a UserError."""
+    try:
+        return build(config, allowed)
+    except (UserError, OSError):
+        raise
+    except INVALID as error:
+        raise UserError(f"got {_short_repr(config)}, which can't be built: {short_error(error)}") from error
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the numbers in all tensors that are allocated, including tensors that a constructor drops again."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.empty.memory_format:
+            self.numbers += result.numel()
+        return result
 
 
 def check_plain(value: Any, nesting: int = 0) -> None:
@@ -148,7 +168,7 @@ def check_plain(value: Any, nesting: int = 0) -> None:
     elif isinstance(value, str):
         if not _is_plain(value):
             raise UserError(f"got {_short_repr(value)} in a config; expected plain strings, without interpolation")
-    elif value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+    elif value is not None and not (isinstance(value, int | float) and abs(value) < 2**63):
         raise UserError(
             f"got {_short_repr(value)} in a config; expected finite numbers, strings, booleans, lists or null"
         )
@@ -175,18 +195,7 @@ def _checked(config: Any, allowed: Collection[str]) -> Callable[[], Any]:
             raise UserError(f"got {key}={_short_repr(value)} for {name}; expected named values")
         _check_arguments(f"{name}.{key}", _class(component.options[key]), value, ())
 
-    def construct() -> Any:
-        built = {key: build_part() for key, build_part in nested.items()}
-        try:
-            return kind(**given, **options, **built)
-        except (UserError, OSError):
-            raise
-        except INVALID as error:
-            raise UserError(
-                f"{name} can't be built from {_short_repr(given)}: {short_error(error)}; change these values"
-            ) from error
-
-    return construct
+    return lambda: kind(**given, **options, **{key: build_part() for key, build_part in nested.items()})
 
 
 def _check_arguments(name: str, kind: type, given: Mapping[str, Any], others: Collection[str]) -> None:
@@ -200,9 +209,10 @@ def _check_arguments(name: str, kind: type, given: Mapping[str, Any], others: Co
     hints = typing.get_type_hints(kind.__init__)
     for key, value in given.items():
         if not (value is None and parameters[key].default is None) and not _fits(value, hints.get(key)):
+            hint = inspect.formatannotation(parameters[key].annotation)
             raise UserError(
-                f"got {key}={_short_repr(value)} for {name}; expected {parameters[key].annotation}, numbers up to "
-                f"{MAX_NUMBER} and depths up to {MAX_LAYERS}"
+                f"got {key}={_short_repr(value)} for {name}; expected {hint}, numbers up to {MAX_NUMBER} and depths up "
+                f"to {MAX_LAYERS}"
             )
         if key in DEPTHS and any(isinstance(n, int) and n > MAX_LAYERS for n in _items(value)):
             raise UserError(f"got {key}={_short_repr(value)} for {name}; expected at most {MAX_LAYERS}")
@@ -217,7 +227,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)  # the constructor checks the choices
     if isinstance(origin, type) and issubclass(origin, Sequence):
         items = [argument for argument in arguments if argument is not Ellipsis]
-        if not isinstance(value, list | tuple) or not items or (int in items and len(value) > MAX_LAYERS):
+        if not isinstance(value, list | tuple) or not items or ({int, bool} & {*items} and len(value) > MAX_LAYERS):
             return False
         return all(_fits(item, items[0]) for item in value)
     if hint in (None, type(None)):

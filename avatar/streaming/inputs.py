@@ -51,6 +51,8 @@ def encode_portrait(
     if latent is None:
         try:
             latent = autoencoder.encode(given.to(device))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise UserError(
                 f"a reference of shape {format_shape(given)} that the autoencoder can't encode ({error}); "

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from avatar.errors import ExistingFileError, UserError
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.models.video_dit import VideoDiT
+from avatar.objectives.optim import trainable_parameters
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, TrainingData, VideoAutoencoder
 from avatar.puppet.worlds import StateWorld, World
 from avatar.training import run_checkpoint
@@ -118,10 +119,14 @@ def check_regions(objective: Any, data: TrainingData) -> None:
 
 def check_optimizers(objective: Any) -> None:
     """Raise UserError for invalid settings of an optimiser, before hours of encoding."""
-    try:
-        objective.configure_optimizers()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"can't build an optimiser ({error}); check objective.optimizer") from error
+    for name, net in (("optimizer", "net"), ("critic_optimizer", "critic")):
+        if (build := getattr(objective, name, None)) is None:
+            continue
+        try:
+            build(trainable_parameters(getattr(objective, net)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"can't build an optimiser ({error}); check objective.{name}") from error
+    objective.configure_optimizers()
 
 
 def check_resumable(path: str | Path, objective: torch.nn.Module) -> None:

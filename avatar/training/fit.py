@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from avatar.errors import require_int
+from avatar.errors import UserError, require_int
 from avatar.files import create_folder, write_text, writing
 from avatar.models import bundle, registry
 from avatar.models.transforms.apply import apply_transforms
@@ -48,7 +48,10 @@ def fit(cfg: DictConfig) -> None:
     require_int(1, steps=cfg.steps)
     require_int(0, seed=cfg.seed)
     set_up_torch(cfg.threads)
-    choose_device(cfg.device)  # raises UserError; Lightning then chooses by trainer.accelerator
+    if choose_device(cfg.device).index is not None:  # Lightning chooses by trainer.accelerator
+        raise UserError(
+            f"got device={cfg.device}; expected auto, cpu, cuda or mps: choose a GPU by trainer.devices=[N]"
+        )
     silence_lightning()
     lightning.seed_everything(cfg.seed, verbose=False)
     checks.check_folder(cfg)

@@ -8,10 +8,12 @@ unpickler, which accepts tensors and plain values only.
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from avatar.errors import UserError
 from avatar.files import short_error
@@ -30,14 +32,23 @@ _ALLOWED = {
     ("collections", "OrderedDict"),
 }
 _MODULES = {"torch", _METADATA_MODULE, *(module for module, _ in _ALLOWED)}
-_READ_ERRORS = (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError, AttributeError, SafetensorError)
+_READ_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    LookupError,
+    EOFError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    SafetensorError,
+)
 
 
 def read_shapes(path: Path) -> dict[str, torch.Size]:
     """Read the shapes of a checkpoint's weights, by name.
 
     Raises:
-        UserError: the path is no checkpoint, is incomplete, or contains more than tensors and plain values.
+        UserError: the path is not a checkpoint, is incomplete, or contains more than tensors and plain values.
         OSError: the path does not exist.
     """
     try:
@@ -46,7 +57,7 @@ def read_shapes(path: Path) -> dict[str, torch.Size]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         return {name: weight.shape for name, weight in state.items()}
     except _READ_ERRORS as error:
-        raise UserError(f"{path} is no checkpoint of a training run ({short_error(error)})") from error
+        raise UserError(f"{path} is not a checkpoint of a training run ({short_error(error)})") from error
 
 
 def newest(folder: Path) -> Path | None:
@@ -63,18 +74,32 @@ def _read_shapes_of_folder(path: Path) -> dict[str, torch.Size]:
     found = {}
     for index, location in metadata.storage_data.items():
         entry = metadata.state_dict_metadata[index.fqn]
-        if hasattr(entry, "size"):
+        # The types, not their attributes: torch runs the pickles of all entries but tensors.
+        if type(entry) is TensorStorageMetadata and type(entry.size) is torch.Size:
             found[index.fqn] = entry.size
             continue
-        with (path / Path(location.relative_path).name).open("rb") as file:
+        with (path / _file_name(location)).open("rb") as file:
             file.seek(location.offset)
             torch.load(io.BytesIO(file.read(location.length)), weights_only=True)
     prefix = "state_dict."
     return {name.removeprefix(prefix): size for name, size in found.items() if name.startswith(prefix)}
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Restricted unpickler of a folder's metadata: accepts the classes that torch writes there, rejects all others."""
+def _file_name(location: Any) -> str:
+    """The file of a value, which must be in the checkpoint's folder and stored as it is: torch reads the same bytes."""
+    name = location.relative_path
+    if type(location) is not _StorageInfo or location.transform_descriptors or Path(name).name != name:
+        raise pickle.UnpicklingError(f"it stores a value in {name!r}, outside of its folder or transformed")
+    return name
+
+
+class _MetadataUnpickler(pickle._Unpickler):
+    """Restricted unpickler of a folder's metadata: accepts the classes that torch writes there, rejects all others.
+
+    In Python, since the unpickler in C has no hook for BUILD, which could set attributes of an allowed class.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name) if "." not in name and module in _MODULES else None
@@ -82,3 +107,10 @@ class _MetadataUnpickler(pickle.Unpickler):
         if (module, name) in _ALLOWED or is_metadata or isinstance(found, torch.dtype):
             return found
         raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not allowed")
+
+    def load_build(self) -> None:
+        if isinstance(self.stack[-2], type):  # pyright: ignore[reportAttributeAccessIssue]
+            raise pickle.UnpicklingError("it sets attributes of a class, which is not allowed")
+        super().load_build()  # pyright: ignore[reportAttributeAccessIssue]
+
+    dispatch[pickle.BUILD[0]] = load_build

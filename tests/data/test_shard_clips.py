@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import tarfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -693,6 +694,45 @@ def test_a_truncated_tar_gives_complete_samples_or_none(tmp_path):
                 assert found == files
                 expected.setdefault(key, end)
     assert 2000 < expected["train-c-000"] < expected["train-c-001"] < len(content)
+
+
+def test_a_tar_header_with_a_negative_size_is_rejected(tmp_path):
+    folder = write_set(tmp_path / "n", {"train": 1}, shards=1, make=lambda *_: {"a.npy": b"a", "txt": b"b"})
+    header = tarfile.TarInfo("train-n-000.a.npy").tobuf(tarfile.GNU_FORMAT)
+    size = b"\xff" * 10 + b"\xfe\x00"  # -512 in base 256
+    header = header[:124] + size + header[136:148] + b" " * 8 + header[156:]
+    checksum = f"{sum(header):06o}\0 ".encode()
+    shard(folder).write_bytes(header[:148] + checksum + header[156:])
+    with pytest.raises(ValueError, match=r"cut off|damaged"):
+        TarReader().read(shard(folder), "train-n-000", frozenset(("txt",)))
+
+
+@pytest.mark.parametrize(
+    "meta, message",
+    [
+        ([], "expected the fields of a sample"),
+        (5, "expected the fields of a sample"),
+        ({"latent": ["a"]}, "fingerprint of an autoencoder"),
+        ({"latent": None, "repairs": 5}, "expected a list"),
+        ({}, "no latent"),
+    ],
+    ids=str,
+)
+def test_metadata_of_other_types_is_reported(tmp_path, meta, message):
+    folder = write_set(tmp_path / "m", {"train": 1, "dev": 1}, make=lambda *of: sample(*of) | {"meta.json": meta})
+    with pytest.raises(ValueError, match=rf"m-000 of .*{message}"):
+        data(folder, pictures="video")
+        next(iter(data(folder, pictures="video").train_dataloader()))
+
+
+def test_bugs_of_encoders_are_not_skipped(tmp_path):
+    def fail(prompts):
+        raise ValueError("a bug")
+
+    folder, text = write_set(tmp_path / "e", {"train": 1, "dev": 1}), ByteTokenizer(96)
+    object.__setattr__(text, "encode", fail)
+    with pytest.raises(RuntimeError, match="the text encoder failed"):
+        list(data(folder, text=text, on_error="skip").train_dataloader())
 
 
 def test_preprocessed_latents_and_videos_give_equal_batches(tmp_path):

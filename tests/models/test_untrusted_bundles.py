@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from avatar.diffusion.plan import plan_of
 from avatar.errors import UserError
 from avatar.models import bundle, registry
 from avatar.models.autoencoders.state import StateAutoencoder
@@ -40,11 +42,14 @@ def sandbox(tmp_path, monkeypatch):
     assert {path.name for path in set(tmp_path.iterdir()) - before} <= {"a.safetensors", "set"}
 
 
-def stored(header: str | dict, path: Path = Path("a.safetensors")) -> str:
+STATE_WEIGHTS = StateAutoencoder([0.0], [1.0]).state_dict()
+
+
+def stored(header: str | dict) -> str:
     """A file with this header and the weights of STATE."""
     text = header if isinstance(header, str) else json.dumps(header)
-    save_file(StateAutoencoder([0.0], [1.0]).state_dict(), path, metadata={"avatar": text})
-    return str(path)
+    save_file(STATE_WEIGHTS, "a.safetensors", metadata={"avatar": text})
+    return "a.safetensors"
 
 
 def header(network: object = STATE, **changes) -> dict:
@@ -98,7 +103,9 @@ def test_the_plain_header_is_accepted():
         (DIT | {"layers": 60_000}, "at most 128"),
         (STATE | {"mean": [float("nan")]}, "expected finite numbers"),
         (STATE | {"std": [float("inf")]}, "expected finite numbers"),
+        (STATE | {"std": [10**400]}, "expected finite numbers"),
         (STATE | {"std": 1.0}, "got std=1.0"),
+        (DIT | {"dim": "8", "heads": 1}, "expected int, numbers up to"),
         (STATE | {"std": [-1.0]}, "std > 0"),
         (STATE | {"path": "sentinel"}, "got the argument 'path' for state_autoencoder; expected mean, std"),
         ({"name": "state_autoencoder", "mean": [0.0]}, "without its argument std"),
@@ -107,7 +114,7 @@ def test_the_plain_header_is_accepted():
         (WAN | {"config": {"novelty": 1}}, "got the argument 'novelty' for wan_autoencoder.config"),
         (WAN | {"config": {"base_dim": "4"}}, "got base_dim='4'"),
         (WAN | {"config": {"dim_mult": [1] * 1000}}, "got dim_mult="),
-        (WAN | {"config": {"base_dim": 4, "dim_mult": []}}, "can't be built from"),
+        (WAN | {"config": {"base_dim": 4, "dim_mult": []}}, "can't be built: "),
         (WAN | {"config": [4]}, "expected named values"),
         ({"name": "distilled_autoencoder", "encoder": DIT, "width": 4}, "got the component 'video_dit'"),
         ({"name": "causal_conv_autoencoder", "channels": 60_000, "widths": [60_000, 60_000]}, "does not fit its own"),
@@ -141,7 +148,10 @@ def test_a_hostile_encoder_is_rejected_with_its_file(part, config):
         ("audio", {"name": "log_mel", "path": "sentinel"}, "got the argument 'path'"),
         ("audio", {"name": "windowed", "network": STATE}, "expected one of wav2vec2, whisper"),
         ("audio", {"name": "windowed", "network": "wav2vec2"}, "got the component 'wav2vec2'"),
+        ("audio", {"name": "log_mel", "mels": -3}, "mels=-3; expected an integer >= 1"),
         ("text", {"name": "log_mel"}, "expected one of byte_tokenizer, umt5"),
+        ("text", {"name": "byte_tokenizer", "max_bytes": -3}, "max_bytes=-3; expected an integer >= 1"),
+        ("image", {"name": "clip", "weights": "x/y; touch sentinel"}, "hf download 'x/y; touch sentinel'"),
         ("text", {"name": "byte_tokenizer", "max_bytes": 2**40}, "got max_bytes="),
         ("image", {"name": "clip", "weights": 5}, "got weights=5"),
     ],
@@ -152,6 +162,35 @@ def test_an_unregistered_encoder_is_never_built(part, config, words):
     with pytest.raises(UserError, match=words) as error:
         origin.build_encoder(part)
     assert "\n" not in str(error.value)
+
+
+def test_a_config_that_allocates_far_more_than_its_weights_is_rejected():
+    """The decoder of the large autoencoder is dropped, so its size is in no state dict."""
+    encoder = WAN | {"config": {"base_dim": 4, "decoder_base_dim": 4096}}
+    network = {"name": "distilled_autoencoder", "encoder": encoder, "width": 4}
+    with torch.device("meta"):
+        weights = registry.build(network, registry.AUTOENCODERS).state_dict()
+    save_file(
+        {name: torch.zeros(weight.shape) for name, weight in weights.items()},
+        "a.safetensors",
+        metadata={"avatar": json.dumps(header(network))},
+    )
+    rejected("a.safetensors", "allocates .* numbers")
+
+
+def test_only_a_distilled_autoencoder_has_the_fingerprint_of_another():
+    net = bundle.load(stored(header(components={"autoencoder": "0123456789abcdef"})))
+    assert bundle.origin_of(net).fingerprint != "0123456789abcdef"
+
+
+def test_a_bug_in_a_registered_network_keeps_its_traceback(monkeypatch):
+    def broken(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        raise NameError("a bug")
+
+    monkeypatch.setattr(StateAutoencoder, "__init__", broken)
+    with pytest.raises(NameError):
+        bundle.new(STATE)
+    rejected(stored(header()), "can't be built: a bug")
 
 
 def test_an_origin_never_builds_a_class_path():
@@ -170,10 +209,23 @@ def test_a_hostile_plan_is_rejected_with_its_file(plan):
 
 
 @pytest.mark.parametrize(
-    "plan", [{"chunk": "2"}, {"times": "1.0"}, {"window": [8]}, {"context": {"a": 1}}, {"x": 1}], ids=str
+    "plan",
+    [
+        {"chunk": "2"},
+        {"times": "1.0"},
+        {"window": [8]},
+        {"context": {"a": 1}},
+        {"update": ["euler"]},
+        {"update": "unsafe"},
+        {"x": 1},
+    ],
+    ids=str,
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_plan_of_other_types_is_rejected(plan):
-    rejected(stored(header(plan=plan)), "unsafe header: got .* for plan")
+    recorded = bundle.origin_of(bundle.load(stored(header(plan=plan)))).plan
+    with pytest.raises(UserError, match=r"got .*(expected|choose)"):
+        plan_of(recorded, {})
 
 
 def test_the_first_format_is_rejected_by_name():

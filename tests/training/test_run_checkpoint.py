@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from avatar.training import run_checkpoint
 from tests.conftest import make_net
@@ -77,6 +79,46 @@ def test_pickled_code_is_rejected_and_never_run(tmp_path, weights, folder, where
         path = tmp_path / "step=2.ckpt"
         dcp.save({"state_dict": weights, "optimizer_0": {"lr": code}}, checkpoint_id=path)
         torch.save({}, path / run_checkpoint.META_FILE)
-    with pytest.raises(ValueError, match="no checkpoint of a training run"):
+    with pytest.raises(ValueError, match="not a checkpoint of a training run"):
         run_checkpoint.read_shapes(path)
     assert not code.path.exists()
+
+
+def disguise(metadata: Metadata, folder: Path) -> None:
+    """Give the entry of a pickled value the attribute of a tensor's."""
+    metadata.state_dict_metadata["optimizer_0.lr"].size = torch.Size([1])
+
+
+def move(metadata: Metadata, folder: Path) -> None:
+    """Store a pickled value in a subfolder, beside a harmless file of the same name."""
+    location = metadata.storage_data[MetadataIndex("optimizer_0.lr")]
+    (folder / "sub").mkdir()
+    (folder / location.relative_path).rename(folder / "sub" / location.relative_path)
+    torch.save(0.1, folder / location.relative_path)
+    location.offset, location.length = 0, (folder / location.relative_path).stat().st_size
+    location.relative_path = f"sub/{location.relative_path}"
+
+
+def transform(metadata: Metadata, folder: Path) -> None:
+    metadata.storage_data[MetadataIndex("optimizer_0.lr")].transform_descriptors = ["zstd"]
+
+
+@pytest.mark.parametrize("change", [disguise, move, transform])
+def test_values_that_torch_would_read_differently_are_rejected(tmp_path, weights, change):
+    code, path = Code(tmp_path / "ran"), tmp_path / "step=3.ckpt"
+    dcp.save({"state_dict": weights, "optimizer_0": {"lr": code}}, checkpoint_id=path)
+    torch.save({}, path / run_checkpoint.META_FILE)
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    change(metadata, path)
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="not a checkpoint of a training run"):
+        run_checkpoint.read_shapes(path)
+    assert not code.path.exists()
+
+
+def test_metadata_cannot_change_classes(folder):
+    name = b"\x8c'torch.distributed.checkpoint.filesystem\x8c\x0c_StorageInfo\x93"
+    (folder / ".metadata").write_bytes(b"\x80\x04" + name + b"N}\x8c\x06offset\x8c\x01xs\x86b.")
+    with pytest.raises(ValueError, match="attributes of a class"):
+        run_checkpoint.read_shapes(folder)
+    assert not hasattr(_StorageInfo, "offset")

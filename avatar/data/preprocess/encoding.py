@@ -77,7 +77,7 @@ class Encoders:
         if self.text is not None and caption is not None:
             try:
                 _save(stem, "text", encode_prompt(caption, self.text))
-            except ValueError as error:
+            except UserError as error:
                 raise Rejected("bad_caption", str(error)) from None
 
 

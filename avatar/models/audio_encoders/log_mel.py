@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from avatar.errors import UserError
+from avatar.errors import UserError, require_int
 from avatar.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 HOP, WINDOW = 160, 400
@@ -31,7 +31,7 @@ class LogMel:
         left_context, right_context: feature frames of a latent's window before and after its own frames, at least 1.
 
     Raises:
-        UserError: a context below 1.
+        UserError: a size below 1.
     """
 
     hop_frames: ClassVar[int] = 1  # frames whose features are computed together
@@ -43,6 +43,7 @@ class LogMel:
     right_context: int = 2
 
     def __post_init__(self):
+        require_int(1, mels=self.mels)
         if self.right_context < 1 or self.left_context < 1:
             raise UserError(
                 f"got left_context={self.left_context}, right_context={self.right_context}; expected at least 1 each, "

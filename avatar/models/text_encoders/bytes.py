@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from avatar.errors import UserError
+from avatar.errors import UserError, require_int
 from avatar.models.text_encoders.prompt import check_length, check_prompt
 
 END, FIRST_BYTE = 1, 3
@@ -21,6 +21,9 @@ class ByteTokenizer:
     """
 
     max_bytes: int = 64
+
+    def __post_init__(self):
+        require_int(1, max_bytes=self.max_bytes)
 
     @property
     def fingerprint(self) -> str:
