@@ -5,6 +5,7 @@ its traceback); 1 any other exception, with its traceback; 130 Ctrl-C, 143 SIGTE
 """
 
 import functools
+import math
 import os
 import re
 import signal
@@ -25,8 +26,10 @@ from avatar.renamed import check_overrides
 CONFIGS = str(Path(__file__).parent.parent / "configs")
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 
-# Resolver for sums of config values: ${sum:${a},${b}}.
+# Resolvers: ${sum:${a},${b}}, ${product:4,${a}}, and ${count:${a},13}, the length of a list, or 13 if it is null.
 OmegaConf.register_new_resolver("sum", lambda *terms: sum(terms), replace=True)
+OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors), replace=True)
+OmegaConf.register_new_resolver("count", lambda items, none: none if items is None else len(items), replace=True)
 
 
 def main(config: str, task: Callable[[DictConfig], None]) -> None:

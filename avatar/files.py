@@ -34,19 +34,23 @@ def create_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`, renamed to `path` when the block ends; removed if it fails."""
+    """A temporary path in the folder of `path`, renamed to `path` when the block ends; removed if it fails.
+
+    Raises FileAccessError for a system error in the block.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8 atomically, and create its folder. Raises FileAccessError."""
     create_folder(path.parent)
-    with writing(path), atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -55,7 +59,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     create_folder(path.parent)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        with writing(path), atomic_path(path) as temporary:
+        with atomic_path(path) as temporary:
             save_file(contiguous, temporary, metadata=dict(metadata or {}))
     except SafetensorError as error:  # for any system error
         raise FileAccessError(

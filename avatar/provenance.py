@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def recorded(**results: Any) -> str:
+def with_provenance(**results: Any) -> str:
     """Results as JSON, with the command that is running, the machine, the versions and the revision."""
     threads = os.environ.get("OMP_NUM_THREADS")
     command = (f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(["python", *sys.argv])

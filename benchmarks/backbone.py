@@ -21,7 +21,7 @@ from diffusers import WanTransformer3DModel
 from avatar.files import write_text
 from avatar.models import wan_weights
 from avatar.nn.masks import FullView
-from avatar.provenance import recorded
+from avatar.provenance import with_provenance
 from avatar.types import Conditioning
 
 CHANNELS, TEXT, WORDS = 16, 4096, 512
@@ -124,7 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     measured = measure(arguments)
     if arguments.out is not None:
-        write_text(arguments.out, recorded(measured=measured))
+        write_text(arguments.out, with_provenance(measured=measured))
 
 
 if __name__ == "__main__":

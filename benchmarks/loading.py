@@ -36,7 +36,7 @@ from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.text_encoders.bytes import ByteTokenizer
-from avatar.provenance import machine, recorded
+from avatar.provenance import machine, with_provenance
 from avatar.puppet.scene import Scene
 from avatar.puppet.worlds import PixelWorld
 from avatar.types import SAMPLES_PER_FRAME
@@ -190,7 +190,7 @@ def main() -> None:
     if arguments.out:
         settings = {name: value for name, value in vars(arguments).items() if name != "out"}
         results = {"settings": settings, "shards": shards, "puppets": puppets, "teacher": wanted}
-        write_text(arguments.out, recorded(**results))
+        write_text(arguments.out, with_provenance(**results))
 
 
 if __name__ == "__main__":

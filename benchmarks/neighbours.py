@@ -192,10 +192,12 @@ def main() -> None:
     measured = measure(arguments)
     if arguments.out is not None:
         from avatar.files import write_text
-        from avatar.provenance import recorded
+        from avatar.provenance import with_provenance
 
         policies = POLICIES | {"short": {"GOMP_SPINCOUNT": SPIN_COUNT}}
-        write_text(arguments.out, recorded(policies=policies, neighbours=arguments.neighbours, measured=measured))
+        write_text(
+            arguments.out, with_provenance(policies=policies, neighbours=arguments.neighbours, measured=measured)
+        )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from avatar.models.transforms.apply import apply_transforms
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import TextProjection
 from avatar.process import set_up_torch
-from avatar.provenance import recorded
+from avatar.provenance import with_provenance
 from avatar.training import fit
 from avatar.types import REGIONS, ROLES, Batch, Conditioning
 
@@ -197,7 +197,7 @@ def main() -> None:
         f"peak {measured['peak_bytes'] / 2**30:.2f} GiB"
     )
     if arguments.out is not None:
-        write_text(arguments.out, recorded(measured=measured))
+        write_text(arguments.out, with_provenance(measured=measured))
 
 
 if __name__ == "__main__":

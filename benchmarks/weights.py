@@ -20,7 +20,7 @@ from diffusers import WanTransformer3DModel
 
 from avatar.files import write_text
 from avatar.models import flops, wan_weights
-from avatar.provenance import recorded
+from avatar.provenance import with_provenance
 
 CHILD = """
 import json, re, sys, torch
@@ -94,7 +94,7 @@ def main() -> None:
     measured["wan_14b, bfloat16, by the formula"] = ratio = at_full_size("wan_14b", torch.bfloat16)
     print(f"wan_14b in bfloat16, by the formula: ratio {ratio:.3f}")
     if arguments.out is not None:
-        write_text(arguments.out, recorded(measured=measured))
+        write_text(arguments.out, with_provenance(measured=measured))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 
 from avatar.files import write_text
-from avatar.provenance import recorded
+from avatar.provenance import with_provenance
 from avatar.puppet.clip import make_clip
 from avatar.puppet.scene import Scene
 from avatar.puppet.setting import CAMERAS
@@ -48,7 +48,7 @@ def main() -> None:
     for name, row in measured.items():
         print(f"{name:10}" + "".join(f"{key} {value:7.3f}   " for key, value in row.items()))
     if arguments.out is not None:
-        write_text(arguments.out, recorded(measured=measured))
+        write_text(arguments.out, with_provenance(measured=measured))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_a_student_of_all_stages_follows_the_audio(tmp_path):
             "clips=12",
             "latents=12",
             "stream_frames=80",
-            "others=0",
+            "reference_motion=0",
             "control=0",
             "threads=1",
             "workers=0",

@@ -101,7 +101,7 @@ def pixel_autoencoder(seed: int, scale: float = 0.1) -> causal_conv.CausalConvAu
 
 
 def small_decoder(teacher: causal_conv.CausalConvAutoencoder, scale: float = 0.1) -> distilled.DistilledAutoencoder:
-    return filled(distilled.distilled(teacher, 4), 2, scale)
+    return filled(distilled.new_distilled(teacher, 4), 2, scale)
 
 
 # Batches

@@ -80,7 +80,7 @@ def test_a_stream_equals_the_rollout(stages, world, folder):
 
 @pytest.mark.slow  # a full evaluation with all plots
 def test_student_and_teacher_are_evaluated(stages, world, folder):
-    small = ("clips=2", "others=0", "control=0", "latents=2", "stream_frames=12", "threads=1", "workers=0")
+    small = ("clips=2", "reference_motion=0", "control=0", "latents=2", "stream_frames=12", "threads=1", "workers=0")
     nets = (f"student='{stages['causal']}'", f"teacher='{stages['teacher']}'", "teacher_sampler.steps=1")
     place = (f"folder='{folder / 'scores'}'", f"cache='{folder / 'cache'}'")
     evaluate(composed("evaluate", *world, *small, *nets, *place))

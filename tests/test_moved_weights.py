@@ -77,7 +77,7 @@ def test_moved_weights_are_accepted_and_others_are_rejected(weights, moved, othe
         "teacher=null",
         "clips=2",
         "latents=2",
-        "others=0",
+        "reference_motion=0",
         "control=0",
     ]
     place = [f"folder='{tmp_path}/scores'", f"cache='{tmp_path}/cache'", "threads=1", "workers=0"]

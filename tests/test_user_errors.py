@@ -14,7 +14,7 @@ from avatar.errors import FileAccessError, MissingFileError, UserError
 from avatar.files import save_tensors, write_text
 from avatar.objectives.flow_matching import FlowMatching
 from avatar.process import choose_device
-from avatar.renamed import check_overrides
+from avatar.renamed import RENAMED, RENAMED_CHOICES, REPLACED, check_overrides
 from avatar.training import fit
 from tests.stages import FILTERS, SMALL_NET, TINY
 
@@ -93,6 +93,12 @@ def test_a_former_name_is_rejected_with_the_new_one(train, tmp_path, former, now
     code, stderr = train(former)
     assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1 and now in stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("former", [*RENAMED, *REPLACED, *RENAMED_CHOICES, "scene=portrait,grown"])
+def test_every_former_name_is_rejected(former):
+    with pytest.raises(UserError, match="has been renamed; use"):
+        check_overrides([former if "=" in former else f"{former}=1"])
 
 
 def test_names_that_only_share_a_prefix_with_a_former_one_are_accepted():

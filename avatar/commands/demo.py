@@ -7,10 +7,10 @@ from pathlib import Path
 from time import perf_counter
 
 from omegaconf import DictConfig
+from PIL import Image
 from scipy.io import wavfile
 
-from avatar.files import create_folder
-from avatar.media.mp4_writer import write_png
+from avatar.files import atomic_path, create_folder
 from avatar.puppet.clip import make_clip
 from avatar.types import SAMPLE_RATE
 
@@ -32,12 +32,12 @@ def demo(cfg: DictConfig) -> None:
     seconds = {}
     for number, (stage, command) in enumerate(objectives.items(), 1):
         print(f"\n── {number} of 6: {stage} ──", flush=True)
-        common = [f"seed={cfg.seed}", f"folder={folder / stage}"]
+        common = [f"seed={cfg.seed}", f"device={cfg.device}", f"folder={folder / stage}"]
         seconds[stage] = _run([command[0], "experiment=demo", *command[1:], *cfg.stages[stage], *common])
     print("\n── 5 of 6: a stream ──", flush=True)
     portrait, speech = _write_inputs(folder, cfg.seed)
     files = [f"image={portrait}", f"audio={speech}", f"student={student}", f"out={folder / 'avatar.mp4'}"]
-    seconds["infer"] = _run(["infer.py", *files, f"folder={folder / 'infer'}"])
+    seconds["infer"] = _run(["infer.py", *files, f"device={cfg.device}", f"folder={folder / 'infer'}"])
     print("\n── 6 of 6: scores on held-out puppets ──", flush=True)
     overrides = [f"{name}={value}" for name, value in cfg.evaluate.items()]
     stages = "stages={" + ",".join(f"{name}:{value:.1f}" for name, value in seconds.items()) + "}"
@@ -52,6 +52,7 @@ def demo(cfg: DictConfig) -> None:
             *overrides,
             stages,
             f"seed={cfg.seed}",
+            f"device={cfg.device}",
             f"folder={folder}",
         ]
     )
@@ -73,7 +74,8 @@ def _write_inputs(folder: Path, seed: int) -> tuple[Path, Path]:
     """Write a portrait and speech of the test split as files, and return their paths."""
     clip = make_clip(1000 + seed, "test", 150, "speaking")
     portrait, speech = folder / "portrait.png", folder / "speech.wav"
-    write_png(portrait, clip.frames(256, 0, 1)[0])
+    with atomic_path(portrait) as path:
+        Image.fromarray(clip.frames(256, 0, 1)[0]).save(path, format="PNG")
     wavfile.write(speech, SAMPLE_RATE, clip.own)
     return portrait, speech
 

@@ -54,7 +54,7 @@ def evaluate(cfg: DictConfig) -> None:
     """
     require_int(2, clips=cfg.clips)  # with one clip, shuffled audio would be its own
     require_int(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
-    require_int(0, seed=cfg.seed, others=cfg.others, control=cfg.control)
+    require_int(0, seed=cfg.seed, reference_motion=cfg.reference_motion, control=cfg.control)
     set_up_torch(cfg.threads)
     device = choose_device(cfg.device)
     folder = Path(cfg.folder)
@@ -88,18 +88,18 @@ def evaluate(cfg: DictConfig) -> None:
             "ground_truth": held_out.ground_truth(),
             "autoencoder": held_out.through_autoencoder(),
             "frozen": held_out.frozen(),
-            "student": held_out.generated(student, sampler, cond, cfg.seed, "student"),
-            "shuffled_audio": held_out.generated(
+            "student": held_out.generate(student, sampler, cond, cfg.seed, "student"),
+            "shuffled_audio": held_out.generate(
                 student, sampler, held_out.shuffled(), cfg.seed, "student, shuffled audio"
             ),
         }
         if teacher is not None:
-            videos["teacher"] = held_out.generated(
+            videos["teacher"] = held_out.generate(
                 teacher, bidirectional, cond, cfg.seed, f"teacher, {bidirectional.steps} steps"
             )
         readings = {name: held_out.read(video, name) for name, video in videos.items()}
-        others = held_out.others(cfg.others, first=cfg.clips + cfg.streams)
-        scores = {name: score(read, others) for name, read in readings.items()}
+        reference = held_out.reference_motion(cfg.reference_motion, first=cfg.clips + cfg.streams)
+        scores = {name: score(read, reference) for name, read in readings.items()}
 
     control_scores = None
     if cfg.control and cfg.latents * held_out.stride >= control.MIN_FRAMES:
@@ -154,7 +154,7 @@ def counterfactuals(
     numbers = torch.arange(count)
 
     def generate(cond: Conditioning, what: str) -> list[EstimatedClip]:
-        return held_out.read(held_out.generated(net, sampler, cond, seed, f"student, {what}"), what)
+        return held_out.read(held_out.generate(net, sampler, cond, seed, f"student, {what}"), what)
 
     plain = generate(cond, "labels alone")
     moods = len(EMOTIONS) - 1

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
 from avatar.errors import ExistingFileError, UserError, require_int
-from avatar.files import atomic_path, create_folder, writing
+from avatar.files import atomic_path, create_folder
 from avatar.puppet.gestures import EASE_S, HELD, REST, SECONDS, WITHOUT_ARMS, Event
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import CHANNELS, Direction, animate, channel
@@ -38,7 +38,7 @@ def gallery(cfg: DictConfig) -> None:
         *_rows([(name, _backdrop(name, cfg.size)) for name in BACKDROPS], cfg.columns, "framings and backdrops"),
     ]
     create_folder(out.parent)
-    with writing(out), atomic_path(out) as path:
+    with atomic_path(out) as path:
         Image.fromarray(np.concatenate(rows)).save(path, format="PNG")
     print(out)
 

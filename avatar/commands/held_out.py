@@ -35,16 +35,7 @@ class HeldOutClips:
         self.world, self.autoencoder, self.audio, self.text, self.image = world, autoencoder, audio, text, image
         self.clips, self.cache = clips, cache
         self.stride = autoencoder.temporal_stride
-        encoded = encode_clips(
-            clips,
-            world,
-            autoencoder,
-            self.audio,
-            self.text,
-            cache,
-            workers,
-            lambda loader: track(loader, f"encoding {clips.count} {clips.split} clips"),
-        )
+        encoded = encode_clips(clips, world, autoencoder, audio, text, cache, workers)
         every = torch.arange(clips.count)
         self.batch: Batch = encoded.batch(every, torch.zeros_like(every), clips.latents, self.audio, self.text)
         frames = 1 + self.stride * clips.latents
@@ -52,11 +43,11 @@ class HeldOutClips:
         extra = frames_beyond(self.audio, frames - 1)
         self.truth = [
             clips.make(i, frames + extra, cache / "speech")
-            for i in track(range(clips.count), f"drawing {clips.count} {clips.split} clips")
+            for i in track(range(clips.count), f"simulating {clips.count} {clips.split} clips")
         ]
         self.reader: VideoReader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
 
-    def others(self, count: int, first: int) -> list[Trajectory]:
+    def reference_motion(self, count: int, first: int) -> list[Trajectory]:
         """The true states of other clips of the split, of the same kind and length: the reference motion."""
         clips, frames = replace(self.clips, count=count, first=first), 1 + self.stride * self.clips.latents
         numbers = track(range(count), f"drawing {count} other clips' motion")
@@ -70,13 +61,13 @@ class HeldOutClips:
     def frozen(self) -> list[Tensor]:
         """The reference, decoded and repeated."""
         frames = self.stride * self.clips.latents
-        return [self._decoded(i, None).expand(-1, frames, -1, -1) for i in range(self.clips.count)]
+        return [self._decode(i, None).expand(-1, frames, -1, -1) for i in range(self.clips.count)]
 
     def through_autoencoder(self) -> list[Tensor]:
         """The true latents, decoded."""
-        return [self._decoded(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
+        return [self._decode(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
 
-    def generated(self, net: VideoDiT, sampler: ClipSampler, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
+    def generate(self, net: VideoDiT, sampler: ClipSampler, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
         """Videos generated for a conditioning, a few clips at a time."""
         device = next(net.parameters()).device
         made = []
@@ -86,7 +77,7 @@ class HeldOutClips:
             )
             made.append(sampler(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
         latents = torch.cat(made)
-        return [self._decoded(i, latents[i : i + 1]) for i in range(len(latents))]
+        return [self._decode(i, latents[i : i + 1]) for i in range(len(latents))]
 
     def shuffled(self) -> Conditioning:
         """The conditioning with the audio of the next clip."""
@@ -99,7 +90,7 @@ class HeldOutClips:
         return [self.reader.read(clip, video, start=1) for clip, video in track(pairs, f"reading {title}")]
 
     @torch.no_grad()
-    def _decoded(self, index: int, latents: Latents | None) -> Tensor:
+    def _decode(self, index: int, latents: Latents | None) -> Tensor:
         """A clip decoded as in a stream, after its reference; without latents, the reference alone."""
         device = next((p.device for p in self.autoencoder.parameters()), torch.device("cpu"))
         decoder = self.autoencoder.decoder_stream()

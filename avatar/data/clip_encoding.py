@@ -9,12 +9,12 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -99,14 +99,12 @@ def encode_clips(
     text: TextEncoder,
     cache: Path,
     workers: int,
-    progress: Callable,
 ) -> EncodedClips:
     """Encode clips, or load them from the cache.
 
     Args:
         cache: folder of encoded clips; synthesised speech is stored in its subfolder `speech`.
         workers: processes that render.
-        progress: wraps the loop over clips.
     """
     path = cache / f"encoded-{clips.split}-{encoding_key(clips, world, autoencoder, audio, text)}.safetensors"
     if path.exists():
@@ -117,7 +115,7 @@ def encode_clips(
     draws = torch.Generator()  # else the loader draws from the global generator, but only when clips are encoded now
     loader = DataLoader(rendered, batch_size=None, num_workers=workers, collate_fn=None, generator=draws)
     rows, prompts = [], []
-    for clip, video, regions in progress(loader):
+    for clip, video, regions in track(loader, f"encoding {clips.count} {clips.split} clips"):
         rows.append(_encode_clip(clip, video, regions, autoencoder, audio))
         prompts.append([clip.captions[i] for i in clip.captioned[label_frames(frames, stride)]])
     captions = {caption: number for number, caption in enumerate(dict.fromkeys(itertools.chain(*prompts)))}

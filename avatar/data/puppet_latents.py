@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -143,13 +142,4 @@ class PuppetLatents(LatentDataModule):
         return self.world.to_images(video)
 
     def _encode(self, clips: ClipSet) -> EncodedClips:
-        return encode_clips(
-            clips,
-            self.world,
-            self.autoencoder,
-            self.audio,
-            self.text,
-            self.cache,
-            self.workers,
-            lambda loader: track(loader, f"encoding {clips.count} {clips.split} clips"),
-        )
+        return encode_clips(clips, self.world, self.autoencoder, self.audio, self.text, self.cache, self.workers)

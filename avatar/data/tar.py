@@ -1,8 +1,9 @@
 """Random access to the samples of uncompressed WebDataset tars.
 
 WebDataset's own readers iterate over a shard and shuffle in a buffer, whose position cannot be saved, so that runs
-cannot be resumed exactly. The format is the same: the files of a sample, `KEY.part`, follow each other, and the part
-begins after the first dot.
+cannot be resumed exactly. Its indexed reader, `wids`, needs an index of its own and reads samples by number; here they
+have keys, and a damaged shard loses only its damaged samples. The format is the same: the files of a sample,
+`KEY.part`, follow each other, and the part begins after the first dot.
 """
 
 import contextlib

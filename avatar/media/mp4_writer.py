@@ -18,7 +18,6 @@ import av.error
 import numpy as np
 from av.video.reformatter import Colorspace
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
 from avatar.errors import ExistingFileError, FileAccessError, UserError
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -176,20 +175,6 @@ class Mp4Writer:
             f"can't write {self.path} ({error.strerror}) after {self.frames} frames; free some space there or choose "
             "another folder"
         )
-
-
-def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write a PNG atomically, and create its folder. Raises ExistingFileError if `path` exists."""
-    path = Path(path)
-    if path.exists():
-        raise _existing_file_error(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _create_partial(path)
-    try:
-        Image.fromarray(image).save(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _existing_file_error(path: Path) -> ExistingFileError:

@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 from avatar.errors import UserError
 from avatar.metrics import statistics
+from avatar.metrics.distribution import Trajectory
 from avatar.metrics.state_estimation import EstimatedClip
 from avatar.puppet.motion import CHANNELS, FACES
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
@@ -43,7 +44,6 @@ ARM_POSES = {
 BEAT = GESTURES.index("beat")
 HAND_WEIGHT = 0.3  # relative to the angles of the arm
 
-Trajectory = Float[np.ndarray, "f s"]  # rows of motion.CHANNELS; NaN: unknown
 Track = Float[np.ndarray, " f"]
 Labels = Int[np.ndarray, " f"]
 

@@ -2,11 +2,11 @@
 
 Motion that audio does not determine (blinks, gaze, sway of the head) has no single truth to compare with, and a model
 with correct lips may still freeze, average, over-smooth, tremble or collapse to few modes. Windows of WINDOW valid
-frames are compared, with each channel in units of the others' standard deviation:
+frames are compared, with each channel in units of the reference's standard deviation:
 
     features     of a window: mean and standard deviation of each channel, d = 2 × channels
     Fréchet      |m - m'|² + tr(C + C' - 2 (C C')^½), means m and covariances C of the features
-    coverage     share of the others' windows that have a generated window within the distance of the k-th nearest clip
+    coverage     share of the reference's windows with a generated window within the distance of the k-th nearest clip
     amount       mean over channels of s / s', s: standard deviation within windows
     roughness    geometric mean over channels of (1 - r) / (1 - r'), r: autocorrelation within windows at LAG frames
 
@@ -29,8 +29,8 @@ from avatar.puppet.motion import HIGH, LOW
 WINDOW, HOP = 24, 12  # frames: about a second, half overlapping
 LAG = 2  # frames
 MIN_SCALE = 0.05  # of a channel's range: the smallest unit of a channel
-MIN_MOTION = 0.005  # of its range: channels with less motion in the others' windows have no amount
-MIN_ROUGH = 0.01  # of the others' motion: channels with less have no roughness
+MIN_MOTION = 0.005  # of its range: channels with less motion in the reference's windows have no amount
+MIN_ROUGH = 0.01  # of the reference's motion: channels with less have no roughness
 MIN_CLIPS = 8  # for a Fréchet distance or coverage
 COVERED = 0.95  # expected coverage of equal distributions, which determines k
 MEASURES = (
@@ -49,7 +49,7 @@ Motion = Float[np.ndarray, "2 s"]  # per channel: variance within windows, half 
 Gaussian = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
 
 
-def distribution(clips: Sequence[EstimatedClip], others: Sequence[Trajectory]) -> dict[str, float | list[float]]:
+def distribution(clips: Sequence[EstimatedClip], reference: Sequence[Trajectory]) -> dict[str, float | list[float]]:
     """The MEASURES of the motion of clips, with 95 % intervals (`_ci`), on the channels that are known in every clip.
 
     `frechet` is corrected for the bias of few clips, so it may be below 0. `coverage` is in [0, 1]. `motion_amount` and
@@ -58,9 +58,9 @@ def distribution(clips: Sequence[EstimatedClip], others: Sequence[Trajectory]) -
 
     Args:
         clips: estimated from videos.
-        others: true states of other clips.
+        reference: true states of other clips.
     """
-    ours, theirs = [clip.trajectory for clip in clips if clip.valid.any()], list(others)
+    ours, theirs = [clip.trajectory for clip in clips if clip.valid.any()], list(reference)
     channels = _known_channels(ours)
     ours, theirs = ([windows(t[:, channels]) for t in side] for side in (ours, theirs))
     ours, theirs = ([w for w in side if len(w)] for side in (ours, theirs))
@@ -161,12 +161,12 @@ def coverage(x: Sequence[Float[np.ndarray, "_ d"]], y: Sequence[Float[np.ndarray
 
 
 def amount(ours: Motion, theirs: Motion) -> float:
-    """Amount of motion relative to the others'."""
+    """Amount of motion relative to the reference's."""
     return float(np.sqrt(ours[0] / theirs[0]).mean())
 
 
 def roughness(ours: Motion, theirs: Motion) -> float:
-    """Roughness of motion, per amount, relative to the others'; channels that do not move are left out."""
+    """Roughness of motion, per amount, relative to the reference's; channels that do not move are left out."""
     moves = ours[0] > MIN_ROUGH**2 * theirs[0]
     ratio = ours[1, moves] / ours[0, moves] / (theirs[1, moves] / theirs[0, moves])
     return float(np.exp(np.log(ratio).mean())) if moves.any() else float("nan")

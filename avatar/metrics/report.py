@@ -4,7 +4,7 @@ All files are written atomically. In the JSON, a value that could not be measure
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from avatar.errors import UserError
-from avatar.files import atomic_path, writing
+from avatar.files import atomic_path, write_text
 from avatar.metrics import drift
 from avatar.metrics.scores import measured
 from avatar.metrics.state_estimation import EstimatedClip
@@ -38,9 +38,9 @@ ROWS = {
     "frechet": ("Fréchet distance of motion", ".2f"),
     "frechet_ci": ("– 95 % interval", ".2f"),
     "coverage": ("coverage of motion", ".2f"),
-    "emotion_accuracy": ("emotion as asked for", ".2f"),
-    "state_accuracy": ("state as asked for", ".2f"),
-    "gesture_accuracy": ("gesture as asked for", ".2f"),
+    "emotion_accuracy": ("emotion as labelled", ".2f"),
+    "state_accuracy": ("state as labelled", ".2f"),
+    "gesture_accuracy": ("gesture as labelled", ".2f"),
     "unprompted_accuracy": ("gesture as words cause it", ".2f"),
     "identity_delta_e": ("identity ΔE", ".2f"),
     "undecodable_rate": ("undecodable frames", ".3f"),
@@ -95,9 +95,9 @@ def assemble(
 def write(folder: Path, report: Mapping[str, Any], images: Sequence[str] = ()) -> None:
     """Write `report.json` and `report.md` to an existing folder; the page shows the images, named relative to it."""
     text = json.dumps(measured(dict(report)), indent=2, allow_nan=False, ensure_ascii=False)
-    _write_atomically(folder / "report.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    write_text(folder / "report.json", text + "\n")
     page = markdown(json.loads(text), images)
-    _write_atomically(folder / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
+    write_text(folder / "report.md", page)
 
 
 def markdown(report: Mapping[str, Any], images: Sequence[str] = ()) -> str:
@@ -176,7 +176,8 @@ def contact_sheet(
 def save_contact_sheet(path: Path, rows: Mapping[str, Sequence[Frames]], titles: Sequence[str]) -> None:
     """Write `contact_sheet` as a PNG."""
     sheet = contact_sheet(rows, titles)
-    _write_atomically(path, lambda temporary: sheet.save(temporary, "PNG"))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def save_tracks(path: Path, systems: Mapping[str, Sequence[EstimatedClip]], titles: Sequence[str]) -> None:
@@ -256,9 +257,5 @@ def _figure(panels: int, width: float, height: float) -> tuple[Figure, list]:
 
 
 def _save_figure(path: Path, figure: Figure) -> None:
-    _write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
-
-
-def _write_atomically(path: Path, save: Callable[[Path], Any]) -> None:
-    with writing(path), atomic_path(path) as temporary:
-        save(temporary)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

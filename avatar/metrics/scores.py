@@ -9,7 +9,7 @@ from avatar.metrics.distribution import Trajectory, distribution
 from avatar.metrics.state_estimation import EstimatedClip
 
 
-def score(clips: Sequence[EstimatedClip], others: Sequence[Trajectory] = ()) -> dict[str, Any]:
+def score(clips: Sequence[EstimatedClip], reference: Sequence[Trajectory] = ()) -> dict[str, Any]:
     """All scores of the clips together.
 
         lip_sync_r, lip_sync_r_ci       correlation of the apertures at lag 0, and its 95 % interval
@@ -20,7 +20,7 @@ def score(clips: Sequence[EstimatedClip], others: Sequence[Trajectory] = ()) -> 
         identity_delta_e                colour error, CIE76
         undecodable_rate                share of invalid frames
         motion                          motion per frame, in shares of the channels' ranges
-        frechet, coverage,              compared with `others`: `avatar.metrics.distribution`; None without others or
+        frechet, coverage,              compared with `reference`: `avatar.metrics.distribution`; None without it or
           motion_amount, …                for few clips
         emotion_accuracy, …,            recall of the labels: `avatar.metrics.control`; None for fewer than two classes
           unprompted_accuracy             the same, of gestures that words cause
@@ -29,7 +29,7 @@ def score(clips: Sequence[EstimatedClip], others: Sequence[Trajectory] = ()) -> 
 
     Args:
         clips: estimated from the videos of one system.
-        others: true states of other clips, the reference distribution of motion.
+        reference: true states of other clips, the reference distribution of motion.
     """
     lag, at_lag = lip_sync.best_lag(clips)
     return measured(
@@ -43,7 +43,7 @@ def score(clips: Sequence[EstimatedClip], others: Sequence[Trajectory] = ()) -> 
             "identity_delta_e": identity.delta_e(clips),
             "undecodable_rate": identity.undecodable_rate(clips),
             "motion": drift.motion(clips),
-            **distribution(clips, others),
+            **distribution(clips, reference),
             **{f"{attribute}_accuracy": control.accuracy(clips, attribute) for attribute in control.CLASSIFIERS},
             "unprompted_accuracy": control.unprompted(clips),
             "drift": drift.drift(clips),

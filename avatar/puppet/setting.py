@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from avatar.errors import UserError
+from avatar.puppet.identity import Colour
 
-Colour = tuple[int, ...]
 Points = Float[np.ndarray, "*_ 2"]
 
 

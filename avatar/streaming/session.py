@@ -140,7 +140,7 @@ class Session:
         """One of GESTURES, from the next chunk on, for a duration in seconds."""
         if not 0 < seconds < float("inf"):
             raise UserError(f"a gesture of {seconds} seconds; expected a finite duration above 0")
-        latents = -int(-seconds * FRAME_RATE // self.stride)
+        latents = math.ceil(seconds * FRAME_RATE / self.stride)
         self.gestures = (label_index("gesture", name, GESTURES), self.rollout.position + latents)
 
     def set_reference(self, pixels: Pixels | None = None, latent: SinkLatent | None = None) -> None:

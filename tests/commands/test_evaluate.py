@@ -11,7 +11,15 @@ from avatar.metrics.report import CONTROLS
 from tests.stages import composed, random_autoencoder, random_bundle
 
 PIXELS, STATES = ("latent.channels=4",), ("autoencoder=states", "model=states")
-SMALL = ("clips=2", "others=2", "latents=2", "stream_frames=12", "threads=1", "workers=0", "teacher_sampler.steps=2")
+SMALL = (
+    "clips=2",
+    "reference_motion=2",
+    "latents=2",
+    "stream_frames=12",
+    "threads=1",
+    "workers=0",
+    "teacher_sampler.steps=2",
+)
 MANY = [1.0, 0.8, 0.6, 0.4, 0.2]
 
 
@@ -58,8 +66,16 @@ def test_a_bidirectional_teacher_is_evaluated_without_streaming(folder):
 
 def test_motion_and_control_are_scored_if_clips_are_long_enough(folder):
     bundle = random_bundle(folder / "labels.safetensors", "student", *STATES)
-    many = ("clips=4", "latents=12", "others=4", "control=2", "schedule=mixed", "scene=full", "autoencoder=states")
-    report = evaluated(folder, "control", *many, f"student='{bundle}'", "teacher=null")
+    many = (
+        "clips=4",
+        "latents=12",
+        "reference_motion=4",
+        "control=2",
+        "schedule=mixed",
+        "scene=full",
+        "autoencoder=states",
+    )
+    report = evaluated(folder, "control", *many, "autoencoder=states", f"student='{bundle}'", "teacher=null")
     truth = report["controls"]["ground_truth"]
     assert truth["motion_amount"] > 0.5 and report["controls"]["frozen"]["motion_amount"] == 0
     assert truth["emotion_accuracy"] == 1

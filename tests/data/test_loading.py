@@ -34,7 +34,7 @@ def autoencoder(mean: float = 0.0):
 
 
 def encode(cache, mean: float = 0.0):
-    return encode_clips(CLIPS, StateWorld(), autoencoder(mean), AUDIO, ByteTokenizer(96), cache, 0, iter)
+    return encode_clips(CLIPS, StateWorld(), autoencoder(mean), AUDIO, ByteTokenizer(96), cache, 0)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ class Padding:
 
 def test_captions_are_stored_once_without_padding_in_half_precision(cache):
     text, directed = Padding(), ClipSet("train", "mixed", 4, LATENTS, identities=1)  # of one puppet, said alike
-    made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0, iter)
+    made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0)
     whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]
     said = {c.captions[i] for c in whole_clips for i in c.captioned[1 + STRIDE // 2 :: STRIDE][:LATENTS]}
     assert made.text.dtype == torch.float16 and Padding.asked == len(made.text) == len(said) < 4 * LATENTS
@@ -238,7 +238,7 @@ def test_regions_are_pooled_to_latents_in_space_and_time(tmp_path):
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
     net = bundle.new({"_target_": target, "channels": 4, "widths": [4, 4]}).eval()
     few = replace(CLIPS, count=1, latents=2)
-    made = encode_clips(few, PixelWorld(64), net, AUDIO, TEXT, tmp_path, 0, iter)
+    made = encode_clips(few, PixelWorld(64), net, AUDIO, TEXT, tmp_path, 0)
     clip = few.make(0, 1 + 2 * STRIDE + clip_encoding.frames_beyond(AUDIO, 2 * STRIDE), tmp_path / "speech")
     assert made.regions.shape == (1, len(REGIONS), 2, 8, 8) == (1, len(REGIONS), *made.latents.shape[2:])
 
@@ -261,7 +261,7 @@ def test_latents_of_another_autoencoder_have_another_cache_key(clips, cache):
 def test_each_latent_has_the_caption_of_its_moment(cache):
     """Captions change in mid-clip; a crop carries those that it needs, in an order of its own."""
     directed = ClipSet("train", "speaking", 4, LATENTS, scene=Scene(moods=1.0))
-    made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, TEXT, cache, 0, iter)
+    made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, TEXT, cache, 0)
     whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]
     assert any(len(set(clip.captioned[1 : 1 + STRIDE * LATENTS])) == 2 for clip in whole_clips)
     starts = torch.tensor([0, 1, 2, 3])

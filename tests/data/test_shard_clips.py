@@ -23,7 +23,7 @@ from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.types import REGIONS, STATES
-from tests.data.preprocess.films import talk
+from tests.data.preprocess.videos import talk
 from tests.data.shard_sets import AUDIO, STRIDE, TEXT, autoencoder, flac, mp4, png, sample, write_set
 from tests.stages import ANY_DATA, composed, fitted
 

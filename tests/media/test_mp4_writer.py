@@ -9,10 +9,9 @@ import av
 import av.error
 import numpy as np
 import pytest
-from PIL import Image
 
 from avatar.media.decode import read_audio, read_video
-from avatar.media.mp4_writer import Mp4Writer, write_png
+from avatar.media.mp4_writer import Mp4Writer
 
 
 def frames(count: int, first: int = 0, size: tuple[int, int] = (64, 64)) -> np.ndarray:
@@ -210,11 +209,3 @@ def test_frames_of_another_size_and_audio_of_another_length_are_rejected(tmp_pat
     ):
         w.write(images, audio)
     assert names(tmp_path) == []
-
-
-def test_a_png_is_written_and_not_overwritten(tmp_path):
-    write_png(tmp_path / "new" / "a.png", frames(1)[0])
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), frames(1)[0])
-    with pytest.raises(FileExistsError):
-        write_png(tmp_path / "new" / "a.png", frames(1)[0])
-    assert names(tmp_path / "new") == ["a.png"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avatar.models import bundle
-from avatar.models.autoencoders.distilled import DistilledAutoencoder, distilled
+from avatar.models.autoencoders.distilled import DistilledAutoencoder, new_distilled
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.objectives.decoder_distillation import DecoderDistillation
 from avatar.objectives.optim import WarmupDecay
@@ -24,7 +24,7 @@ def teacher(tmp_path):
 
 def make_module(teacher) -> DecoderDistillation:
     module = DecoderDistillation(
-        distilled(teacher, 8), teacher, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), schedule=WarmupDecay(100)
+        new_distilled(teacher, 8), teacher, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), schedule=WarmupDecay(100)
     )
     module.log = lambda *_, **__: None
     module.net.train()
@@ -60,7 +60,7 @@ def test_a_linear_decoder_is_fitted_at_the_start(teacher):
     """The teacher's convolutions silenced, its decoder is a linear map of each latent pixel: so is the start."""
     for parameter in teacher.decoder[-1].parameters():
         parameter.zero_()
-    net, latents = distilled(teacher, 8).eval(), torch.randn(4, 4, 3, 4, 4)
+    net, latents = new_distilled(teacher, 8).eval(), torch.randn(4, 4, 3, 4, 4)
     net.start_from(latents, teacher.decode(latents))
     other = torch.randn(2, 4, 3, 4, 4)
     other_frames = teacher.decode(other)
@@ -82,13 +82,13 @@ def test_another_teacher_is_rejected(teacher, tmp_path):
     other = bundle.load(str(tmp_path / "other.safetensors"))
     with pytest.raises(ValueError, match="whose latents the decoder is for"):
         DecoderDistillation(
-            distilled(teacher, 8), other, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), schedule=WarmupDecay(100)
+            new_distilled(teacher, 8), other, torch.optim.Adam, 0.1, RegionWeights(lips=4.0), schedule=WarmupDecay(100)
         )
 
 
 def test_untrained_or_state_autoencoder_is_rejected(teacher):
     with pytest.raises(ValueError, match="load it from a bundle"):
-        distilled(bundle.new(teacher.origin.network), 8)
+        new_distilled(bundle.new(teacher.origin.network), 8)
     with pytest.raises(ValueError, match="autoencoder of images"):
         DistilledAutoencoder(StateAutoencoder([0.0], [1.0]), 8)
 

@@ -98,7 +98,7 @@ class DistilledAutoencoder(StreamedAutoencoder):
         return video[:, :, s - 1 if first else 0 :]
 
 
-def distilled(teacher: StreamedAutoencoder, width: int) -> DistilledAutoencoder:
+def new_distilled(teacher: StreamedAutoencoder, width: int) -> DistilledAutoencoder:
     """Build a new small decoder with the encoder and the fingerprint of a trained autoencoder.
 
     Args:

@@ -8,7 +8,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from avatar.errors import UserError
-from avatar.files import atomic_path, create_folder, writing
+from avatar.files import atomic_path, create_folder
 from avatar.objectives.distributed import world_size
 
 
@@ -33,7 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         create_folder(path.parent)
-        with writing(path), atomic_path(path) as temporary:
+        with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:

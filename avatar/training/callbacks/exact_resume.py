@@ -78,10 +78,10 @@ class ExactResume(lightning.Callback):
         states = [own] * world_size()
         if world_size() > 1:
             dist.all_gather_object(states, own)
-        return {"passes": self._in_complete_batches, "random": states}  # "passes": micro-batches
+        return {"micro_batches": self._in_complete_batches, "random": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.micro_batches, self.saved = state_dict["passes"], state_dict["random"]
+        self.micro_batches, self.saved = state_dict["micro_batches"], state_dict["random"]
         self.data.start = self.micro_batches
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:

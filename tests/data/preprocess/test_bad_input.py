@@ -12,7 +12,7 @@ from avatar.data.preprocess.reasons import REJECTS
 from avatar.data.preprocess.rules import Models, Rules
 from avatar.data.preprocess.sources import find
 from avatar.media.decode import read_audio, read_video
-from tests.data.preprocess.films import EVENTS, HEIGHT, RULES, WIDTH, beeps, lamp, scene, speech, talk, write
+from tests.data.preprocess.videos import EVENTS, HEIGHT, RULES, WIDTH, beeps, lamp, scene, speech, talk, write
 
 GRID = np.arange(60) / 25
 TURN = [0, 1 << 16, 0, -1 << 16, 0, 0, WIDTH << 16, 0, 1 << 30]  # a quarter to the right

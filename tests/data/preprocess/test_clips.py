@@ -17,7 +17,7 @@ from avatar.data.preprocess.rules import Models
 from avatar.data.preprocess.sources import Source, Span, find
 from avatar.media.decode import read_audio, read_video
 from avatar.models.text_encoders.bytes import ByteTokenizer
-from tests.data.preprocess.films import EVENTS, RULES, scene, speech, talk, write
+from tests.data.preprocess.videos import EVENTS, RULES, scene, speech, talk, write
 
 
 def stage_video(path, tmp_path, rules=RULES, models=None, spans=None):

@@ -16,7 +16,7 @@ from avatar.data.preprocess.probe import probe
 from avatar.data.preprocess.rules import Models
 from avatar.data.preprocess.sources import find
 from avatar.media.decode import read_video
-from tests.data.preprocess.films import RULES, scene, speech, write
+from tests.data.preprocess.videos import RULES, scene, speech, write
 
 FRAMES = 120
 GRAIN = np.random.default_rng(0).integers(-12, 12, (FRAMES, 64, 96, 3))

@@ -26,7 +26,7 @@ from avatar.commands import preprocess
 from avatar.media.decode import read_audio, read_video
 from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
-from tests.data.preprocess.films import scene, speech, talk, write
+from tests.data.preprocess.videos import scene, speech, talk, write
 from tests.stages import random_autoencoder
 
 ROOT = Path(__file__).parents[3]

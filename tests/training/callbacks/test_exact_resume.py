@@ -16,7 +16,7 @@ def test_a_rank_restores_its_rng_state(monkeypatch, saved, rank, expected):
     monkeypatch.setattr(exact_resume.dist, "get_rank", lambda: rank)
     resume = exact_resume.ExactResume()
     resume.data = SimpleNamespace(accumulate=1, start=0)
-    resume.load_state_dict({"passes": 5, "random": [{"cpu": state, "cuda": None} for state in states]})
+    resume.load_state_dict({"micro_batches": 5, "random": [{"cpu": state, "cuda": None} for state in states]})
     strategy = SimpleNamespace(reduce_boolean_decision=lambda found, all: found)
     resume.on_train_batch_start(SimpleNamespace(strategy=strategy))
     assert torch.equal(torch.get_rng_state(), states[expected]) and resume.data.start == 5
