@@ -96,6 +96,24 @@ def test_infer_accepts_user_files(command, tmp_path):
     assert frames.shape == (25, 64, 64, 3) and rate == 25
 
 
+def test_infer_conditions_on_the_other_voice(command, tmp_path):
+    voices = {
+        "own": np.zeros(16_000),
+        "other": np.random.default_rng(0).normal(0, 0.1, 16_000),
+        "long": np.zeros(20_000),
+    }
+    for name, samples in voices.items():
+        wavfile.write(tmp_path / f"{name}.wav", 16_000, samples.astype(np.float32))
+    own, other = f"audio='{tmp_path}/own.wav'", f"other='{tmp_path}/other.wav'"
+    for name, arguments in {"alone": [own], "listening": [own, other]}.items():
+        code, stderr = command("infer", *arguments, "state=listening", f"out='{tmp_path}/{name}.mp4'")
+        assert code == 0, stderr
+    alone, listening = (read_video(tmp_path / f"{name}.mp4")[0] for name in ("alone", "listening"))
+    assert alone.shape == listening.shape and not np.array_equal(alone, listening)
+    code, stderr = command("infer", own, f"other='{tmp_path}/long.wav'", f"out='{tmp_path}/b.mp4'")
+    check_user_error(code, stderr, "16000 samples of the avatar's voice with 20000 of the other one")
+
+
 @pytest.mark.parametrize(
     "script, mistake, message",
     [
@@ -304,7 +322,7 @@ class Faces(SimpleNamespace):
     def __init__(self, chunks: int):
         super().__init__(chunks=chunks, gesture=lambda *_: None)
 
-    def stream(self, session, speech):
+    def stream(self, session, speech, other):
         for number in range(self.chunks):
             frames, samples = torch.full((3, 8, 64, 64), number / 9), torch.zeros(8 * SAMPLES_PER_FRAME)
             yield Emitted(frames, samples, 0.1, number + 0.1, 2)
@@ -313,8 +331,8 @@ class Faces(SimpleNamespace):
 def test_ctrl_c_during_streaming_keeps_the_written_part(command, tmp_path, monkeypatch):
     faces, out = Faces(3), tmp_path / "me.mp4"
 
-    def stopped(*arguments):
-        yield from faces.stream(*arguments)
+    def stopped(*arguments, **keywords):
+        yield from faces.stream(*arguments, **keywords)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(infer, "open_session", lambda *_: faces)

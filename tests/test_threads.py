@@ -24,7 +24,9 @@ class Watch:
             os._exit(0)
 
 sys.meta_path.insert(0, Watch())
-sys.argv = [sys.argv[1]]
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "avatar":
+    runpy.run_module("avatar", run_name="__main__", alter_sys=True)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -33,11 +35,12 @@ def policy_at_import(script: str, **settings: str) -> list[str]:
     """GOMP_SPINCOUNT and OMP_WAIT_POLICY when this script imports torch."""
     inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
     environment = inherited | {"PYTHONPATH": str(ROOT)} | settings
-    command = [sys.executable, "-c", RUN, str(ROOT / script)]
+    name, *arguments = script.split()
+    command = [sys.executable, "-c", RUN, name if name == "avatar" else str(ROOT / name), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
 
 
-@pytest.mark.parametrize("script", ["train.py", "distill.py", "infer.py"])
+@pytest.mark.parametrize("script", ["train.py", "distill.py", "infer.py", "avatar infer", "avatar evaluate"])
 def test_scripts_set_the_policy_before_importing_torch(script):
     assert policy_at_import(script) == [threads.SPIN_COUNT, "None"]
 

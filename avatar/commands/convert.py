@@ -22,6 +22,9 @@ from avatar.types import Bundle
 def convert(cfg: DictConfig) -> None:
     """Write the bundle `cfg.out` from `cfg.model.weights`, or a folder in diffusers' layout from `cfg.bundle`.
 
+    Args:
+        cfg: config `convert`, whose comments describe each setting.
+
     Raises:
         UserError: missing or unreadable weights, encoders that don't fit the network, an existing `cfg.out`.
     """

@@ -16,7 +16,13 @@ from avatar.types import SAMPLE_RATE
 
 
 def demo(cfg: DictConfig) -> None:
-    """Run all stages into `cfg.folder`; an earlier demo's folder is renamed to the same name with a number."""
+    """Run all stages into `cfg.folder`; an earlier demo's folder is renamed to the same name with a number.
+
+        python -m avatar demo seed=2
+
+    Args:
+        cfg: config `demo`, whose comments describe each setting.
+    """
     folder = Path(cfg.folder)
     _set_aside(folder)
     teacher = folder / "teacher" / "teacher.safetensors"

@@ -23,7 +23,14 @@ LABEL, GAP = 16, 6  # pixels
 
 
 def gallery(cfg: DictConfig) -> None:
-    """Draw the overview and write it to `cfg.out`, a PNG file that must not exist."""
+    """Draw the overview and write it to `cfg.out`.
+
+    Args:
+        cfg: config `gallery`, whose comments describe each setting.
+
+    Raises:
+        UserError: an `out` that is not a new PNG file, or sizes that are too small.
+    """
     require_int(64, size=cfg.size)
     require_int(1, columns=cfg.columns)
     out = Path(cfg.out)

@@ -14,6 +14,7 @@ from avatar.media.frames import from_uint8, to_uint8
 from avatar.media.mp4_writer import Mp4Writer
 from avatar.models import bundle, hub
 from avatar.process import choose_device, set_up_torch
+from avatar.streaming.inputs import check_audio
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import StreamStats, stream
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -32,6 +33,8 @@ def infer(cfg: DictConfig) -> None:
     """
     require_int(0, seed=cfg.seed)
     require_str(image=cfg.image, audio=cfg.audio, prompt=cfg.prompt)
+    if cfg.other is not None:
+        require_str(other=cfg.other)
     set_up_torch(cfg.threads)
     if cfg.size is None:
         raise UserError(
@@ -40,7 +43,9 @@ def infer(cfg: DictConfig) -> None:
         )
     require_int(1, size=cfg.size)
     image, note = read_image(cfg.image, cfg.size)
-    samples = read_audio(cfg.audio)
+    samples = torch.from_numpy(read_audio(cfg.audio))
+    other = None if cfg.other is None else torch.from_numpy(read_audio(cfg.other))
+    check_audio(samples, other)
     if note:
         print(f"image: {note}")
     out = Path(cfg.out or Path(cfg.folder) / "avatar.mp4")
@@ -50,7 +55,7 @@ def infer(cfg: DictConfig) -> None:
     with Mp4Writer(out, cfg.size) as writer, Progress() as progress:
         title = f"streaming {len(samples) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s"
         bar = progress.add_task(title, total=len(samples))
-        for emitted in stream(session, torch.from_numpy(samples)):
+        for emitted in stream(session, samples, other=other):
             records.append(emitted)
             writer.write(to_uint8(emitted.frames), emitted.samples.numpy())
             progress.advance(bar, len(emitted.samples))

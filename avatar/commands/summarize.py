@@ -12,7 +12,16 @@ from avatar.models.video_dit import VideoDiT
 
 
 def summarize(cfg: DictConfig) -> None:
-    """Print parameters, FLOPs and memory of the backbone of a config, for a clip of the size in `cfg.clip`."""
+    """Print parameters, FLOPs and memory of the backbone of a config, for a clip of the size in `cfg.clip`.
+
+        python -m avatar summarize model=dit_20b
+
+    Args:
+        cfg: config `summarize`, whose comments describe each setting.
+
+    Raises:
+        UserError: a model that is not a backbone.
+    """
     with torch.device("meta"):
         net = hydra.utils.instantiate(cfg.model)
     if not isinstance(net, VideoDiT):

@@ -59,6 +59,8 @@ class FrameBatches(Dataset):
 class PuppetFrames(lightning.LightningDataModule):
     """Data module of puppet frames.
 
+        python train.py objective=autoencoder data.batch=12
+
     Args:
         world: renders the clips.
         scene: what they show.

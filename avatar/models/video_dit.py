@@ -112,7 +112,7 @@ class VideoDiT(nn.Module):
         if audio_injection not in get_args(Injection):
             raise UserError(f"audio_injection={audio_injection!r}; expected one of {', '.join(get_args(Injection))}")
         self.reference_sink, self.extra_in_channels = reference_sink, extra_in_channels
-        self.audio_injection, self.ffn = audio_injection, ffn
+        self.ffn = ffn
         self.channels, self.dim, self.heads, self.layers, self.patch = channels, dim, heads, layers, patch
         self.strides = None if strides is None else tuple(strides)
         self.rope = Rope(dim // heads)

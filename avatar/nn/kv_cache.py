@@ -240,7 +240,7 @@ class RingCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.tokens, self.window, self.spare, self.size = tokens, window, spare, window + spare
+        self.tokens, self.window, self.size = tokens, window, window + spare
         shape = (batch, heads, self.size, tokens, head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]

@@ -60,6 +60,7 @@ class Session:
         audio, text: the encoders of its training.
         plan: the schedule of its distillation.
         reference: the portrait, `1 c 1 h w` in [-1, 1]; or `latent`, the portrait encoded by itself.
+        seed: of the noise; prompt: a description in words.
         max_rollback: chunks that an interrupt can undo; each costs the memory of a chunk's keys and values.
         image: the image encoder of an image-to-video network, else None.
 

@@ -35,6 +35,8 @@ IGNORED_WARNINGS = (
 def fit(cfg: DictConfig) -> None:
     """Train an objective as its config says, and write checkpoints, metrics and a bundle into `cfg.folder`.
 
+        python train.py objective=flow_matching steps=3000 seed=1
+
     Args:
         cfg: a config of train.py or distill.py.
 
