@@ -4,8 +4,8 @@
     python benchmarks/backbone.py --device cuda --dtype bfloat16 --dim 1536 --ffn 8960 --heads 12 --layers 30 \
         --latents 21 --height 60 --width 104                                                    # Wan 2.1 1.3B, 480p
 
-Text to video, one prompt, no sound and no sink: what both can do. The two take turns, so that a machine whose speed
-varies treats them alike; the ratio is that of the medians. The aim is at most 1.03, eager and compiled.
+Text to video, with one prompt and without audio and sink: what both networks support. The two take turns, so that
+changes of the machine's speed affect both; the ratio is that of the medians. Target: at most 1.03, eager and compiled.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
             lambda: ours(x, t, cond, view),
             lambda: theirs(x, 1000 * t[:, 0], cond.text[:, 0], return_dict=False)[0],
         )
-        a, b = (call() for call in calls)  # and warm
+        a, b = (call() for call in calls)  # warm-up, too
         error = ((a - b).abs().max() / b.abs().max()).item()
         taken = [[seconds(call, arguments.device) for call in calls] for _ in range(arguments.repeats)]
         mine, its = (statistics.median(column) for column in zip(*taken, strict=True))

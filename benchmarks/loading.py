@@ -3,7 +3,7 @@
 Writes a set of random latents as preprocessed shards, reads it as training does, in this process, and prints samples
 and latents per second of one worker: (i) from the shards, (ii) rendered by the puppet world for the training of the
 autoencoder.
-It is compared with the consumption of one GPU that trains a large teacher:
+The result is compared with the consumption of one GPU that trains a large teacher:
 
     FLOPs per sample = 6 P n + 12 d_model layers n²       n tokens = latents · height · width / patch²
     samples per second = mfu · peak / FLOPs per sample
@@ -43,13 +43,13 @@ from avatar.types import SAMPLES_PER_FRAME
 
 
 def autoencoder(channels: int) -> Any:
-    """One of random weights, whose latents are there already: loading asks for its strides and its fingerprint."""
+    """An autoencoder with random weights; loading latents needs only its strides and fingerprint."""
     target = "avatar.models.autoencoders.causal_conv.CausalConvAutoencoder"
     return bundle.new({"_target_": target, "channels": channels, "widths": [4, 4]})
 
 
 def write_set(folder: Path, samples: int, latents: int, net: Any, size: int, audio: LogMel) -> int:
-    """Shards of a hundred samples; gives the bytes of one."""
+    """Write shards of a hundred samples, and return the bytes of one sample."""
     (folder / "shards").mkdir(parents=True)
     rng, frames, side = np.random.default_rng(0), 1 + net.temporal_stride * latents, size // net.spatial_stride
     meta = {
@@ -61,7 +61,7 @@ def write_set(folder: Path, samples: int, latents: int, net: Any, size: int, aud
     }
     parts = {
         "afeat.npy": as_npy(rng.normal(size=(frames, 1, audio.dim)).astype(np.float16)),
-        "audio.flac": rng.bytes(frames * SAMPLES_PER_FRAME),  # as long as such sound is, and never decoded
+        "audio.flac": rng.bytes(frames * SAMPLES_PER_FRAME),  # of the size of such audio; it is never decoded
         "latent.npy": as_npy(rng.normal(size=(net.channels, 1 + latents, side, side)).astype(np.float16)),
         "meta.json": json.dumps(meta).encode(),
         "ref_latent.npy": as_npy(rng.normal(size=(net.channels, 1, side, side)).astype(np.float16)),
@@ -96,8 +96,8 @@ def as_npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def rate(batches, samples_of, seconds: float) -> dict[str, float]:
-    """Samples a second, of the wall clock and of this process's, after a first batch that isn't counted."""
+def measure_rate(batches, samples_of, seconds: float) -> dict[str, float]:
+    """Measure samples per second of wall time and of CPU time, after a first batch that is not counted."""
     batches = iter(batches)
     next(batches)
     samples, wall, cpu = 0, perf_counter(), process_time()
@@ -106,7 +106,7 @@ def rate(batches, samples_of, seconds: float) -> dict[str, float]:
     return {"per_s": samples / (perf_counter() - wall), "per_cpu_s": samples / (process_time() - cpu)}
 
 
-def of_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
+def measure_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     net, audio = autoencoder(arguments.channels), LogMel()
     size = write_set(folder, arguments.samples, arguments.latents, net, arguments.size, audio)
     side = arguments.size // net.spatial_stride
@@ -130,14 +130,14 @@ def of_shards(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         workers=0,
     )
     data.setup("fit")
-    found = rate(data.train_dataloader(), lambda batch: len(batch.keys), arguments.seconds)
-    return found | {"bytes_per_sample": size}
+    rates = measure_rate(data.train_dataloader(), lambda batch: len(batch.keys), arguments.seconds)
+    return rates | {"bytes_per_sample": size}
 
 
-def of_puppets(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
+def measure_puppets(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     frames = 1 + CausalConvAutoencoder.temporal_stride * arguments.latents
     batches = FrameBatches(PixelWorld(64), Scene(), "train", 0, 1_000_000, 0, 4, frames, folder)
-    return rate((batches[i] for i in range(len(batches))), lambda batch: len(batch.keys), arguments.seconds)
+    return measure_rate((batches[i] for i in range(len(batches))), lambda batch: len(batch.keys), arguments.seconds)
 
 
 def teacher(arguments: argparse.Namespace) -> dict[str, float]:
@@ -158,7 +158,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--samples", type=int, default=400, help="of the set")
     parser.add_argument("--latents", type=int, default=20, help="of a clip, four frames each")
-    parser.add_argument("--size", type=int, default=512, help="height and width of the pictures behind the latents")
+    parser.add_argument(
+        "--size", type=int, default=512, help="height and width of the frames, in pixels"
+    )
     parser.add_argument("--channels", type=int, default=16, help="of latents")
     parser.add_argument("--parameters", type=float, default=1.3e9)
     parser.add_argument("--width", type=int, default=1536, help="of the teacher")
@@ -171,10 +173,10 @@ def main() -> None:
     torch.set_num_threads(1)  # as in a loader's worker
     folder = Path(tempfile.mkdtemp(prefix="loading-"))
     try:
-        shards, puppets = of_shards(arguments, folder / "set"), of_puppets(arguments, folder / "speech")
+        shards, puppets = measure_shards(arguments, folder / "set"), measure_puppets(arguments, folder / "speech")
     finally:
         shutil.rmtree(folder)
-    wanted = teacher(arguments)
+    consumption = teacher(arguments)
     print(f"machine   {machine()}")
     print(f"clips     {arguments.latents} latents; shards of {arguments.size} px, puppets of 64 px")
     print(f"shards    {shards['per_s']:9.1f} samples/s   a worker; {shards['per_cpu_s']:.1f} per CPU-s")
@@ -182,14 +184,14 @@ def main() -> None:
         f"puppets   {puppets['per_s']:9.1f} samples/s   a worker, rendered; {puppets['per_cpu_s']:.1f} per CPU-second"
     )
     print(
-        f"teacher   {wanted['per_s']:9.1f} samples/s   a GPU; {arguments.parameters / 1e9:g} B parameters, "
-        f"mfu {arguments.mfu:g} of {arguments.peak_tflops:g} TFLOP/s; {wanted['tokens_per_sample']} tokens, "
-        f"{wanted['flops_per_sample'] / 1e12:.0f} TFLOPs a sample"
+        f"teacher   {consumption['per_s']:9.1f} samples/s   per GPU; {arguments.parameters / 1e9:g} B parameters, "
+        f"mfu {arguments.mfu:g} of {arguments.peak_tflops:g} TFLOP/s; {consumption['tokens_per_sample']} tokens, "
+        f"{consumption['flops_per_sample'] / 1e12:.0f} TFLOPs per sample"
     )
-    print(f"          one worker feeds {shards['per_s'] / wanted['per_s']:.0f} such GPUs from shards")
+    print(f"          one worker feeds {shards['per_s'] / consumption['per_s']:.0f} such GPUs from shards")
     if arguments.out:
         settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-        results = {"settings": settings, "shards": shards, "puppets": puppets, "teacher": wanted}
+        results = {"settings": settings, "shards": shards, "puppets": puppets, "teacher": consumption}
         write_text(arguments.out, with_provenance(**results))
 
 

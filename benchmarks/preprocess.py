@@ -106,6 +106,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     short = folder / "short"
     short.mkdir()
     write_video(short / "short.mp4", 4.2, 64, 0)
+    run(short, folder / "first-set")  # imports modules in this process
     start_up = run(short, folder / "short-set")
     took = run(videos, folder / "set")
     lines = [json.loads(line) for line in (folder / "set" / "sources.jsonl").read_text().splitlines()]

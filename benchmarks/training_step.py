@@ -1,4 +1,4 @@
-"""A training step as `train.py` makes it, on random clips: its time, the operations it achieves, its peak memory.
+"""Time, throughput and peak memory of a training step of `train.py`, on random clips.
 
     # 2 cores, reduced width
     python benchmarks/training_step.py model.network.layers=6 model.network.dim=384 model.network.ffn=2240 \
@@ -7,13 +7,13 @@
     python benchmarks/training_step.py transforms=large trainer.precision=bf16-mixed +objective.optimizer.fused=true \
         --device cuda
 
-Arguments that are no options override the config of `train.py`, whose model is `wan_1_3b` here. The share of the
+Other arguments override the config of `train.py`; the default model is `wan_1_3b`. The share of the
 ceiling (model FLOPs utilisation) is
 
-    3 × operations of a forward pass × clips / seconds / operations a second of large matrix products
+    3 × FLOPs of a forward pass × clips / seconds / FLOP/s of large matrix products
 
-with nothing counted twice that is computed twice, and the ceiling measured on the same device in the same run and
-precision. The aim on one H200 is at least 45 %.
+without the FLOPs of recomputed activations. The ceiling is measured on the same device, in the same run and precision.
+Target on one H200: at least 45 %.
 """
 
 import argparse
@@ -45,10 +45,10 @@ from avatar.provenance import with_provenance
 from avatar.training import fit
 from avatar.types import REGIONS, ROLES, Batch, Conditioning
 
-WARM = 3  # steps that aren't counted: kernels are chosen and compiled, the optimiser makes its state
+WARM = 3  # steps that are not counted: kernels are chosen and compiled, and the optimiser allocates its state
 
 
-# Which of torch's attention kernels is tried first; what one can't do is left to the next.
+# Torch's attention kernels in the order in which they are tried.
 LAST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 KERNELS = {
     "flash": [SDPBackend.FLASH_ATTENTION, *LAST],
@@ -57,7 +57,7 @@ KERNELS = {
 
 
 class RandomClips(lightning.LightningDataModule):
-    """Clips of one size, with sound and a caption of full length."""
+    """Data module of random clips of one size, with audio and a caption of maximum length."""
 
     def __init__(self, net: VideoDiT, clip: flops.ClipShape, clips: int, steps: int):
         super().__init__()
@@ -71,18 +71,18 @@ def random_batch(net: VideoDiT, clip: flops.ClipShape, clips: int) -> Batch:
     b, l, space = clips, clip.latents, (clip.height, clip.width)
     features = (net.text.features,) if isinstance(net.text, TextProjection) else ()
     words = torch.randn(b, 1, clip.text_tokens, *features) if features else torch.ones(b, 1, clip.text_tokens).long()
-    unsaid = torch.zeros(b, l, dtype=torch.long)
+    unspecified = torch.zeros(b, l, dtype=torch.long)
     cond = Conditioning(
         reference=torch.randn(b, net.channels, 1, *space),
         audio=torch.randn(b, len(ROLES), l, net.audio.tokens, net.audio.features),
         audio_mask=torch.ones(b, len(ROLES), l, dtype=torch.bool),
         text=words,
         text_mask=torch.ones(b, 1, clip.text_tokens, dtype=torch.bool),
-        text_event=unsaid,
-        state=unsaid,
-        emotion=unsaid,
+        text_event=unspecified,
+        state=unspecified,
+        emotion=unspecified,
         emotion_intensity=torch.zeros(b, l),
-        gesture=unsaid,
+        gesture=unspecified,
         image=None if net.image is None else torch.randn(b, clip.image_tokens, net.image.features),
         concat_latents=torch.randn(b, net.extra_in_channels, l, *space) if net.extra_in_channels else None,
     )

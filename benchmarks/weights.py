@@ -1,8 +1,8 @@
 """Peak memory of loading published weights: `python benchmarks/weights.py --out benchmarks/results/weights.json`.
 
 Writes a transformer of diffusers' layout with random weights in shards, then loads it in a fresh process, and compares
-the rise of that process's peak memory with the bytes of the network. The aim is at most 1.15 times these. What lies
-above them is one tensor, as stored and as loaded, so at full size it is
+the rise of that process's peak memory with the bytes of the network. Target: at most 1.15. The excess
+is one tensor, as stored and as loaded, so at full size the ratio is
 
     1 + (bytes of the largest tensor, stored and loaded) / (bytes of the network)
 """
@@ -30,7 +30,7 @@ def peak():
         return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1])
 network, folder, dtype = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 with torch.device("meta"):
-    wan_weights.load(network)  # what is imported on the way isn't the network's
+    wan_weights.load(network)  # imports the modules that loading needs
 before = peak()
 net = wan_weights.load(network, folder, dtype=dtype)
 print(json.dumps([before, peak(), sum(p.numel() * p.element_size() for p in net.parameters())]))

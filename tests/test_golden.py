@@ -152,7 +152,7 @@ def pixel_batch(seed: int) -> types.Frames:
 # Objectives
 
 ADAMW = functools.partial(torch.optim.AdamW, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
-EMPHASIS = weighting.RegionWeights(face=0.5, lips=4.0)
+REGION_WEIGHTS = weighting.RegionWeights(face=0.5, lips=4.0)
 MIN_SNR = weighting.MinSNR(2.0)
 GUIDANCE = guidance.Guidance(audio=2.0, text=1.5)
 PLAN = plan.Plan((1.0, 0.75), chunk=2, first_chunk=1, window=3)
@@ -160,14 +160,19 @@ PLAN = plan.Plan((1.0, 0.75), chunk=2, first_chunk=1, window=3)
 
 def make_autoencoder() -> lightning.LightningModule:
     return autoencoder.AutoencoderTraining(
-        pixel_autoencoder(1), ADAMW, noise=0.1, region_weights=EMPHASIS, schedule=optim.WarmupDecay(STEPS)
+        pixel_autoencoder(1), ADAMW, noise=0.1, region_weights=REGION_WEIGHTS, schedule=optim.WarmupDecay(STEPS)
     )
 
 
 def make_decoder_distillation() -> lightning.LightningModule:
     teacher = pixel_autoencoder(1)
     return decoder_distillation.DecoderDistillation(
-        small_decoder(teacher), teacher, ADAMW, noise=0.1, region_weights=EMPHASIS, schedule=optim.WarmupDecay(STEPS)
+        small_decoder(teacher),
+        teacher,
+        ADAMW,
+        noise=0.1,
+        region_weights=REGION_WEIGHTS,
+        schedule=optim.WarmupDecay(STEPS),
     )
 
 
@@ -178,7 +183,7 @@ def make_flow_matching(pattern: packing.AttentionPattern) -> lightning.Lightning
         timesteps.LogitNormal(mean=0.2, std=1.1, shift=2.0),
         dropout.Dropout(audio=0.3, text=0.3, labels=0.3),
         ADAMW,
-        region_weights=EMPHASIS,
+        region_weights=REGION_WEIGHTS,
         weighting=MIN_SNR,
         schedule=optim.WarmupDecay(STEPS),
     )
@@ -193,7 +198,7 @@ def make_consistency() -> lightning.LightningModule:
         discretisation=8,
         shift=2.0,
         optimizer=ADAMW,
-        region_weights=EMPHASIS,
+        region_weights=REGION_WEIGHTS,
         weighting=MIN_SNR,
         schedule=optim.WarmupDecay(STEPS),
     )
@@ -213,7 +218,7 @@ def make_dmd() -> lightning.LightningModule:
         gradient="exit_step",
         optimizer=ADAMW,
         critic_optimizer=ADAMW,
-        region_weights=EMPHASIS,
+        region_weights=REGION_WEIGHTS,
         critic_weighting=MIN_SNR,
         schedule=optim.Constant(),
     )

@@ -1,4 +1,4 @@
-"""Prompts are kept without padding, and those that come again aren't encoded again."""
+"""Encoded prompts have no padding, and repeated ones are cached."""
 
 import pickle
 
@@ -10,15 +10,15 @@ from avatar.models.text_encoders.bytes import ByteTokenizer
 
 
 class Features:
-    """A number per word, padded to 32; it takes down what it is asked."""
+    """One number per word, padded to 32; records its prompts."""
 
     fingerprint = "features"
 
     def __init__(self):
-        self.asked = []
+        self.encoded = []
 
     def encode(self, texts):
-        self.asked += texts
+        self.encoded += texts
         rows = [self.padded(torch.tensor([[1 / 3, float(len(word))] for word in text.split()])) for text in texts]
         return torch.stack([row for row, _ in rows]), torch.stack([mask for _, mask in rows])
 
@@ -51,5 +51,5 @@ def test_repeated_prompts_are_cached_and_the_oldest_are_dropped(monkeypatch):
     known = PromptCache(text)
     for prompt in ("a", "b", "a", "c", "a", "b"):
         assert torch.equal(known.tokens(prompt), encode_prompt(prompt, Features()))
-    assert text.asked == ["a", "b", "c", "b"]  # "b" was asked for longest ago when "c" came
-    assert torch.equal(pickle.loads(pickle.dumps(known)).tokens("a"), known.tokens("a"))  # for workers that are spawned
+    assert text.encoded == ["a", "b", "c", "b"]  # "b" was the least recently used when "c" was encoded
+    assert torch.equal(pickle.loads(pickle.dumps(known)).tokens("a"), known.tokens("a"))  # as for spawned workers

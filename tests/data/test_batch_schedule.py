@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, step), whoever asks for which part of them; crops lie where the shares say."""
+"""Batches depend only on (seed, step), for any shard of them; placement follows its shares."""
 
 from collections import Counter
 
@@ -222,14 +222,14 @@ STATE[2, 15:] = STATE[5, 3:] = 2
 CLIPS = puppets(STATE)
 
 
-def drawn(placement: Placement = UNIFORM, steps: int = 30, share: BatchShard = GLOBAL_BATCHES) -> list[Batch]:
-    batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, TEXT, 1, 0, steps, placement, share)
+def draw_batches(placement: Placement = UNIFORM, steps: int = 30, shard: BatchShard = GLOBAL_BATCHES) -> list[Batch]:
+    batches = LatentBatches(CLIPS, LengthBuckets((2,), (1.0,), 32), AUDIO, TEXT, 1, 0, steps, placement, shard)
     return [batches[i] for i in range(steps)]
 
 
 def test_placement_of_puppet_crops_follows_its_shares():
     def shares(placement: Placement) -> tuple[float, float]:
-        batches = drawn(placement)
+        batches = draw_batches(placement)
         starts = [key.endswith("@0") for batch in batches for key in batch.keys]
         changing = torch.cat([batch.conditioning.state for batch in batches]).diff(dim=1).ne(0).float().mean()
         return float(np.mean(starts)), float(changing)
@@ -241,7 +241,7 @@ def test_placement_of_puppet_crops_follows_its_shares():
 
 
 def test_uniform_placement_draws_no_random_numbers():
-    for step, batch in enumerate(drawn(steps=6)):
+    for step, batch in enumerate(draw_batches(steps=6)):
         rng = np.random.default_rng([1, step])
         rng.choice((2,), p=[1.0])
         which, start = rng.integers(8, size=16), rng.integers(19, size=16)
@@ -250,7 +250,7 @@ def test_uniform_placement_draws_no_random_numbers():
 
 def test_ranks_split_batches_of_puppets():
     placement = Placement(starts=0.25, short=2, transitions=0.5)
-    parts = [drawn(placement, 6, BatchShard(rank, 2)) for rank in (0, 1)]
-    for batch, even, odd in zip(drawn(placement, 6), *parts, strict=True):
+    parts = [draw_batches(placement, 6, BatchShard(rank, 2)) for rank in (0, 1)]
+    for batch, even, odd in zip(draw_batches(placement, 6), *parts, strict=True):
         assert even.keys == batch.keys[0::2] and odd.keys == batch.keys[1::2]
         assert torch.equal(odd.latents, batch.latents[1::2])

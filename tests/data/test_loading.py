@@ -1,4 +1,4 @@
-"""Batches are functions of (seed, step), crops are slices of whole clips, and what is kept on disk is what was made."""
+"""Batches depend only on (seed, step), crops are slices of clips, and cached clips equal encoded ones."""
 
 from collections import Counter
 from dataclasses import replace
@@ -51,7 +51,7 @@ def batches(clips, seed: int = 1, start: int = 0, stop: int = 40) -> LatentBatch
     return LatentBatches(clips, BUCKETS, AUDIO, TEXT, seed, start, stop)
 
 
-def whole(clips, n: int):
+def full_clip(clips, n: int):
     return clips.batch(torch.tensor([n]), torch.tensor([0]), LATENTS, AUDIO, TEXT)
 
 
@@ -74,7 +74,7 @@ def test_resumed_frames_equal_those_of_an_uninterrupted_run(cache):
 
 
 def test_a_batch_of_one_frame_crop_is_rejected(cache):
-    """Half of a batch begins with a scene cut: of one clip there is no half."""
+    """Half of a batch begins with a scene cut, so one clip is too few."""
     with pytest.raises(ValueError, match="expected at least 2"):
         PuppetFrames(StateWorld(), Scene(), frames=5, batch=1, steps=1, seed=1, workers=0, cache=str(cache))
 
@@ -106,7 +106,7 @@ def test_invalid_buckets_are_rejected(wrong):
 def test_a_crop_is_a_slice_of_its_clip(clips, start, length):
     crop = clips.batch(torch.tensor([1]), torch.tensor([start]), length, AUDIO, TEXT)
     part = slice(start, start + length)
-    full = whole(clips, 1)
+    full = full_clip(clips, 1)
     assert torch.equal(crop.latents, full.latents[:, :, part]) and torch.equal(crop.regions, full.regions[:, :, part])
     expected = full.conditioning.at(part)
     for name in ("audio", "audio_mask", "text", "text_event", "state", "emotion", "emotion_intensity", "gesture"):
@@ -129,7 +129,7 @@ def test_latents_and_audio_are_aligned(clips, cache):
     states = torch.from_numpy(clip.states[first : first + STRIDE]).float()
     torch.testing.assert_close(clips.latents[n, :, l, 0, 0].float().view(-1, STRIDE), states.T, rtol=1e-3, atol=1e-3)
     expected = AUDIO.encode(torch.from_numpy(clip.own))[first - AUDIO.left_context :][: AUDIO.tokens(STRIDE)]
-    torch.testing.assert_close(whole(clips, n).conditioning.audio[0, 0, l], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(full_clip(clips, n).conditioning.audio[0, 0, l], expected, rtol=1e-3, atol=1e-3)
     assert len(clip.own) == len(clip.states) * SAMPLES_PER_FRAME
 
 
@@ -142,7 +142,7 @@ def test_cached_clips_equal_encoded_ones(clips, cache, monkeypatch):
 
 @pytest.mark.usefixtures("unchecked")
 def test_the_cache_key_does_not_change_with_use_of_the_encoder(monkeypatch):
-    """An encoder may keep what it has computed, such as its silence; that makes no other encoder of it."""
+    """Cached properties of an encoder, such as its silence, do not change its fingerprint."""
 
     def key() -> str:
         return clip_encoding.encoding_key(CLIPS, StateWorld(), autoencoder(), audio, ByteTokenizer(96))
@@ -201,7 +201,7 @@ def test_buckets_longer_than_clips_are_rejected(short):
 
 
 class Padding:
-    """Features of words, padded to 64 and attended to with their padding, as UMT5's are; how often it was asked."""
+    """Features of words, padded to 64 and attended to with their padding, like UMT5's; counts its calls."""
 
     fingerprint = "padding"
 
@@ -220,7 +220,10 @@ class Padding:
 
 
 def test_captions_are_stored_once_without_padding_in_half_precision(cache):
-    text, directed = Padding(), ClipSet("train", "mixed", 4, LATENTS, identities=1)  # of one puppet, said alike
+    text, directed = (
+        Padding(),
+        ClipSet("train", "mixed", 4, LATENTS, identities=1),
+    )  # of one puppet, with equal captions
     made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, text, cache, 0)
     whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]
     said = {c.captions[i] for c in whole_clips for i in c.captioned[1 + STRIDE // 2 :: STRIDE][:LATENTS]}
@@ -255,11 +258,11 @@ def test_latents_of_another_autoencoder_have_another_cache_key(clips, cache):
     other = encode(cache, mean=0.5)
     assert len(set(cache.glob("encoded-*")) - before) == 1
     assert not torch.equal(other.latents, clips.latents)
-    assert all(path.name == "speech" or path.suffix == ".safetensors" for path in cache.iterdir())  # nothing half done
+    assert all(path.name == "speech" or path.suffix == ".safetensors" for path in cache.iterdir())  # no temporary files
 
 
 def test_each_latent_has_the_caption_of_its_moment(cache):
-    """Captions change in mid-clip; a crop carries those that it needs, in an order of its own."""
+    """Captions change within a clip; a crop has only its own, in its own order."""
     directed = ClipSet("train", "speaking", 4, LATENTS, scene=Scene(moods=1.0))
     made = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, TEXT, cache, 0)
     whole_clips = [directed.make(n, 1 + STRIDE * LATENTS + AUDIO.right_context + 1, cache / "speech") for n in range(4)]

@@ -67,7 +67,7 @@ def keys(loader) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def complete(tmp_path_factory):
     """Nine samples to train on, of three lengths, over two shards."""
     return write_set(tmp_path_factory.mktemp("sets") / "a", {"train": 9, "dev": 4}, frames=(25, 33, 41))
 
@@ -81,13 +81,13 @@ def shard(folder, number: int = 0):
     return folder / "shards" / f"train-{number:06d}.tar"
 
 
-def test_webdataset_reads_the_same_samples(whole):
+def test_webdataset_reads_the_same_samples(complete):
     """Sequential reading gives the same samples as random access."""
     streamed = {}
-    for path in sorted((whole / "shards").glob("train-*.tar")):
+    for path in sorted((complete / "shards").glob("train-*.tar")):
         for found in webdataset.WebDataset(str(path), shardshuffle=False).decode():
             streamed[found["__key__"]] = found
-    module = data(whole)
+    module = data(complete)
     assert set(streamed) == {entry.key for entry in module.readers["train"].entries}
     for batch in module.train_dataloader():
         for n, key in enumerate(batch.keys):
@@ -96,8 +96,8 @@ def test_webdataset_reads_the_same_samples(whole):
             assert torch.equal(batch.latents[n], torch.from_numpy(latents).float())
 
 
-def test_a_crop_is_a_slice_of_its_sample(whole):
-    for batch in data(whole).train_dataloader():
+def test_a_crop_is_a_slice_of_its_sample(complete):
+    for batch in data(complete).train_dataloader():
         length = batch.latents.shape[2]
         for n, key in enumerate(batch.keys):
             name, start = key.split("@")
@@ -119,9 +119,9 @@ def test_a_crop_is_a_slice_of_its_sample(whole):
             assert not (cond.emotion[n].any() or cond.gesture[n].any() or cond.text_event[n].any())
 
 
-def test_repeated_epochs_are_equal_and_later_batches_differ(whole):
+def test_repeated_epochs_are_equal_and_later_batches_differ(complete):
     """A batch depends on its step, not on how often a loader was created."""
-    module = data(whole)
+    module = data(complete)
     first = keys(module.train_dataloader())
     assert keys(module.train_dataloader()) == first
     module.start = 8
@@ -129,35 +129,35 @@ def test_repeated_epochs_are_equal_and_later_batches_differ(whole):
 
 
 @pytest.mark.parametrize("workers", [1, 3])  # more than shards
-def test_workers_change_neither_number_nor_content_of_batches(whole, workers):
+def test_workers_change_neither_number_nor_content_of_batches(complete, workers):
     """Lengths are not counted per worker, and workers without a shard work."""
-    alone, shared = data(whole, steps=7), data(whole, steps=7, workers=workers)
+    alone, shared = data(complete, steps=7), data(complete, steps=7, workers=workers)
     for one, other in zip(alone.train_dataloader(), shared.train_dataloader(), strict=True):
         assert one.keys == other.keys and torch.equal(one.latents, other.latents)
 
 
-def test_shards_of_ranks_make_up_the_global_batch(whole):
+def test_shards_of_ranks_make_up_the_global_batch(complete):
     buckets = LengthBuckets((1, 3, 6), (0.2, 0.4, 0.4), 12, batch_multiple_of=2)
-    alone = list(data(whole, buckets=buckets).train_dataloader())
-    parts = [list(data(whole, buckets=buckets, ranks=2, rank=rank).train_dataloader()) for rank in (0, 1)]
+    alone = list(data(complete, buckets=buckets).train_dataloader())
+    parts = [list(data(complete, buckets=buckets, ranks=2, rank=rank).train_dataloader()) for rank in (0, 1)]
     for batch, *ranks in zip(alone, *parts, strict=True):
         assert [part.latents.shape for part in ranks] == [(len(batch.keys) // 2, *batch.latents.shape[1:])] * 2
         for rank, part in enumerate(ranks):
             assert part.keys == batch.keys[rank::2] and torch.equal(part.latents, batch.latents[rank::2])
 
 
-def test_resumed_batches_equal_those_of_an_uninterrupted_run(whole):
-    module = data(whole)
+def test_resumed_batches_equal_those_of_an_uninterrupted_run(complete):
+    module = data(complete)
     expected = list(module.train_dataloader())
     module.start, module.steps = 3, 5
     for one, other in zip(expected[3:], module.train_dataloader(), strict=True):
         assert one.keys == other.keys and torch.equal(one.conditioning.audio, other.conditioning.audio)
 
 
-def test_several_sets_and_sizes_are_drawn_together(whole, tmp_path):
+def test_several_sets_and_sizes_are_drawn_together(complete, tmp_path):
     other = write_set(tmp_path / "wide", {"train": 6, "dev": 1}, frames=(33,), sizes=((2, 1), (1, 1)))
     names, shapes = set(), set()
-    for batch in data(whole, other, steps=30).train_dataloader():
+    for batch in data(complete, other, steps=30).train_dataloader():
         names |= {key.split("@")[0] for key in batch.keys}
         shapes.add((len(batch.keys), *batch.latents.shape[2:]))
     assert len(names) == 15
@@ -286,14 +286,14 @@ def test_masks_are_the_shares_of_latent_pixels_that_boxes_cover(tmp_path, mouths
     assert covered
 
 
-def test_samples_without_boxes_have_empty_masks(whole, tmp_path):
+def test_samples_without_boxes_have_empty_masks(complete, tmp_path):
     def make(key, frames, height, width):
         files = sample(key, frames, height, width)
         return files | {"face.npy": moving_box(frames)} if key.endswith(("1", "3")) else files
 
     some = write_set(tmp_path / "some", {"train": 4, "dev": 2}, make=make)
-    module = data(whole, some)
-    assert module.regions == {"face", "lips"} and data(whole).regions == set()
+    module = data(complete, some)
+    assert module.regions == {"face", "lips"} and data(complete).regions == set()
     message = {}
     for batch in module.train_dataloader():
         message |= dict(zip(batch.keys, batch.regions.flatten(1).any(dim=1).tolist(), strict=True))
@@ -355,19 +355,19 @@ def test_missing_audio_is_masked(tmp_path):
 # Errors before the first step.
 
 
-def test_latents_of_another_autoencoder_are_rejected(whole):
+def test_latents_of_another_autoencoder_are_rejected(complete):
     with pytest.raises(ValueError, match=r"latents of autoencoder \w+; expected autoencoder \w+: pass the one"):
-        data(whole, autoencoder=autoencoder(0.5))
+        data(complete, autoencoder=autoencoder(0.5))
 
 
-def test_sets_with_and_without_latents_are_rejected(whole, tmp_path):
+def test_sets_with_and_without_latents_are_rejected(complete, tmp_path):
     def make(key, frames, height, width):
         files = sample(key, frames, height, width)
         return files | {"meta.json": files["meta.json"] | {"latent": None}}
 
     bare = write_set(tmp_path / "bare", {"train": 2, "dev": 1}, make=make)
     with pytest.raises(ValueError, match="bare has no latents, as others have"):
-        data(whole, bare)
+        data(complete, bare)
     assert data(bare).readers["train"].decoder.pictures == "video"
 
 
@@ -427,21 +427,21 @@ def test_an_invalid_index_is_rejected(fresh, change, message):
         data(fresh)
 
 
-def test_other_errors_are_reported_before_the_first_step(whole):
+def test_other_errors_are_reported_before_the_first_step(complete):
     with pytest.raises(ValueError, match="got 8 ranks; expected at most 4"):
-        data(whole, train="dev", ranks=8, buckets=LengthBuckets((1,), (1.0,), 24, batch_multiple_of=8))
+        data(complete, train="dev", ranks=8, buckets=LengthBuckets((1,), (1.0,), 24, batch_multiple_of=8))
     with pytest.raises(ValueError, match="a multiple of 2 ranks"):
-        data(whole, ranks=2)
+        data(complete, ranks=2)
     with pytest.raises(ValueError, match=r"crops of 11 latents; expected at most 10, .*'train'"):
-        data(whole, buckets=LengthBuckets((11,), (1.0,), 24))
-    large = write_set(whole.parent / "large", {"train": 1, "dev": 1}, sizes=((4, 5),))
+        data(complete, buckets=LengthBuckets((11,), (1.0,), 24))
+    large = write_set(complete.parent / "large", {"train": 1, "dev": 1}, sizes=((4, 5),))
     expected = r"expected at least 120 for 1 clip.* of 6 latents of 20 pixels: raise it"
     with pytest.raises(ValueError, match=expected):
-        data(whole, large)
+        data(complete, large)
     with pytest.raises(ValueError, match="expected on_error raise or skip"):
-        data(whole, on_error="ignore")
+        data(complete, on_error="ignore")
     with pytest.raises(ValueError, match="different folders"):
-        data(whole, whole)
+        data(complete, complete)
 
 
 # Errors during training.
@@ -541,8 +541,8 @@ def test_a_set_without_readable_samples_stops_the_run(fresh):
         next(iter(module.train_dataloader()))
 
 
-def test_held_out_clips_are_the_starts_of_dev_clips(whole):
-    batch = data(whole).held_out(2, CPU)
+def test_held_out_clips_are_the_starts_of_dev_clips(complete):
+    batch = data(complete).held_out(2, CPU)
     assert batch.keys == ["dev-a-000@0", "dev-a-002@0"] and batch.latents.shape[2] == 6
 
 

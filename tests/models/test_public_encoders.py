@@ -53,7 +53,7 @@ def windowed(network, **changes) -> WindowedEncoder:
     return WindowedEncoder(network, **arguments | changes)
 
 
-def sound(frames: float) -> torch.Tensor:
+def noise_audio(frames: float) -> torch.Tensor:
     return torch.randn(int(frames * FRAME)) * 0.2
 
 
@@ -66,7 +66,7 @@ def test_encoders_follow_the_protocol(encoder, weights):
 
 @pytest.mark.parametrize("packet", [97, 640, 3001, 1 << 20])
 def test_streamed_features_equal_those_of_the_full_clip_for_every_cut(encoder, packet):
-    samples, latents = sound(11.3), 3
+    samples, latents = noise_audio(11.3), 3
     window = AudioWindow(encoder, STRIDE)
     got = torch.cat([*(window.push(part) for part in samples.split(packet)), window.finish()])
     once = AudioWindow(encoder, STRIDE)
@@ -79,7 +79,7 @@ def test_streamed_features_equal_those_of_the_full_clip_for_every_cut(encoder, p
 
 
 def test_a_hop_depends_exactly_on_its_window(encoder):
-    samples, hop_frames = sound(20), slice(10, 12)
+    samples, hop_frames = noise_audio(20), slice(10, 12)
     first, last = 10 * FRAME - encoder.left_samples, 12 * FRAME + encoder.lookahead_samples - 1
     plain = encoder.encode(samples)[hop_frames]
     for at, inside in ((first - 1, False), (first + 20, True), (last - 20, True), (last + 1, False)):
@@ -93,20 +93,20 @@ def test_latency_is_the_right_context_up_to_a_hop_and_the_future(encoder):
     samples_needed = window.samples_needed(1)
     # The right context of 1 in a hop of 2, and the future of 1.
     assert samples_needed == (4 + 2 + 1) * FRAME + encoder.network.margins[1]
-    samples = sound(12)[:samples_needed]
+    samples = noise_audio(12)[:samples_needed]
     assert len(window.push(samples[:-1])) == 0 and len(window.push(samples[-1:])) == 1
 
 
 def test_features_of_silence_equal_those_of_zero_samples(encoder):
     features = encoder.encode(torch.zeros(20 * FRAME))
     torch.testing.assert_close(features, audio_timeline.silent_features(encoder, 0, 20), rtol=0, atol=1e-5)
-    assert (encoder.encode(sound(20)) - features).abs().mean() > 0.1
+    assert (encoder.encode(noise_audio(20)) - features).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("first", [-1, 3, -6])
 def test_features_of_a_part_of_a_timeline_are_on_its_grid(encoder, first):
     """There is silence before the part, so its features equal those of the full timeline."""
-    samples = sound(9)
+    samples = noise_audio(9)
     timeline = torch.nn.functional.pad(samples, (max(first, 0) * FRAME, 4 * FRAME))[max(0, -first) * FRAME :]
     samples[: max(0, -first) * FRAME] = 0
     got = audio_timeline.features_until(encoder, samples, first)
@@ -122,7 +122,7 @@ def test_features_of_a_part_of_a_timeline_are_on_its_grid(encoder, first):
 
 @pytest.mark.parametrize("back", [0, 1, 3])
 def test_a_rewound_stream_drops_later_samples(encoder, back):
-    first, second = sound(5.4 * STRIDE), sound(4 * STRIDE)
+    first, second = noise_audio(5.4 * STRIDE), noise_audio(4 * STRIDE)
     window = AudioWindow(encoder, STRIDE, history=3)
     latents = len(window.push(first))
     window.rewind(latents - back)
@@ -132,7 +132,7 @@ def test_a_rewound_stream_drops_later_samples(encoder, back):
 
 
 def test_features_are_the_normalised_mean_states_of_each_frame(weights):
-    encoder, samples = windowed(Wav2Vec2(weights["wav2vec2"])), sound(20)
+    encoder, samples = windowed(Wav2Vec2(weights["wav2vec2"])), noise_audio(20)
     window = samples[(10 - 5) * FRAME - 40 : (12 + 1) * FRAME + 40]
     normal = (window - window.mean()) / (window.var(correction=0) + 1e-7).sqrt()
     net = Wav2Vec2Model.from_pretrained(weights["wav2vec2"]).eval()
@@ -148,7 +148,7 @@ def test_features_are_the_normalised_mean_states_of_each_frame(weights):
 
 def test_wav2vec2_states_are_centred_on_the_halves_of_a_frame(weights):
     network, frame = Wav2Vec2(weights["hubert"]), 3
-    samples = sound(8)[: 7 * FRAME + 80].requires_grad_()
+    samples = noise_audio(8)[: 7 * FRAME + 80].requires_grad_()
     states = network.net.feature_extractor(samples[None])[0]
     assert network.margins == (40, 40) and states.shape[1] == 14
     for state, centre in ((2 * frame, 160), (2 * frame + 1, 480)):
@@ -158,7 +158,7 @@ def test_wav2vec2_states_are_centred_on_the_halves_of_a_frame(weights):
 
 
 def test_whisper_states_are_centred_on_the_halves_of_a_frame(weights):
-    network, frame, samples = Whisper(weights["whisper"]), 3, sound(9)
+    network, frame, samples = Whisper(weights["whisper"]), 3, noise_audio(9)
     changed = samples.clone()
     changed[frame * FRAME + 160] += 0.3
 
@@ -172,7 +172,7 @@ def test_whisper_states_are_centred_on_the_halves_of_a_frame(weights):
 
 def test_whisper_uses_the_configured_number_of_positions(weights):
     full, short = Whisper(weights["whisper"]), Whisper(weights["whisper"], positions=16)
-    assert full(sound(8)[None]).shape == short(sound(8)[None]).shape == (1, 3, 16, 16)
+    assert full(noise_audio(8)[None]).shape == short(noise_audio(8)[None]).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match="expected at most 8"):
         windowed(short, past=6)
     with pytest.raises(ValueError, match="1 to 40"):
@@ -425,7 +425,7 @@ def test_fingerprints_depend_on_weights_and_settings_but_not_on_paths(weights, t
 def test_log_mel_follows_the_same_timing():
     """Its hops are single frames."""
     encoder = LogMel(8)
-    samples = sound(9)
+    samples = noise_audio(9)
     assert torch.equal(audio_timeline.features_until(encoder, samples, -1), encoder.encode(samples)[:-1])
     assert audio_timeline.samples_needed(encoder, 3) == 3 * FRAME + 120 and audio_timeline.receptive_field_frames(
         encoder

@@ -32,7 +32,7 @@ def make_module(teacher) -> DecoderDistillation:
 
 
 def make_frames(batch: int = 4) -> Frames:
-    """Smooth pictures that move a little."""
+    """Smooth images with a little motion."""
     small = torch.randn(batch, 3, 4, 3, 4)
     video = torch.nn.functional.interpolate(small, (10, 24, 32), mode="trilinear").clamp(-1, 1)
     return Frames(video[:, :, :9], video[:, :, 9:], torch.rand(batch, len(REGIONS), 9, 24, 32), ["a"] * batch)

@@ -23,7 +23,7 @@ from tests.conftest import make_cond, make_net
 
 PLAN = Plan((1.0, 0.5), window=6)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
-EMPHASIS = RegionWeights(face=0.5, lips=4.0)
+REGION_WEIGHTS = RegionWeights(face=0.5, lips=4.0)
 
 
 def make_batch(latents: int = 5) -> Batch:
@@ -31,8 +31,8 @@ def make_batch(latents: int = 5) -> Batch:
     return Batch(x0, make_cond(latents=latents), torch.rand(2, len(REGIONS), latents, 4, 4), ["a", "b"])
 
 
-def silent(module):
-    """A module whose `log` says nothing: there is no trainer in these tests."""
+def without_logging(module):
+    """A module without logging, since these tests have no trainer."""
     module.log = module.log_dict = lambda *_, **__: None
     return module
 
@@ -49,10 +49,10 @@ def make_dmd(**changes) -> DistributionMatching:
         "gradient": "exit_step",
         "optimizer": ADAM,
         "critic_optimizer": ADAM,
-        "region_weights": EMPHASIS,
+        "region_weights": REGION_WEIGHTS,
         "critic_weighting": Uniform(),
     }
-    return silent(DistributionMatching(make_net(), make_net(), make_net(), **arguments | changes))
+    return without_logging(DistributionMatching(make_net(), make_net(), make_net(), **arguments | changes))
 
 
 def touched(net) -> bool:
@@ -137,8 +137,8 @@ def test_noisy_context_is_rejected_for_training():
 
 
 def make_consistency(n: int = 4, **changes) -> Consistency:
-    arguments = {"region_weights": EMPHASIS, "weighting": Uniform(), "schedule": WarmupDecay(10)}
-    return silent(
+    arguments = {"region_weights": REGION_WEIGHTS, "weighting": Uniform(), "schedule": WarmupDecay(10)}
+    return without_logging(
         Consistency(
             make_net(), make_net(), TeacherForced(PLAN), Guidance(audio=2.0), n, 3.0, ADAM, **arguments | changes
         )
@@ -187,8 +187,8 @@ def test_the_consistency_target_follows_the_teacher_along_its_own_trajectory():
 def make_flow_matching(net=None, pattern=None, **changes) -> FlowMatching:
     dropout, adam = Dropout(), functools.partial(torch.optim.Adam, lr=1e-2)
     net, pattern = net or make_net(), pattern or Bidirectional()
-    arguments = {"region_weights": EMPHASIS, "weighting": Uniform(), "schedule": WarmupDecay(10**6)}
-    return silent(FlowMatching(net, pattern, LogitNormal(), dropout, adam, **arguments | changes))
+    arguments = {"region_weights": REGION_WEIGHTS, "weighting": Uniform(), "schedule": WarmupDecay(10**6)}
+    return without_logging(FlowMatching(net, pattern, LogitNormal(), dropout, adam, **arguments | changes))
 
 
 @pytest.mark.parametrize("pattern", [Bidirectional(), TeacherForced(PLAN)])
