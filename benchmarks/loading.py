@@ -158,9 +158,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--samples", type=int, default=400, help="of the set")
     parser.add_argument("--latents", type=int, default=20, help="of a clip, four frames each")
-    parser.add_argument(
-        "--size", type=int, default=512, help="height and width of the frames, in pixels"
-    )
+    parser.add_argument("--size", type=int, default=512, help="height and width of the frames, in pixels")
     parser.add_argument("--channels", type=int, default=16, help="of latents")
     parser.add_argument("--parameters", type=float, default=1.3e9)
     parser.add_argument("--width", type=int, default=1536, help="of the teacher")

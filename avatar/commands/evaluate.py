@@ -59,7 +59,7 @@ def evaluate(cfg: DictConfig) -> None:
     device = choose_device(cfg.device)
     folder = Path(cfg.folder)
     if (folder / "report.json").exists():
-        raise ExistingFileError(f"{folder} holds a report already, which is not overwritten; give another folder=")
+        raise ExistingFileError(f"{folder} contains a report, which is not overwritten; give another folder=")
     create_folder(folder)
     autoencoder = hydra.utils.instantiate(cfg.autoencoder).eval().to(device)
     student = bundle.load(cfg.student, ("student", "causal_teacher", "teacher")).to(device)

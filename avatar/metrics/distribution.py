@@ -212,7 +212,7 @@ def _pooled_motion(rows: Float[np.ndarray, "n k"]) -> Motion:
 def _neighbours(reference: int, generated: int) -> int:
     """The smallest k with an expected coverage of COVERED, for two sets of clips from one distribution.
 
-    A window is not covered if its k nearest clips, of both sets but for its own clip, all belong to the reference set.
+    A window is not covered if its k nearest clips, of both sets without its own clip, all belong to the reference set.
     """
     missed, k = 1.0, 0
     while missed > 1 - COVERED and k < reference - 1:

@@ -29,7 +29,7 @@ CLOSED_WITHIN_S, OPEN_WITHIN_S = 0.04, 0.25  # from the middle of a p, b or m
 
 
 def correlation(clips: Sequence[EstimatedClip]) -> float:
-    """r(0), in [-1, 1]; 0 if no frame is valid, NaN if the mouth never moves or nothing is said."""
+    """r(0), in [-1, 1]; 0 if no frame is valid, NaN if the mouth never moves or there is no speech."""
     return _pooled_correlation(_moments(clips, 0))
 
 

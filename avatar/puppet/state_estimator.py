@@ -2,7 +2,7 @@
 
 Identity and setting are known. Frame and render are compared by features x on coarse, slightly blurred grids: one over
 the frame, and for half and full framings another over the head, as in a portrait. Arms are estimated from a bank of
-renders (`avatar.puppet.arms`), since an image is no linear function of their angles. For all other channels a linear
+renders (`avatar.puppet.arms`), since an image is not a linear function of their angles. For all other channels a linear
 map gives a first guess q0, and each step corrects it by the difference to its render:
 
     q0 = mean + A (x - mean x),    q <- q + B (x - x(render(q)))
@@ -226,7 +226,7 @@ def palette_error(
 ) -> Float[np.ndarray, " f"]:
     """Colour error of the puppet's parts against its palette: mean CIE76 difference over PARTS, in CIE Lab (D65).
 
-    The colour of a part is the mean over the pixels that the render fills with it, but for those at its edge. A
+    The colour of a part is the mean over the pixels that the render fills with it, without those at its edge. A
     difference of 2 is barely visible, 10 is another shade, 50 another colour.
 
     Args:

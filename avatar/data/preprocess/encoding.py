@@ -27,7 +27,7 @@ class Encoders:
     text: TextEncoder | None = None
 
     def check(self, temporal_stride: int, multiple: int) -> None:
-        """Raises UserError if the strides of the clips differ from the autoencoder's."""
+        """Raise UserError if the strides of the clips differ from the autoencoder's."""
         net = self.autoencoder
         if net is not None and (net.temporal_stride != temporal_stride or multiple % net.spatial_stride):
             raise UserError(

@@ -98,9 +98,9 @@ def probe(path: Path) -> Probe:
         packets = len(times) + discarded
         claimed_s = float((container.duration or 0) / av.time_base) + float((container.start_time or 0) / av.time_base)
         if stream.frames and stream.frames != packets:
-            raise Rejected("frame_count", f"claims {stream.frames} frames, holds {packets}")
+            raise Rejected("frame_count", f"{stream.frames} frames by its header, but {packets} found")
         if claimed_s - last > MAX_MISSING_S:
-            raise Rejected("frame_count", f"claims {claimed_s:.2f} s, holds {last:.2f} s")
+            raise Rejected("frame_count", f"{claimed_s:.2f} s by its header, but {last:.2f} s found")
         if len(times) < 2:
             raise Rejected("too_short", f"{len(times)} frames")
         times.sort()

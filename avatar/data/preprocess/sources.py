@@ -104,20 +104,22 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         if sidecar.is_file():
             content = json.loads(sidecar.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
-                raise Rejected("bad_caption", f"{sidecar.name} holds no JSON object")
+                raise Rejected("bad_caption", f"{sidecar.name} contains no JSON object")
             fields |= {name: content[name] for name in fields if content.get(name) is not None}
         elif path.with_suffix(".txt").is_file():
             sidecar = path.with_suffix(".txt")
             fields["caption"] = sidecar.read_text(encoding="utf-8").strip()
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Rejected("bad_caption", f"{sidecar.name} is no UTF-8 or no JSON ({error})") from None
+        raise Rejected("bad_caption", f"{sidecar.name} is not UTF-8 or not JSON ({error})") from None
     except OSError as error:
         raise Rejected("unreadable", f"{sidecar.name}: {error.strerror}") from None
     scores = fields["scores"]
     if not (fields["caption"] is None or isinstance(fields["caption"], str)) or not isinstance(scores, dict):
-        raise Rejected("bad_caption", f"{sidecar.name} has a caption that is no text, or scores that are no object")
+        raise Rejected(
+            "bad_caption", f"{sidecar.name} has a caption that is not a string, or scores that are not an object"
+        )
     if invalid := [name for name, value in scores.items() if isinstance(value, bool) or not _is_number_or_none(value)]:
-        raise Rejected("bad_caption", f"{sidecar.name} has scores that are no numbers: {', '.join(invalid)}")
+        raise Rejected("bad_caption", f"{sidecar.name} has scores that are not numbers: {', '.join(invalid)}")
     if fields["person_id"] is not None:
         fields["person_id"] = str(fields["person_id"])
     return fields

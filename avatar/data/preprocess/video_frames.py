@@ -81,7 +81,9 @@ def conversion_for(
         width, height = round(width * scale), round(height * scale)
         filters.append(("scale", f"{width}:{height}:flags=area+accurate_rnd"))
     if width < multiple or height < multiple:
-        raise Rejected("too_small", f"{width} x {height}, and the autoencoder wants multiples of {multiple}")
+        raise Rejected(
+            "too_small", f"{width} x {height}; expected at least {multiple}, the autoencoder's spatial stride"
+        )
     if not info.limited_range or info.pixel_format != FORMAT:
         repairs.append(repair("pixel_format", f"{info.pixel_format}{'' if info.limited_range else ', full range'}"))
         filters += [("scale", "out_range=tv"), ("format", FORMAT)]
