@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from avatar.cli import CONFIGS
 from avatar.commands.summarize import clip_of, lines
 from avatar.models import flops, wan_weights
+from avatar.nn.attention import CrossAttention
 from avatar.nn.embeddings import TextProjection
 from avatar.types import ROLES
 from tests.conftest import make_net
@@ -45,7 +46,7 @@ def block_flops(net, latents: int, per_latent: int, clip: flops.ClipShape) -> in
     for memory in (clip.text_tokens + 1, *([] if net.image is None else [clip.image_tokens])):
         text += matmul(memory, d, 2 * d) + 2 * matmul(tokens * memory, d, 1)
     audio_tokens = 1 + len(ROLES) * net.audio.tokens  # the null token first
-    if net.audio_injection == "attention":
+    if isinstance(net.blocks[0].audio, CrossAttention):
         audio = matmul(tokens, d, 2 * d) + matmul(latents * audio_tokens, d, 2 * d)
         audio += 2 * matmul(tokens * audio_tokens, d, 1)
     else:
