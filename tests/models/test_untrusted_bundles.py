@@ -58,7 +58,7 @@ def header(network: object = STATE, **changes) -> dict:
     return base | {"config": {"network": network, **parts}} | changes
 
 
-def rejected(path: str, words: str) -> None:
+def check_rejected(path: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         bundle.load(path)
     assert "\n" not in str(error.value)
@@ -122,11 +122,11 @@ def test_the_plain_header_is_accepted():
     ids=lambda value: str(value)[:60],
 )
 def test_a_hostile_network_is_rejected_and_nothing_runs(network, words):
-    rejected(stored(header(network)), words)
+    check_rejected(stored(header(network)), words)
 
 
 def test_an_encoder_config_that_is_a_string_is_rejected():
-    rejected(stored(header(image="clip")), "damaged header, by its config")
+    check_rejected(stored(header(image="clip")), "damaged header, by its config")
 
 
 @pytest.mark.parametrize("part", bundle.ENCODERS)
@@ -136,7 +136,7 @@ def test_an_encoder_config_that_is_a_string_is_rejected():
     ids=str,
 )
 def test_a_hostile_encoder_is_rejected_with_its_file(part, config):
-    rejected(stored(header(**{part: config})), "unsafe header")
+    check_rejected(stored(header(**{part: config})), "unsafe header")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_config_that_allocates_far_more_than_its_weights_is_rejected():
         "a.safetensors",
         metadata={"avatar": json.dumps(header(network))},
     )
-    rejected("a.safetensors", "allocates .* numbers")
+    check_rejected("a.safetensors", "allocates .* numbers")
 
 
 def test_only_a_distilled_autoencoder_has_the_fingerprint_of_another():
@@ -190,7 +190,7 @@ def test_a_bug_in_a_registered_network_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(StateAutoencoder, "__init__", broken)
     with pytest.raises(NameError):
         bundle.new(STATE)
-    rejected(stored(header()), "can't be built: a bug")
+    check_rejected(stored(header()), "can't be built: a bug")
 
 
 def test_an_origin_never_builds_a_class_path():
@@ -205,7 +205,7 @@ def test_an_origin_never_builds_a_class_path():
     ids=str,
 )
 def test_a_hostile_plan_is_rejected_with_its_file(plan):
-    rejected(stored(header(plan=plan)), "unsafe header")
+    check_rejected(stored(header(plan=plan)), "unsafe header")
 
 
 @pytest.mark.parametrize(
@@ -229,20 +229,20 @@ def test_a_plan_of_other_types_is_rejected(plan):
 
 
 def test_the_first_format_is_rejected_by_name():
-    rejected(stored(header({"_target_": "os.system"}, format=1)), "bundle format 1.*retrain it, or convert")
+    check_rejected(stored(header({"_target_": "os.system"}, format=1)), "bundle format 1.*retrain it, or convert")
 
 
 @pytest.mark.parametrize("depth", [20, 100_000])
 def test_deeply_nested_headers_are_rejected(depth):
     nested = "[" * depth + "]" * depth
     text = json.dumps(header()).replace('"plan": null', f'"plan": {{"times": {nested}}}')
-    rejected(stored(text), "nested more than|not a readable")
+    check_rejected(stored(text), "nested more than|not a readable")
 
 
 def test_errors_about_names_with_line_breaks_have_one_line():
     save_file({"a\nb": torch.zeros(1)}, "a.safetensors", metadata={"avatar": json.dumps(header())})
-    rejected("a.safetensors", "unknown a b")
-    rejected(stored(header(components={"autoencoder": "a\nb"})), "unsafe header")
+    check_rejected("a.safetensors", "unknown a b")
+    check_rejected(stored(header(components={"autoencoder": "a\nb"})), "unsafe header")
 
 
 def test_a_class_outside_of_the_table_cannot_be_stored():
