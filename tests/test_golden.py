@@ -154,7 +154,7 @@ def pixel_batch(seed: int) -> types.Frames:
 ADAMW = functools.partial(torch.optim.AdamW, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
 REGION_WEIGHTS = weighting.RegionWeights(face=0.5, lips=4.0)
 MIN_SNR = weighting.MinSNR(2.0)
-GUIDANCE = guidance.Guidance(audio=2.0, text=1.5)
+GUIDANCE = guidance.Guidance(audio=2.0, text=1.5, labels=1.5)
 PLAN = plan.Plan((1.0, 0.75), chunk=2, first_chunk=1, window=3)
 
 

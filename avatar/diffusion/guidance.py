@@ -1,9 +1,10 @@
-"""Classifier-free guidance (arXiv:2207.12598) with one scale for audio and one for text.
+"""Classifier-free guidance (arXiv:2207.12598) with one scale each for text, labels and audio.
 
 One convention: `u + w (c - u)`, so that w = 1 is the plain conditional network and w = 0 the unconditional one.
-The text branch comes first, the audio branch is added to it (after InstructPix2Pix, arXiv:2211.09800, Eq. 3):
+Branches are added one after the other (after InstructPix2Pix, arXiv:2211.09800, Eq. 3): text, then labels (state,
+emotion, gesture), then audio:
 
-    v = v(none) + w_text (v(text) - v(none)) + w_audio (v(text, audio) - v(text))
+    v = v(none) + w_text (v(text) - v(none)) + w_labels (v(text, labels) - v(text)) + w_audio (v(all) - v(text, labels))
 """
 
 from collections.abc import Callable
@@ -18,25 +19,32 @@ Velocity = Callable[[Latents, Conditioning], Latents]  # both can be batches of 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance scales: 1 is the conditional network; labels (state, emotion, gesture) follow the scale of text."""
+    """Guidance scales of audio, text and labels; 1 is the conditional network.
+
+    A branch costs a forward pass unless its coefficient is 0: with text = labels = 1, there is one for audio.
+    """
 
     audio: float = 1.0
     text: float = 1.0
+    labels: float = 1.0
 
-    def _terms(self) -> list[tuple[float, bool, bool]]:
-        """(coefficient, drop audio, drop text) of every branch whose coefficient is not 0."""
-        terms = [(1 - self.text, True, True), (self.text - self.audio, True, False), (self.audio, False, False)]
-        return [term for term in terms if term[0] != 0.0]
+    def branches(self) -> list[tuple[float, dict[str, bool]]]:
+        """The branches with a coefficient other than 0: (coefficient, modality → whether it is dropped)."""
+        coefficients = (1 - self.text, self.text - self.labels, self.labels - self.audio, self.audio)
+        kept = ((), ("text",), ("text", "labels"), ("text", "labels", "audio"))
+        return [
+            (coefficient, {name: name not in names for name in ("audio", "text", "labels")})
+            for coefficient, names in zip(coefficients, kept, strict=True)
+            if coefficient != 0.0
+        ]
 
 
 def guided(velocity: Velocity, x: Latents, cond: Conditioning, guidance: Guidance) -> Latents:
     """The guided velocity, from one forward pass over a batch of all branches with a coefficient."""
-    terms = guidance._terms()
-    batch = len(x)
-
-    def flag(value: bool) -> torch.Tensor:
-        return torch.full((batch,), value, device=x.device)
-
-    conds = [cond.without(audio=flag(audio), text=flag(text), labels=flag(text)) for _, audio, text in terms]
-    parts = velocity(x.repeat(len(terms), 1, 1, 1, 1), join(conds, "b")).chunk(len(terms))
-    return sum((coefficient * v for (coefficient, _, _), v in zip(terms, parts, strict=True)), torch.zeros_like(x))
+    branches, batch = guidance.branches(), len(x)
+    conds = [
+        cond.without(**{name: torch.full((batch,), drop, device=x.device) for name, drop in dropped.items()})
+        for _, dropped in branches
+    ]
+    parts = velocity(x.repeat(len(branches), 1, 1, 1, 1), join(conds, "b")).chunk(len(branches))
+    return sum((coefficient * v for (coefficient, _), v in zip(branches, parts, strict=True)), torch.zeros_like(x))

@@ -25,9 +25,17 @@ def test_time_one_is_noise():
 
 @pytest.mark.parametrize(
     "scales, evaluations",
-    [((1.0, 1.0), 1), ((0.0, 0.0), 1), ((0.0, 1.0), 1), ((2.0, 1.0), 2), ((3.0, 3.0), 2), ((2.0, 4.0), 3)],
+    [
+        ((1.0, 1.0, 1.0), 1),
+        ((0.0, 0.0, 0.0), 1),
+        ((0.0, 1.0, 1.0), 1),
+        ((2.0, 1.0, 1.0), 2),
+        ((3.0, 3.0, 3.0), 2),
+        ((2.0, 1.0, 3.0), 3),
+        ((2.0, 4.0, 3.0), 4),
+    ],
 )
-def test_guidance_adds_the_audio_branch_to_the_text_branch(scales, evaluations):
+def test_guidance_adds_text_then_labels_then_audio(scales, evaluations):
     cond, x = make_cond(latents=5), torch.randn(2, 3, 5, 4, 4)
     calls = []
 
@@ -35,12 +43,13 @@ def test_guidance_adds_the_audio_branch_to_the_text_branch(scales, evaluations):
         calls.append(len(y) // len(x))
         audio = c.audio_mask.any(dim=(1, 2)).float()
         text = c.text_mask.any(dim=(1, 2)).float()
-        return (1 + 10 * audio + 100 * text)[:, None, None, None, None].expand_as(y)
+        labels = (c.emotion > 0).any(dim=1).float()
+        return (1 + 10 * audio + 100 * text + 1000 * labels)[:, None, None, None, None].expand_as(y)
 
-    guidance = Guidance(audio=scales[0], text=scales[1])
+    guidance = Guidance(*scales)
     v = guided(velocity, x, cond, guidance)
-    none, text, both = 1.0, 101.0, 111.0
-    expected = none + scales[1] * (text - none) + scales[0] * (both - text)
+    none, text, labels, everything = 1.0, 101.0, 1101.0, 1111.0
+    expected = none + scales[1] * (text - none) + scales[2] * (labels - text) + scales[0] * (everything - labels)
     torch.testing.assert_close(v, torch.full_like(x, expected))
     assert calls == [evaluations]
 
