@@ -176,12 +176,20 @@ def make_decoder_distillation() -> lightning.LightningModule:
     )
 
 
+class IndependentDropout(dropout.Dropout):
+    """Independent dropout of each modality, with which the losses were stored."""
+
+    def __call__(self, cond, uniform):
+        b, device = len(cond.reference), cond.reference.device
+        return cond.without(**{name: uniform(b, device=device) < 0.3 for name in dropout.MODALITIES})
+
+
 def make_flow_matching(pattern: packing.AttentionPattern) -> lightning.LightningModule:
     return flow_matching.FlowMatching(
         backbone(1),
         pattern,
         timesteps.LogitNormal(mean=0.2, std=1.1, shift=2.0),
-        dropout.Dropout(audio=0.3, text=0.3, labels=0.3),
+        IndependentDropout(),
         ADAMW,
         region_weights=REGION_WEIGHTS,
         weighting=MIN_SNR,

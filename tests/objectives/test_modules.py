@@ -222,18 +222,6 @@ def test_validation_is_deterministic_and_keeps_the_training_generator():
     assert logged[0] == logged[1] != logged[2]
 
 
-def test_dropout_removes_modalities_independently():
-    cond = make_cond()
-    gone = Dropout(audio=1.0, text=0.0, labels=0.0)(cond, torch.rand)
-    assert (
-        not gone.audio_mask.any()
-        and torch.equal(gone.text_mask, cond.text_mask)
-        and torch.equal(gone.state, cond.state)
-    )
-    gone = Dropout(audio=0.0, text=1.0, labels=1.0)(cond, torch.rand)
-    assert not gone.text_mask.any() and not gone.emotion.any() and torch.equal(gone.audio_mask, cond.audio_mask)
-
-
 def test_dropped_audio_has_no_influence():
     """A dropped modality's content must not leak: dropping is masking, whatever the values are."""
     net, batch = make_net(), make_batch()
