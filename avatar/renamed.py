@@ -33,6 +33,7 @@ REPLACED = {
     "world": "autoencoder=nano|wan21|wan22|ltx|states, and puppet=64px|128px|256px|states for another puppet size",
     "objective.weighting": "weighting=uniform|min_snr",
     "objective.critic_weighting": "weighting=uniform|min_snr",
+    **{f"objective.dropout.{name}": "objective.dropout.kept={none: 0.05, …}" for name in ("audio", "text", "labels")},
     "trainer.strategy.find_unused_parameters": "trainer=ddp, which has no unused parameters",
 }
 RENAMED_CHOICES = {

@@ -1,19 +1,21 @@
 """Encoding of puppet clips to latents, audio features and text tokens, cached on disk.
 
 A clip of 1 + s·k frames is encoded from its true start, and its first latent, which covers one frame, is dropped: all
-the k latents that are left cover s frames, wherever a crop begins. References are single frames of the same clip,
-encoded by themselves; a crop uses one from outside of its window where there is one.
+the k latents that are left cover s frames, wherever a crop begins. References are single frames,
+encoded by themselves: REFERENCES frames of the same clip, of which a crop uses one from outside of its window, and the
+same number of *swapped* ones, which show the same puppet with another emotion.
 """
 
 import hashlib
 import itertools
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,7 +34,8 @@ from avatar.puppet.worlds import World
 from avatar.types import SAMPLES_PER_FRAME
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
-VERSION = 5  # of this encoding and of the puppets' appearance and motion; part of the cache key
+MAX_STEPS = 20  # clips that are tried for another emotion
+VERSION = 6  # of this encoding and of the puppets' appearance and motion; part of the cache key
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,20 @@ class _RenderedClips(Dataset):
     def __len__(self) -> int:
         return self.clips.count
 
-    def __getitem__(self, index: int) -> tuple[PuppetClip, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[PuppetClip, Tensor, Tensor, Tensor]:
         clip = self.clips.make(index, self.frames + self.extra, self.speech_cache)
-        return clip, self.world.video(clip, 0, self.frames), self.world.regions(clip, 0, self.frames)
+        swapped = replace(clip, states=self._states_of_another_emotion(index, clip))
+        images = [self.world.video(swapped, at, at + 1) for at in reference_frames(self.frames)]
+        video, regions = (make(clip, 0, self.frames) for make in (self.world.video, self.world.regions))
+        return clip, video, regions, torch.stack(images)
+
+    def _states_of_another_emotion(self, index: int, clip: PuppetClip) -> Float[np.ndarray, "f s"]:
+        """The states of the next clip of the set that begins with another emotion; the clip's own if there is none."""
+        for step in range(1, min(self.clips.count, MAX_STEPS)):
+            other = self.clips.make((index + step) % self.clips.count, self.frames + self.extra, self.speech_cache)
+            if other.emotion[0] != clip.emotion[0]:
+                return other.states
+        return clip.states
 
 
 def encode_clips(
@@ -115,8 +129,8 @@ def encode_clips(
     draws = torch.Generator()  # else the loader draws from the global generator, but only when clips are encoded now
     loader = DataLoader(rendered, batch_size=None, num_workers=workers, collate_fn=None, generator=draws)
     rows, prompts = [], []
-    for clip, video, regions in track(loader, f"encoding {clips.count} {clips.split} clips"):
-        rows.append(_encode_clip(clip, video, regions, autoencoder, audio))
+    for clip, video, regions, swapped in track(loader, f"encoding {clips.count} {clips.split} clips"):
+        rows.append(_encode_clip(clip, video, regions, swapped, autoencoder, audio))
         prompts.append([clip.captions[i] for i in clip.captioned[label_frames(frames, stride)]])
     captions = {caption: number for number, caption in enumerate(dict.fromkeys(itertools.chain(*prompts)))}
     tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -124,6 +138,11 @@ def encode_clips(
     tensors["captioned"] = torch.tensor([[captions[caption] for caption in row] for row in prompts])
     save_tensors(tensors, path)
     return EncodedClips(**tensors)
+
+
+def reference_frames(frames: int) -> list[int]:
+    """The frames of a clip that are encoded as references."""
+    return np.linspace(0, frames - 1, REFERENCES).astype(int).tolist()
 
 
 def frames_beyond(audio: AudioEncoder, frames: int) -> int:
@@ -150,13 +169,19 @@ def encoding_key(
 
 @torch.no_grad()
 def _encode_clip(
-    clip: PuppetClip, video: Tensor, regions: Tensor, autoencoder: VideoAutoencoder, audio: AudioEncoder
+    clip: PuppetClip,
+    video: Tensor,
+    regions: Tensor,
+    swapped: Tensor,
+    autoencoder: VideoAutoencoder,
+    audio: AudioEncoder,
 ) -> dict[str, Tensor]:
     """Encode a clip to its row of `EncodedClips`, without text."""
     stride, frames = autoencoder.temporal_stride, video.shape[1]
     device = next(autoencoder.parameters(), torch.zeros(())).device
     video = video[None].to(device)
-    at = torch.linspace(0, frames - 1, REFERENCES).long()
+    at = torch.tensor(reference_frames(frames))
+    own, other = [video[:, :, i : i + 1] for i in at], swapped[:, None].to(device)
     middle = label_frames(frames, stride)
     labels = np.stack([clip.state[middle], clip.emotion[middle], clip.gesture[middle]])
     known = (
@@ -165,7 +190,8 @@ def _encode_clip(
     spatial_stride = autoencoder.spatial_stride
     return {
         "latents": autoencoder.encode(video)[0, :, 1:].half().cpu(),
-        "references": torch.stack([autoencoder.encode(video[:, :, i : i + 1])[0, :, 0] for i in at]).half().cpu(),
+        "references": torch.stack([autoencoder.encode(image)[0, :, 0] for image in own]).half().cpu(),
+        "swapped": torch.stack([autoencoder.encode(image)[0, :, 0] for image in other]).half().cpu(),
         "reference_at": (at - 1).clamp(min=0) // stride,
         "features": torch.stack(
             [audio_timeline.pad_features(audio, features, frames - 1) for features in known]

@@ -13,10 +13,11 @@ from avatar.types import Batch, Conditioning
 
 @dataclass
 class EncodedClips:
-    """n clips of k latents with their conditioning, r references each, and u different captions."""
+    """n clips of k latents with their conditioning, r references of each kind, and u different captions."""
 
     latents: Float[Tensor, "n c k h w"]
-    references: Float[Tensor, "n r c h w"]
+    references: Float[Tensor, "n r c h w"]  # frames of the clip
+    swapped: Float[Tensor, "n r c h w"]  # frames of the same puppet with another emotion
     reference_at: Int[Tensor, "n r"]  # the latent that contains the frame of each reference
     features: Float[Tensor, "n roles f d"]  # of the timeline's frames, with the audio encoder's contexts
     other: Bool[Tensor, " n"]  # whether the clip has another voice
@@ -30,22 +31,35 @@ class EncodedClips:
         return len(self.latents)
 
     def batch(
-        self, which: Int[Tensor, " b"], start: Int[Tensor, " b"], length: int, audio: AudioEncoder, text: TextEncoder
+        self,
+        which: Int[Tensor, " b"],
+        start: Int[Tensor, " b"],
+        length: int,
+        audio: AudioEncoder,
+        text: TextEncoder,
+        swapped: Bool[Tensor, " b"] | None = None,
     ) -> Batch:
-        """Crops of `length` latents from latent `start` of clips `which`, each with its most distant reference."""
+        """Crops of `length` latents from latent `start` of clips `which`, with references.
+
+        The reference is the clip's frame that is most distant from the crop or, where `swapped`, one with another
+        emotion.
+        """
+        swapped = torch.zeros(len(which), dtype=torch.bool) if swapped is None else swapped
         context = audio.left_context + audio.right_context
         stride = (self.features.shape[2] - context) // self.latents.shape[2]
-        parts = [self._crop(int(n), int(s), length, audio, text, stride) for n, s in zip(which, start, strict=True)]
+        crops = zip(which.tolist(), start.tolist(), swapped.tolist(), strict=True)
+        parts = [self._crop(*crop, length, audio, text, stride) for crop in crops]
         latents, regions, rows = zip(*parts, strict=True)
         cond = Conditioning(**{name: stack_padded([crop[name] for crop in rows]) for name in rows[0]})
         keys = [f"{n}@{s}" for n, s in zip(which.tolist(), start.tolist(), strict=True)]
         return Batch(torch.stack(latents).float(), cond, torch.stack(regions).float(), keys)
 
     def _crop(
-        self, n: int, start: int, length: int, audio: AudioEncoder, text: TextEncoder, stride: int
+        self, n: int, start: int, swapped: bool, length: int, audio: AudioEncoder, text: TextEncoder, stride: int
     ) -> tuple[Tensor, Tensor, dict]:
         part = slice(start, start + length)
         distance = (self.reference_at[n] - (start + (length - 1) / 2)).abs()
+        reference = (self.swapped if swapped else self.references)[n][int(distance.argmax())]
         windows = [audio.window(track.float(), stride)[part] for track in self.features[n]]
         present = torch.stack([torch.ones(length, dtype=torch.bool), self.other[n].expand(length)])
         state, emotion, gesture = self.labels[n][:, part]
@@ -55,7 +69,7 @@ class EncodedClips:
             self.latents[n][:, part],
             self.regions[n][:, part],
             {
-                "reference": self.references[n][int(distance.argmax())][:, None].float(),
+                "reference": reference[:, None].float(),
                 "audio": torch.stack(windows),
                 "audio_mask": present,
                 "text": torch.stack(tokens),

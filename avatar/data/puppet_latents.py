@@ -36,7 +36,9 @@ class LatentBatches(Dataset):
         stop: int,
         placement: Placement = UNIFORM,
         shard: BatchShard = GLOBAL_BATCHES,
+        swapped: float = 0.0,
     ):
+        self.swapped = swapped
         self.clips, self.buckets, self.audio, self.text = clips, buckets, audio, text
         self.seed, self.start, self.stop = seed, start, stop
         self.placement, self.shard = placement, shard
@@ -57,8 +59,9 @@ class LatentBatches(Dataset):
             if kind == ON_CHANGE and len(self.changing):
                 which[n] = rng.choice(self.changing)
             start[n] = place(int(kind), rng, length, latents, self.changes[which[n]], int(start[n]))
-        which, start = (torch.from_numpy(numbers[part]) for numbers in (which, start))
-        return replace(self.clips.batch(which, start, length, self.audio, self.text), shard=part)
+        swapped = rng.random(count) < self.swapped if self.swapped else np.zeros(count, bool)
+        which, start, swapped = (torch.from_numpy(numbers[part]) for numbers in (which, start, swapped))
+        return replace(self.clips.batch(which, start, length, self.audio, self.text, swapped), shard=part)
 
 
 class PuppetLatents(LatentDataModule):
@@ -70,11 +73,13 @@ class PuppetLatents(LatentDataModule):
         world: renders the clips.
         train, dev: the clips to encode.
         cache: folder of synthesised speech and encoded clips.
+        swapped_references: share of training crops whose reference shows another emotion, so that it does not reveal
+            the label.
         workers: processes that render clips to encode.
         The other arguments are those of `LatentDataModule`.
 
     Raises:
-        UserError: clips that are shorter than crops.
+        UserError: clips that are shorter than crops, or a share outside of [0, 1].
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class PuppetLatents(LatentDataModule):
         cache: str,
         placement: Placement = UNIFORM,
         image: ImageEncoder | None = None,
+        swapped_references: float = 0.0,
     ):
         super().__init__(autoencoder, audio, text, image, buckets, placement, steps, seed, loader_workers=0)
         self.sets = {"train": train, "dev": dev}
@@ -101,7 +107,10 @@ class PuppetLatents(LatentDataModule):
                     f"got crops of {longest} latents; expected at most {clips.latents}, the length of the {name} "
                     "clips: lengthen them, or shorten buckets.lengths"
                 )
+        if not 0 <= swapped_references <= 1:
+            raise UserError(f"got data.swapped_references={swapped_references}; expected a share in [0, 1]")
         self.world, self.workers, self.cache = world, workers, Path(cache)
+        self.swapped_references = swapped_references
 
     def check(self, ranks: int) -> None:
         """Raise UserError for data that can't be trained on with this number of ranks, before anything is encoded."""
@@ -130,8 +139,18 @@ class PuppetLatents(LatentDataModule):
         return frozenset(REGIONS)
 
     def batches(self, split: str, seed: int, start: int, stop: int, shard: BatchShard) -> LatentBatches:
-        clips = self.clips[split]
-        return LatentBatches(clips, self.buckets, self.audio, self.text, seed, start, stop, self.placement, shard)
+        return LatentBatches(
+            self.clips[split],
+            self.buckets,
+            self.audio,
+            self.text,
+            seed,
+            start,
+            stop,
+            self.placement,
+            shard,
+            self.swapped_references if split == "train" else 0.0,
+        )
 
     def first_clips(self, count: int) -> Batch:
         dev = self.clips["dev"]

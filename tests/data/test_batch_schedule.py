@@ -206,6 +206,7 @@ def puppets(state: np.ndarray) -> EncodedClips:
     return EncodedClips(
         latents=torch.randn(n, 2, k, 1, 1),
         references=torch.randn(n, 4, 2, 1, 1),
+        swapped=torch.randn(n, 4, 2, 1, 1),
         reference_at=torch.linspace(0, k - 1, 4).long().expand(n, 4),
         features=torch.randn(n, 2, AUDIO.left_context + 4 * k + AUDIO.right_context, AUDIO.dim),
         other=torch.ones(n, dtype=torch.bool),

@@ -121,6 +121,50 @@ def test_the_reference_is_outside_of_the_crop(clips, start):
     assert places and not places & set(range(start, start + 3))
 
 
+def test_swapped_references_show_the_same_puppet_with_another_emotion(cache, tmp_path):
+    directed = ClipSet("train", "mixed", 6, LATENTS)
+    clips = encode_clips(directed, StateWorld(), autoencoder(), AUDIO, ByteTokenizer(96), cache, 0)
+    frames = 1 + STRIDE * LATENTS
+    made = [
+        directed.make(n, frames + clip_encoding.frames_beyond(AUDIO, frames - 1), cache / "speech") for n in range(6)
+    ]
+    for n, clip in enumerate(made):
+        later = [made[(n + step) % 6] for step in range(1, 6)]
+        other = next(other for other in later if other.emotion[0] != clip.emotion[0])
+        for i, at in enumerate(clip_encoding.reference_frames(frames)):
+            video = StateWorld().video(replace(clip, states=other.states), at, at + 1)
+            expected = autoencoder().encode(video[None])[0, :, 0].half()
+            assert torch.equal(clips.swapped[n, i], expected)
+            assert torch.equal(
+                clips.references[n, i], autoencoder().encode(StateWorld().video(clip, at, at + 1)[None])[0, :, 0].half()
+            )
+    which, start = torch.tensor([0, 0]), torch.tensor([0, 0])
+    batch = clips.batch(which, start, 3, AUDIO, TEXT, torch.tensor([False, True]))
+    assert any(torch.equal(batch.conditioning.reference[1, :, 0], image.float()) for image in clips.swapped[0])
+    assert any(torch.equal(batch.conditioning.reference[0, :, 0], image.float()) for image in clips.references[0])
+
+
+def test_swapped_references_have_their_share_of_training_crops(clips):
+    def share(swapped: float) -> float:
+        loader = LatentBatches(clips, BUCKETS, AUDIO, TEXT, 1, 0, 200, swapped=swapped)
+        own = [
+            any(torch.equal(reference[:, 0], image.float()) for image in clips.references[int(key.split("@")[0])])
+            for batch in (loader[i] for i in range(200))
+            for reference, key in zip(batch.conditioning.reference, batch.keys, strict=True)
+        ]
+        return 1 - float(np.mean(own))
+
+    assert share(0.0) == 0 and share(0.5) == pytest.approx(0.5, abs=0.06) and share(1.0) == 1
+
+
+@pytest.mark.parametrize("swapped", [-0.1, 1.5, float("nan")])
+def test_an_invalid_share_of_swapped_references_is_rejected(swapped):
+    with pytest.raises(ValueError, match="expected a share in"):
+        PuppetLatents(
+            StateWorld(), autoencoder(), AUDIO, TEXT, CLIPS, CLIPS, BUCKETS, 1, 1, 0, "x", swapped_references=swapped
+        )
+
+
 def test_latents_and_audio_are_aligned(clips, cache):
     """Latent l has frames 1 + 4l … 4 + 4l, and the features of these frames with their contexts."""
     n, l = 0, 3
