@@ -26,7 +26,8 @@ class Placement:
     Args:
         starts: share of short crops at the start of their clip, as at the start of a stream.
         short: maximum length of a short crop, in latents.
-        transitions: share of crops of two latents or more over a change of state, in clips that have one.
+        transitions: share of crops of two latents or more over a change of a label (state; for puppets also emotion and
+            gesture), in clips that have one.
 
     Raises:
         UserError: shares below 0 or with a sum above 1.
@@ -56,9 +57,10 @@ class Placement:
 UNIFORM = Placement()
 
 
-def changes(state: Int[np.ndarray, " l"]) -> Int[np.ndarray, " m"]:
-    """The latents at which the state changes."""
-    return 1 + np.flatnonzero(np.diff(state.astype(int)))
+def changes(labels: Int[np.ndarray, "*kinds l"]) -> Int[np.ndarray, " m"]:
+    """The latents at which a label of any kind changes."""
+    different = np.diff(labels.astype(int)) != 0
+    return 1 + np.flatnonzero(different.reshape(-1, different.shape[-1]).any(axis=0))
 
 
 def place(
@@ -69,7 +71,7 @@ def place(
     Args:
         kind: ANYWHERE, AT_START or ON_CHANGE; a crop over a change has at least one latent before and after it.
         length, latents: of the crop and of its clip.
-        at: the latents at which the clip's state changes.
+        at: the latents at which the clip's labels change.
         anywhere: the result for ANYWHERE, and for ON_CHANGE in clips without a change.
     """
     if kind == AT_START:

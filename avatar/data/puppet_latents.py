@@ -42,7 +42,7 @@ class LatentBatches(Dataset):
         self.clips, self.buckets, self.audio, self.text = clips, buckets, audio, text
         self.seed, self.start, self.stop = seed, start, stop
         self.placement, self.shard = placement, shard
-        self.changes = [changes(states) for states in clips.labels[:, 0].numpy()]
+        self.changes = [changes(labels) for labels in clips.labels.numpy()]
         self.changing = np.flatnonzero([len(at) for at in self.changes])
 
     def __len__(self) -> int:

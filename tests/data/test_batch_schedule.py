@@ -241,6 +241,18 @@ def test_placement_of_puppet_crops_follows_its_shares():
     assert 0.2 < starts < 0.32 and 0.44 < changing < 0.56
 
 
+def test_crops_are_placed_over_changes_of_every_label():
+    clips = puppets(np.ones((8, 20), int))
+    clips.labels[3, 2, 9:13] = 4  # a gesture
+    clips.labels[6, 1, 16:] = 2  # an emotion
+    loader = LatentBatches(clips, LengthBuckets((4,), (1.0,), 64), AUDIO, TEXT, 1, 0, 20, Placement(transitions=1.0))
+    crops = {key for i in range(20) for key in loader[i].keys}
+    assert {key.split("@")[0] for key in crops} == {"3", "6"}
+    for key in crops:
+        n, start = map(int, key.split("@"))
+        assert len(clips.labels[n, :, start : start + 4].T.unique(dim=0)) > 1
+
+
 def test_uniform_placement_draws_no_random_numbers():
     for step, batch in enumerate(draw_batches(steps=6)):
         rng = np.random.default_rng([1, step])
