@@ -196,7 +196,7 @@ def test_other_invalid_sizes_are_rejected():
     for size in (0, "big"):
         with pytest.raises(ValueError, match=f"frames of {size} pixels"):
             PixelWorld(size)
-    with pytest.raises(ValueError, match="two widths"):
+    with pytest.raises(ValueError, match="at least two widths"):
         CausalConvAutoencoder(4, (8,))
     with pytest.raises(ValueError, match="channels=0"):
         CausalConvAutoencoder(0, (8, 8))

@@ -1,9 +1,12 @@
 """Timesteps: sampling schedules, and the distributions of training, callables `(*shape, device) -> t in (0, 1)`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from avatar.errors import UserError
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -18,14 +21,35 @@ def schedule(steps: int, shift: float) -> Tensor:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """Logit-normal timesteps, sigmoid(N(mean, std)) (arXiv:2403.03206, Eq. 19), then shifted."""
+    """Logit-normal timesteps, sigmoid(N(mean, std)) (arXiv:2403.03206, Eq. 19), then shifted.
+
+    Args:
+        mean, std: of the normal distribution.
+        shift: of `shifted`; of several, each timestep has one at random.
+
+    Raises:
+        UserError: no shift, or one that is not above 0.
+    """
 
     mean: float = 0.0
     std: float = 1.0
-    shift: float = 1.0
+    shift: float | Sequence[float] = 1.0
+
+    def __post_init__(self):
+        if not self.shifts or min(self.shifts) <= 0:
+            raise UserError(f"got timesteps.shift={self.shift}; expected numbers above 0, such as 3.0 or [1.0, 3.0]")
+
+    @property
+    def shifts(self) -> tuple[float, ...]:
+        """All shifts."""
+        return (self.shift,) if isinstance(self.shift, int | float) else tuple(self.shift)
 
     def __call__(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
-        return shifted(torch.sigmoid(self.mean + self.std * torch.randn(*shape, device=device)), self.shift)
+        t = torch.sigmoid(self.mean + self.std * torch.randn(*shape, device=device))
+        if len(self.shifts) == 1:
+            return shifted(t, self.shifts[0])
+        each = torch.stack([shifted(t, shift) for shift in self.shifts])
+        return each.gather(0, torch.randint(len(each), (1, *shape), device=device))[0]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Training of a video autoencoder.
 
 Half of the clips are decoded after the latent of *another* frame: a stream's decoder is primed with the reference, and
-the clip does not continue it. A little noise is added to the latents, so that the decoder tolerates the errors of a
-diffusion model, and neighbouring latents decode to similar images.
+the clip does not continue it. Noise is added to the latents, so that the decoder tolerates the errors of a diffusion
+model, neighbouring latents decode to similar images, and the encoder gives more power to what is visible.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.objectives import losses
-from avatar.objectives.optim import Schedule, with_schedule
+from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.weighting import RegionWeights
 from avatar.protocols import VideoAutoencoder
 from avatar.types import REGIONS, Frames, Latents, Pixels
@@ -29,7 +29,7 @@ class AutoencoderTraining(lightning.LightningModule):
     Args:
         autoencoder: the network to train.
         optimizer: parameters → optimiser.
-        noise: standard deviation of the noise on the normalised latents.
+        noise: largest standard deviation of the noise on the normalised latents; each sample's is uniform below it.
         region_weights: loss weights of image regions.
         schedule: update → factor of the learning rate.
     """
@@ -54,7 +54,7 @@ class AutoencoderTraining(lightning.LightningModule):
     def training_step(self, batch: Frames, index: int) -> torch.Tensor:
         latents, cut = with_other_references(self.net, batch), len(batch.video) // 2
         target = torch.cat([torch.cat([batch.reference[:cut], batch.video[:cut, :, 1:]], 2), batch.video[cut:]])
-        video = self.net.decode(latents + self.noise * torch.randn_like(latents))
+        video = self.net.decode(perturbed(latents, self.noise))
         loss = losses.reconstruction(video, target, self.region_weights(batch.regions))
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -66,7 +66,7 @@ class AutoencoderTraining(lightning.LightningModule):
             self.log(f"val/psnr_{name}", psnr(video, batch.video, mask / mask.mean()), prog_bar=True, batch_size=1)
 
     def configure_optimizers(self):
-        return with_schedule(self.optimizer(self.net.parameters()), self.schedule)
+        return with_schedule(self.optimizer(trainable_parameters(self.net)), self.schedule)
 
 
 def with_other_references(net: VideoAutoencoder, batch: Frames) -> Latents:
@@ -74,6 +74,12 @@ def with_other_references(net: VideoAutoencoder, batch: Frames) -> Latents:
     latents, cut = net.encode(batch.video), len(batch.video) // 2
     reference = net.encode(batch.reference[:cut])
     return torch.cat([torch.cat([reference, latents[:cut, :, 1:]], 2), latents[cut:]])
+
+
+def perturbed(latents: Latents, noise: float) -> Latents:
+    """Latents plus noise, with a standard deviation per sample that is uniform in [0, noise)."""
+    deviation = noise * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device, dtype=latents.dtype)
+    return latents + deviation * torch.randn_like(latents)
 
 
 def psnr(video: Pixels, target: Pixels, weight: Tensor | float = 1.0) -> Tensor:

@@ -17,7 +17,7 @@ from avatar.errors import UserError
 from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.objectives import losses
-from avatar.objectives.autoencoder import START_BATCHES, psnr, with_other_references
+from avatar.objectives.autoencoder import START_BATCHES, perturbed, psnr, with_other_references
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.weighting import RegionWeights
 from avatar.types import Frames, Latents, Pixels
@@ -30,7 +30,7 @@ class DecoderDistillation(lightning.LightningModule):
         autoencoder: the small decoder, with the teacher's encoder.
         teacher: the large autoencoder, frozen.
         optimizer: parameters → optimiser.
-        noise: standard deviation of the noise on the normalised latents of the small decoder.
+        noise: largest standard deviation of the noise on the latents of the small decoder, as in `autoencoder`.
         region_weights: loss weights of image regions.
         schedule: update → factor of the learning rate.
 
@@ -64,7 +64,7 @@ class DecoderDistillation(lightning.LightningModule):
 
     def training_step(self, batch: Frames, index: int) -> Tensor:
         latents, target = self._example(batch)
-        video = self.net.decode(latents + self.noise * torch.randn_like(latents))
+        video = self.net.decode(perturbed(latents, self.noise))
         loss = losses.reconstruction(video, target, self.region_weights(batch.regions))
         self.log("train/loss", loss, prog_bar=True)
         return loss

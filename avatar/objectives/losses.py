@@ -35,7 +35,7 @@ def distribution_matching(x: Latents, real: Latents, fake: Latents, weight: Weig
 
 
 def reconstruction(video: Pixels, target: Pixels, weight: Weights) -> Scalar:
-    """E w |x - y| of the frames, plus E |∇(x - y)|, the L1 norm of the spatial differences of the error (edges)."""
+    """E w |x - y| of the frames, plus E |∇(x - y)|, the L1 norm of the error's differences in time and space."""
     error = video - target
-    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return (weight * error.abs()).mean() + edges
+    differences = sum((error.diff(dim=axis).abs().sum() for axis in (2, 3, 4)), torch.zeros_like(error[0, 0, 0, 0, 0]))
+    return (weight * error.abs()).mean() + differences / error.numel()

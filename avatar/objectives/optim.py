@@ -53,9 +53,9 @@ class Constant:
         return 1.0
 
 
-def trainable_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """Parameters of a network that are not frozen."""
-    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+def trainable_parameters(net: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters of a network that are not frozen."""
+    return [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
 
 
 def with_schedule(optimizer: Optimizer, schedule: Schedule) -> dict:

@@ -129,11 +129,13 @@ def make_clip(
         )
     key = [seed, SPLITS.index(split), SCHEDULES.index(schedule)]
     rng, scene_rng = np.random.default_rng(key), np.random.default_rng([*key, 0x5CE7E])
+    label_rng = np.random.default_rng([*key, 0x1ABE1])
     identity = Identity.from_seed(identity_seed(int(rng.integers(identities)), split))
     emotion = str(rng.choice(list(PROSODY), p=(0.3, 0.2, 0.15, 0.15, 0.2)))
     free = scene_rng.random() < 0.5
     timeline = Timeline(frames + 2 * MARGIN, split, rng, backend, cache)
-    own, other = voice_of(identity.seed, emotion), voice_of(int(rng.integers(2**31)), "neutral")
+    voiced = str(label_rng.choice(list(PROSODY))) if label_rng.random() < directed.prosody else emotion
+    own, other = voice_of(identity.seed, voiced), voice_of(int(rng.integers(2**31)), "neutral")
     timeline.play(schedule, own, other, directed.cues if free else 0.0)
     mouth = mouth_targets(timeline.phonemes, timeline.own, timeline.frames)
     intensity = np.full(timeline.frames, rng.uniform(0.5, 1), np.float32)
@@ -154,7 +156,8 @@ def make_clip(
     shift = MARGIN / FRAME_RATE
     doing = scene.gesture_track(events, timeline.frames)[kept]
     commanded = np.zeros_like(doing) if free and directed.gestures else doing
-    captions, captioned = _captions(identity, emotions[kept], timeline.state[kept], commanded)
+    plain = label_rng.random() < directed.plain_captions
+    captions, captioned = _captions(identity, emotions[kept], timeline.state[kept], commanded, plain)
     return PuppetClip(
         key=f"puppet-{split}-{schedule}-{seed}",
         identity=identity,
@@ -195,21 +198,30 @@ def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: in
 
     Args:
         identity: of the puppet.
-        emotion: index into types.EMOTIONS.
+        emotion: index into types.EMOTIONS; 0: not mentioned.
         states: indices into types.STATES.
         gesture: index into types.GESTURES.
     """
-    mood = MOODS[EMOTIONS[emotion]]
-    article = "an" if mood[0] in "aeiou" else "a"
+    who = f"{MOODS.get(EMOTIONS[emotion], '')} {identity.description}".strip()
+    article = "an" if who[0] in "aeiou" else "a"
     doing = DOING.get(GESTURES[gesture])
     what = " and then ".join(STATES[i] for i in states) + ("" if doing is None else f" and {doing}")
-    return f"{article} {mood} {identity.description} is {what}"
+    return f"{article} {who} is {what}"
 
 
 def _captions(
-    identity: Identity, emotions: Int[np.ndarray, " f"], states: Int[np.ndarray, " f"], commanded: Int[np.ndarray, " f"]
+    identity: Identity,
+    emotions: Int[np.ndarray, " f"],
+    states: Int[np.ndarray, " f"],
+    commanded: Int[np.ndarray, " f"],
+    plain: bool,
 ) -> tuple[tuple[str, ...], Int[np.ndarray, " f"]]:
-    """The captions of a clip and the index of each frame's; a change of emotion or gesture changes the caption."""
+    """The captions of a clip and the index of each frame's; a change of emotion or gesture changes the caption.
+
+    Plain captions mention neither.
+    """
+    if plain:
+        emotions, commanded = np.zeros_like(emotions), np.zeros_like(commanded)
     cuts = np.flatnonzero(np.diff(emotions, prepend=-1) | np.diff(commanded, prepend=-1))
     captions: list[str] = []
     captioned = np.zeros(len(states), int)

@@ -38,6 +38,8 @@ class Scene:
         beats: share of a free clip's other sentences that are accompanied by beats.
         commands_hz: gestures per second of a directed clip.
         moods: share of clips whose emotion changes.
+        prosody: share of clips whose voice has the prosody of an emotion that is independent of the face's.
+        plain_captions: share of clips whose captions mention neither emotion nor gesture.
         things: share of clips with a thing to look at.
         lively: share of clips with 1.5 times the head motion; if above 0, the others have 0.65 times.
         noise: share of clips with noise in the puppet's audio.
@@ -53,6 +55,8 @@ class Scene:
     beats: float = 0.0
     commands_hz: float = 0.0
     moods: float = 0.0
+    prosody: float = 0.0
+    plain_captions: float = 0.0
     things: float = 0.0
     lively: float = 0.0
     noise: float = 0.0
@@ -69,7 +73,7 @@ class Scene:
             )
         if not self.framings or min(self.framings.values()) < 0 or sum(self.framings.values()) <= 0:
             raise UserError(f"got framings={self.framings}; expected weights >= 0: set at least one above 0")
-        for name in ("cues", "beats", "moods", "things", "lively", "noise"):
+        for name in ("cues", "beats", "moods", "prosody", "plain_captions", "things", "lively", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"got {name}={getattr(self, name)}; expected a share in [0, 1]: change it")
         if self.commands_hz < 0:

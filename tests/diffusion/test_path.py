@@ -1,5 +1,7 @@
 """Conversions along the path invert each other; samplers and guidance keep their conventions."""
 
+import math
+
 import pytest
 import torch
 
@@ -68,6 +70,12 @@ def test_samplers_follow_the_exact_flow_of_a_gaussian(sampler):
     assert errors[1] < 0.05 and errors[1] < errors[0] / (2.5 if sampler is euler else 6)
 
 
+@pytest.mark.parametrize("shift", [0.0, [], [1.0, -1.0]])
+def test_invalid_shifts_are_rejected(shift):
+    with pytest.raises(ValueError, match="expected numbers above 0"):
+        LogitNormal(shift=shift)
+
+
 def test_timesteps_that_do_not_decrease_are_rejected():
     with pytest.raises(ValueError, match="expected decreasing"):
         euler(lambda x, t: x, torch.zeros(1, 1, 1, 2, 2), torch.tensor([0.0, 1.0]))
@@ -77,6 +85,10 @@ def test_time_distributions_stay_inside_and_shift_towards_noise():
     for sampler in (LogitNormal(), ShiftedUniform()):
         assert 0.45 < sampler(4000, 1).mean() < 0.55
     assert LogitNormal(shift=3.0)(4000, 1).mean() > 0.6
+    torch.manual_seed(0)
+    mixed = torch.logit(LogitNormal(std=0.01, shift=[1.0, 3.0])(4000, 1))  # the shift adds log 3
+    near = [((mixed - at).abs() < 0.1).float().mean() for at in (0.0, math.log(3.0))]
+    assert sum(near) == 1 and 0.45 < near[0] < 0.55
     t = ShiftedUniform(shift=5.0, low=0.02, high=0.98)(4000, 1)
     assert t.min() >= 0.02 and t.max() <= 0.98 and t.mean() > 0.65
     assert shifted(torch.tensor([0.0, 1.0]), 7.0).tolist() == [0.0, 1.0]

@@ -6,21 +6,22 @@ import torch
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
+from avatar.objectives.autoencoder import perturbed
 
 
 def make(kind: str):
     if kind == "state":
         return StateAutoencoder([0.0, 1.0], [1.0, 2.0]), torch.randn(2, 2, 13, 1, 1)
-    net = CausalConvAutoencoder(6, (8, 8))
+    net = CausalConvAutoencoder(6, (4, 6, 8) if kind == "conv16" else (8, 8))
     if kind == "distilled":
         net = DistilledAutoencoder(net, 8)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    return net.eval(), torch.randn(2, 3, 13, 16, 24)
+    return net.eval(), torch.randn(2, 3, 13, 16, 32)
 
 
-KINDS = pytest.mark.parametrize("kind", ["conv", "state", "distilled"])
+KINDS = pytest.mark.parametrize("kind", ["conv", "conv16", "state", "distilled"])
 
 
 @KINDS
@@ -116,6 +117,32 @@ def test_latents_have_unit_variance_after_start_from_and_training():
         latents = net.encode(video())
     assert 0.7 < latents.std() < 1.3
     assert (net.eval().normalise.variance > 0).all()
+
+
+@torch.no_grad()
+def test_initial_latents_are_mixed_components_with_the_power_of_linear_coding():
+    """Before training: a rotation of principal components, whose power is the square root of their variance."""
+    torch.manual_seed(0)
+    net = CausalConvAutoencoder(16, (4, 4)).eval()
+    still = torch.linalg.qr(torch.randn(3 * 8 * 8, 16))[0].T.unflatten(1, (3, 1, 8, 8)) / 2
+    axes = still.expand(-1, -1, 4, -1, -1).flatten(1)  # as in a stream's first group, whose frames are equal
+    sizes = torch.logspace(0, -1, 16)
+    blocks = (torch.randn(1, 256, 1, 1, 16) * sizes @ axes).unflatten(-1, (3, 4, 8, 8))
+    groups = blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(1, 3, 1024, 8, 8)
+    video = torch.cat([groups[:, :, :1], groups], dim=2)
+    net.start_from(video)
+    latents = net.encode(video)[0, :, 1:, 0, 0]
+    torch.testing.assert_close(net.decode(net.encode(video))[:, :, 1:], groups, atol=1e-3, rtol=0)
+    power = torch.linalg.eigvalsh(torch.cov(latents)).flip(0)
+    torch.testing.assert_close(power / power.mean(), sizes / sizes.mean(), atol=0.1, rtol=0.2)
+    assert latents.var(dim=1).max() < 3 * latents.var(dim=1).min()
+
+
+@torch.no_grad()
+def test_the_noise_of_a_sample_is_below_the_maximum_and_differs_between_samples():
+    torch.manual_seed(0)
+    deviation = perturbed(torch.zeros(400, 2, 2, 8, 8), 0.5).flatten(1).std(dim=1)
+    assert deviation.max() < 0.6 and 0.2 < deviation.mean() < 0.3 and deviation.min() < 0.05
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 16, 16), (1, 3, 5, 15, 16)])

@@ -52,3 +52,15 @@ def test_consistency_target_is_detached():
     x0.requires_grad_(), target.requires_grad_()
     losses.consistency(x0, target, torch.ones(2, 1, 4, 5, 5)).backward()
     assert x0.grad is not None and target.grad is None
+
+
+def test_reconstruction_weighs_flicker_and_edges():
+    """A constant error costs its size; one that alternates in time or space also costs its differences."""
+    target, one = torch.zeros(1, 3, 5, 4, 4), torch.ones(1, 1, 5, 4, 4)
+    constant = losses.reconstruction(target + 1, target, one)
+    torch.testing.assert_close(constant, torch.tensor(1.0))
+    for axis, differences in ((2, 4 / 5), (3, 3 / 4), (4, 3 / 4)):
+        sign = torch.ones(target.shape[axis]).cumsum(0) % 2 * 2 - 1
+        video = target + sign.view([-1 if i == axis else 1 for i in range(5)])
+        torch.testing.assert_close(losses.reconstruction(video, target, one), torch.tensor(1 + 2 * differences))
+    torch.testing.assert_close(losses.reconstruction(target[:, :, :1] + 1, target[:, :, :1], one[:, :, :1]), constant)

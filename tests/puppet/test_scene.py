@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avatar.puppet import cues, sentences
-from avatar.puppet.clip import HELD_OUT, PuppetClip, make_clip
+from avatar.puppet.clip import HELD_OUT, MOODS, PuppetClip, make_clip
 from avatar.puppet.gestures import SECONDS, WITHOUT_ARMS
 from avatar.puppet.motion import channel
 from avatar.puppet.scene import Scene, Timeline, free_gestures
@@ -154,6 +154,25 @@ def test_noise_changes_the_audio_only():
         assert np.array_equal(a.states, b.states) and a.phonemes == b.phonemes
         ratio = 20 * np.log10(np.std(a.own) / np.std(b.own - a.own))
         assert 6 < ratio < 27
+
+
+def test_independent_prosody_changes_the_voice_only():
+    plain, changed = clips(20, Scene()), clips(20, Scene(prosody=1.0))
+    assert [clip.caption for clip in plain] == [clip.caption for clip in changed]
+    different = sum((a.own != b.own).any() for a, b in zip(plain, changed, strict=True))
+    assert 8 <= different < 20  # one in five draws the same emotion
+    for a, b in zip(plain, changed, strict=True):
+        assert (a.emotion == b.emotion).all() and a.identity == b.identity
+
+
+def test_plain_captions_mention_neither_emotion_nor_gesture():
+    told, plain = clips(12, HALF), clips(12, replace(HALF, plain_captions=1.0))
+    assert any(len(clip.captions) > 1 for clip in told)
+    for a, b in zip(told, plain, strict=True):
+        assert (a.states == b.states).all() and (a.gesture == b.gesture).all()
+        (caption,) = b.captions
+        assert a.identity.description in caption and caption.endswith("is speaking")
+        assert not any(mood in caption for mood in MOODS.values())
 
 
 def test_changes_of_mood_change_emotion_and_caption():

@@ -1,4 +1,4 @@
-"""Small causal convolutional video autoencoder with strides of 8×8 pixels and 4 frames.
+"""Small causal convolutional video autoencoder with strides of 4 frames and 8×8 pixels or more.
 
 1 + 4k frames have 1 + k latents: each group of four frames is one latent, and the first frame, repeated four times, is
 the first group. The frames of a group and squares of 4×4 pixels are folded into channels, so that all convolutions run
@@ -9,9 +9,14 @@ piece, and with cached latents in later ones. So decoding in pieces equals the f
 
 Latents are normalised to zero mean and unit variance per channel. Running statistics count as constants, because batch
 statistics would remove what the clips of a batch have in common, such as a palette.
+
+The latents are not whitened: large components have more of their variance than small ones, so that losses of a
+diffusion model weigh what is visible. Initially the power of a principal component with variance λ is √λ, the optimum
+of linear coding for a noisy channel (Lee and Petersen, 1976).
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -22,6 +27,7 @@ from avatar.errors import UserError
 from avatar.models.autoencoders.normalise import RunningNormalise
 from avatar.models.autoencoders.stream import Memory, check_video, padded
 from avatar.models.autoencoders.streamed import StreamedAutoencoder
+from avatar.nn.attention import zero_init_
 from avatar.types import Latents, Pixels
 
 FOLD, GROUP = 4, 4  # pixels and frames that are folded into channels
@@ -93,81 +99,81 @@ class Double(nn.Module):
 
 
 class CausalConvAutoencoder(StreamedAutoencoder):
-    """The autoencoder of the nano models: a linear map of blocks of 8×8 pixels × 4 frames plus convolutions.
+    """The autoencoder of the nano models: a linear map of blocks of pixels × 4 frames plus convolutions.
 
     The last convolutions of encoder and decoder are zero-initialised.
 
     Args:
         channels: channels of the latents.
-        widths: feature channels at 1/4 and 1/8 of the frame's size.
+        widths: feature channels at 1/4, 1/8, 1/16, … of the frame's size; the last is the size of the latents.
 
     Raises:
-        UserError: a size below 1, or not two widths.
+        UserError: a size below 1, or fewer than two widths.
     """
 
-    temporal_stride, spatial_stride = GROUP, 2 * FOLD
+    temporal_stride = GROUP
     decoder_parts = ("decoder", "linear_out")
 
     def __init__(self, channels: int = 48, widths: Sequence[int] = (80, 112)):
         super().__init__()
-        if len(widths) != 2 or min(channels, *widths) < 1:
+        if len(widths) < 2 or min(channels, *widths) < 1:
             raise UserError(
-                f"got channels={channels}, widths={list(widths)}; expected two widths, and numbers of at least 1: "
-                "change them"
+                f"got channels={channels}, widths={list(widths)}; expected at least two widths, and numbers of at "
+                "least 1: change them"
             )
         self.channels = channels
-        a, b = widths
+        self.factor = 2 ** (len(widths) - 1)  # between 1/4 of the frame's size and the latents
+        self.spatial_stride = FOLD * self.factor
         folded = 3 * GROUP * FOLD * FOLD
-        self.linear_in, self.linear_out = nn.Linear(4 * folded, channels), nn.Linear(channels, 4 * folded)
-        self.encoder = nn.ModuleList(
-            [
-                CausalConv(folded, a, (1, 3, 3)),
-                ResBlock(a, past=False),
-                Halve(a, b),
-                ResBlock(b, past=False),
-                CausalConv(b, channels, (1, 1, 1)),
-            ]
-        )
+        block = folded * self.factor**2
+        self.linear_in, self.linear_out = nn.Linear(block, channels), nn.Linear(channels, block)
+        encoder = [CausalConv(folded, widths[0], (1, 3, 3)), ResBlock(widths[0], past=False)]
+        for wide, narrow in pairwise(widths):
+            encoder += [Halve(wide, narrow), ResBlock(narrow, past=False)]
+        self.encoder = nn.ModuleList([*encoder, CausalConv(widths[-1], channels, (1, 1, 1))])
         self.normalise = RunningNormalise(channels)
-        self.decoder = nn.ModuleList(
-            [
-                CausalConv(channels, b, (1, 3, 3)),
-                ResBlock(b, past=True),
-                Double(b, a),
-                ResBlock(a, past=False),
-                ResBlock(a, past=False),
-                CausalConv(a, folded, (1, 3, 3)),
-            ]
-        )
+        decoder = [CausalConv(channels, widths[-1], (1, 3, 3)), ResBlock(widths[-1], past=True)]
+        for narrow, wide in pairwise(reversed(widths)):
+            decoder += [Double(narrow, wide), ResBlock(wide, past=False), ResBlock(wide, past=False)]
+        self.decoder = nn.ModuleList([*decoder, CausalConv(widths[0], folded, (1, 3, 3))])
         for last in (self.encoder[-1], self.decoder[-1]):
-            assert isinstance(last, CausalConv)
-            nn.init.zeros_(last.conv.weight)
+            zero_init_(last)
 
     @torch.no_grad()
     def start_from(self, video: Pixels) -> None:
-        """Initialise the linear maps with the principal components of the blocks of 1 + 4k frames."""
+        """Initialise the linear maps with the principal components of the blocks of 1 + 4k frames.
+
+        A random rotation spreads the components over the channels, which have unit variance each.
+        """
         check_video(video, True, self.temporal_stride, self.spatial_stride)
-        blocks = _blocks(_folded(video, first=True)).flatten(0, 3)
+        blocks = self._blocks(_folded(video, first=True)).flatten(0, 3)
         mean = blocks.mean(dim=0)
         _, values, axes = torch.linalg.svd(blocks - mean, full_matrices=False)
         axes = axes[: self.channels]
         size = (values[: self.channels] / len(blocks) ** 0.5)[:, None]
-        self.linear_in.weight.copy_(axes / size)
-        self.linear_in.bias.copy_(-(axes / size) @ mean)
-        self.linear_out.weight.copy_((axes * size).T)
+        size = size.clamp(min=1e-3 * float(size.max()))
+        gain = size.sqrt() / size.mean().sqrt()  # of components of unit variance; the mean power is 1
+        mixed = torch.linalg.qr(torch.randn(len(axes), len(axes), device=video.device))[0]
+        self.linear_in.weight[: len(axes)] = mixed @ (axes * gain / size)
+        self.linear_in.bias.copy_(-self.linear_in.weight @ mean)
+        self.linear_out.weight[:, : len(axes)] = (mixed @ (axes * size / gain)).T
         self.linear_out.bias.copy_(mean)
 
     def _encode_piece(self, video: Pixels, memory: Memory, first: bool) -> Latents:
         x = _folded(video, first)
-        linear = rearrange(self.linear_in(_blocks(x)), "b l h w c -> b c l h w")
+        linear = rearrange(self.linear_in(self._blocks(x)), "b l h w c -> b c l h w")
         return self.normalise(linear + through(self.encoder, x, memory))
 
     def _decode_piece(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
         blocks = self.linear_out(rearrange(latents, "b c l h w -> b l h w c"))
-        linear = rearrange(blocks, "b l h w (c p q) -> b c l (h p) (w q)", p=2, q=2)
+        linear = rearrange(blocks, "b l h w (c p q) -> b c l (h p) (w q)", p=self.factor, q=self.factor)
         x = linear + through(self.decoder, latents, memory)
         video = rearrange(x, "b (c s p q) l h w -> b c (l s) (h p) (w q)", s=GROUP, p=FOLD, q=FOLD)
         return video[:, :, GROUP - 1 if first else 0 :]
+
+    def _blocks(self, folded: Features) -> Float[Tensor, "b l y x d"]:
+        """The values of each latent pixel's block, flattened."""
+        return rearrange(folded, "b c l (h p) (w q) -> b l h w (c p q)", p=self.factor, q=self.factor)
 
 
 def through(layers: nn.ModuleList, x: Features, memory: Memory) -> Features:
@@ -181,8 +187,3 @@ def _folded(video: Pixels, first: bool) -> Features:
     """Groups of frames and squares of pixels, folded into channels."""
     video = padded(video, GROUP) if first else video
     return rearrange(video, "b c (l s) (h p) (w q) -> b (c s p q) l h w", s=GROUP, p=FOLD, q=FOLD)
-
-
-def _blocks(folded: Features) -> Float[Tensor, "b l y x d"]:
-    """The values of each latent pixel's block, flattened."""
-    return rearrange(folded, "b c l (h p) (w q) -> b l h w (c p q)", p=2, q=2)

@@ -73,7 +73,7 @@ class RunningNormalise(nn.Module):
 
     def forward(self, x: Latents) -> Latents:
         if self.training:
-            self._update(x.detach())
+            self._update(x.detach().to(self.mean.dtype))  # autocast may have narrowed it
         return normalised(x, self.mean, self.variance.sqrt())
 
     def _update(self, x: Latents) -> None:
