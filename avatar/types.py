@@ -159,6 +159,9 @@ class Batch:
     regions: Float[Tensor, "b m l h w"]  # share of each latent pixel that is each of REGIONS; zeros where unknown
     keys: list[str]  # one name per sample, for logs
     shard: slice = field(default_factory=lambda: GLOBAL_BATCH)  # which samples of the global batch these are
+    # For objectives of pixels only:
+    video: Float[Tensor, "b C f H W"] | None = None  # the frames of the latents
+    video_regions: Float[Tensor, "b m f H W"] | None = None  # as `regions`, per pixel
 
 
 @dataclass

@@ -53,6 +53,17 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """Uniform timesteps in [low, high]."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        return self.low + (self.high - self.low) * torch.rand(*shape, device=device)
+
+
+@dataclass(frozen=True)
 class ShiftedUniform:
     """Uniform timesteps, shifted towards noise and clamped to [low, high]."""
 

@@ -107,7 +107,7 @@ def load(path: str, kinds: Sequence[str] = KINDS) -> Any:
             f"{path} is a bundle of kind {bundle.kind!r}; expected {' or '.join(kinds)}: choose another file"
         )
     config, name = bundle.config["network"], fingerprint(bundle.weights)
-    if config.get("name") == "distilled_autoencoder":  # it shares the latents of the large autoencoder
+    if bundle.kind == "autoencoder":  # one with another decoder shares the latents of the first
         name = bundle.components.get("autoencoder", name)
     origin = Origin(bundle.config, bundle.kind, name, bundle.components, bundle.plan)
     # Without memory, until shapes have been compared.
