@@ -40,9 +40,8 @@ class Dropout:
         default_factory=lambda: {
             "none": 0.05,
             "text": 0.05,
-            "text_labels": 0.1,
-            "audio": 0.05,
-            "audio_text": 0.05,
+            "text_labels": 0.05,
+            "audio_text": 0.1,
             "audio_labels": 0.1,
         }
     )
