@@ -3,24 +3,25 @@
 Every system generates the same clips, from the same references and audio, and the same state estimation reads them. The
 models are scored together with controls, which show what a score is worth: the ground truth, the ground truth through
 the autoencoder, the frozen reference, and the student with another clip's audio. The reference distribution of motion
-comes from other clips of the split. Control by labels is measured in counterfactual pairs that differ in one label.
+comes from other clips of the split. Control by labels and prompts is measured in counterfactual pairs (`obedience`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
+from avatar.commands import control_page
 from avatar.commands.held_out import HeldOutClips
+from avatar.commands.obedience import obedience
 from avatar.data.clip_encoding import ClipSet
-from avatar.diffusion.generation import ClipSampler, RolloutSampler
+from avatar.diffusion.generation import RolloutSampler
 from avatar.diffusion.plan import Plan, plan_of
 from avatar.errors import ExistingFileError, require_int
 from avatar.files import create_folder
@@ -38,7 +39,6 @@ from avatar.training import checks
 from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Conditioning
 
 SHOWN = 3  # clips on the contact sheet
-GESTURE_S = 1.6  # duration of a commanded gesture, seconds
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -103,10 +103,13 @@ def evaluate(cfg: DictConfig) -> None:
 
     control_scores = None
     if cfg.control and cfg.latents * held_out.stride >= control.MIN_FRAMES:
+
+        def generate(cond: Conditioning, numbers: Sequence[int], title: str) -> list[torch.Tensor]:
+            return held_out.generate(student, sampler, cond, cfg.seed, f"student, {title}", numbers)
+
         with timed(stages, "control"):
-            control_scores = counterfactuals(held_out, student, sampler, min(cfg.control, cfg.clips), cfg.seed)
-        for attribute, found in control_scores.items():
-            found["ground_truth"] = scores["ground_truth"][f"{attribute}_accuracy"]
+            control_scores, pairs = obedience(held_out, cfg.control, generate)
+        control_page.save(folder / "control.html", control_scores, pairs, world.to_images)
 
     long, stats = {}, None
     if streams:
@@ -139,47 +142,6 @@ def evaluate(cfg: DictConfig) -> None:
         pictures.insert(0, "contact_sheet.png")
     report.write(folder, result, pictures)
     print((folder / "report.md").read_text())
-
-
-def counterfactuals(
-    held_out: HeldOutClips, net: VideoDiT, sampler: ClipSampler, count: int, seed: int
-) -> dict[str, Any]:
-    """Scores of counterfactual pairs of the first clips: another emotion, or a gesture in the middle of a calm clip.
-
-    Reference, audio and noise are the same in both clips of a pair, and there is no prompt, which might contradict.
-    """
-    flags = {name: torch.full((count,), name == "text") for name in ("audio", "text", "labels")}
-    cond = held_out.batch.conditioning.map(lambda x: x[:count]).without(**flags)
-    cond = replace(cond, gesture=torch.full_like(cond.gesture, GESTURES.index("none")))
-    numbers = torch.arange(count)
-
-    def generate(cond: Conditioning, what: str) -> list[EstimatedClip]:
-        return held_out.read(held_out.generate(net, sampler, cond, seed, f"student, {what}"), what)
-
-    plain = generate(cond, "labels alone")
-    moods = len(EMOTIONS) - 1
-    emotion = 1 + (cond.emotion[:, 0] + numbers % (moods - 1)) % moods  # another one than the clip's
-    moody = generate(replace(cond, emotion=emotion[:, None].expand_as(cond.emotion)), "other emotions")
-    seen = [control.visible(clip.states) for clip in plain]
-    gesture = torch.tensor([GESTURES.index(names[i % len(names)]) for i, names in enumerate(seen)])
-    length = min(cond.latents, -int(-GESTURE_S * FRAME_RATE // held_out.stride))
-    start = (cond.latents - length) // 2
-    gestures = cond.gesture.clone()
-    gestures[:, start : start + length] = gesture[:, None]
-    moved = generate(replace(cond, gesture=gestures), "gestures")
-    part = slice(start * held_out.stride, (start + length) * held_out.stride)
-    return {
-        "emotion": control.counterfactual(
-            [(a.trajectory, b.trajectory) for a, b in zip(plain, moody, strict=True)],
-            [EMOTIONS[i] for i in emotion],
-            "emotion",
-        ),
-        "gesture": control.counterfactual(
-            [(a.trajectory[part], b.trajectory[part]) for a, b in zip(plain, moved, strict=True)],
-            [GESTURES[i] for i in gesture],
-            "gesture",
-        ),
-    }
 
 
 @dataclass(frozen=True)

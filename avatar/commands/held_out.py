@@ -1,5 +1,6 @@
 """The clips of an evaluation: held-out puppets, their conditioning, and the videos that a system generates for them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from avatar.metrics.distribution import Trajectory
 from avatar.metrics.state_estimation import EstimatedClip, PixelReader, StateReader, VideoReader
 from avatar.models.video_dit import VideoDiT
 from avatar.protocols import AudioEncoder, ImageEncoder, TextEncoder, VideoAutoencoder
+from avatar.puppet.clip import Acting, PuppetClip
 from avatar.puppet.worlds import PixelWorld, World
 from avatar.types import Batch, Conditioning, Latents
 
@@ -40,9 +42,9 @@ class HeldOutClips:
         self.batch: Batch = encoded.batch(every, torch.zeros_like(every), clips.latents, self.audio, self.text)
         frames = 1 + self.stride * clips.latents
         # As long as for encoding, the audio's right context included: a clip's length is part of its seed.
-        extra = frames_beyond(self.audio, frames - 1)
+        self.frames = frames + frames_beyond(self.audio, frames - 1)
         self.truth = [
-            clips.make(i, frames + extra, cache / "speech")
+            clips.make(i, self.frames, cache / "speech")
             for i in track(range(clips.count), f"simulating {clips.count} {clips.split} clips")
         ]
         self.reader: VideoReader = PixelReader(world.size) if isinstance(world, PixelWorld) else StateReader()
@@ -52,6 +54,10 @@ class HeldOutClips:
         clips, frames = replace(self.clips, count=count, first=first), 1 + self.stride * self.clips.latents
         numbers = track(range(count), f"drawing {count} other clips' motion")
         return [clips.make(i, frames, self.cache / "speech").states[1:] for i in numbers]
+
+    def acted(self, index: int, acting: Acting) -> PuppetClip:
+        """A clip with another acting."""
+        return self.clips.make(index, self.frames, self.cache / "speech", acting)
 
     def ground_truth(self) -> list[Tensor]:
         """Rendered from the true states."""
@@ -67,17 +73,26 @@ class HeldOutClips:
         """The true latents, decoded."""
         return [self._decode(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
 
-    def generate(self, net: VideoDiT, sampler: ClipSampler, cond: Conditioning, seed: int, title: str) -> list[Tensor]:
-        """Videos generated for a conditioning, a few clips at a time."""
+    def generate(
+        self,
+        net: VideoDiT,
+        sampler: ClipSampler,
+        cond: Conditioning,
+        seed: int,
+        title: str,
+        clips: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Videos generated for a conditioning of the clips with these numbers (None: all), a few at a time."""
         device = next(net.parameters()).device
+        numbers = torch.arange(len(cond.state)) if clips is None else torch.tensor(clips)
         made = []
-        for part in track(torch.arange(len(cond.state)).split(8), title):
+        for part in track(torch.arange(len(numbers)).split(8), title):
             picked = image_to_video.with_image_conditioning(
                 cond.map(lambda x, part=part: x[part].to(device)), self.autoencoder, self.image
             )
-            made.append(sampler(net, picked, tuple(seed * 100_003 + int(i) for i in part)).cpu())
+            made.append(sampler(net, picked, tuple(seed * 100_003 + int(i) for i in numbers[part])).cpu())
         latents = torch.cat(made)
-        return [self._decode(i, latents[i : i + 1]) for i in range(len(latents))]
+        return [self._decode(int(n), latents[i : i + 1]) for i, n in enumerate(numbers)]
 
     def shuffled(self) -> Conditioning:
         """The conditioning with the audio of the next clip."""

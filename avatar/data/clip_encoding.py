@@ -28,7 +28,7 @@ from avatar.errors import require_int
 from avatar.files import load_tensors, save_tensors
 from avatar.protocols import AudioEncoder, TextEncoder, VideoAutoencoder
 from avatar.puppet import speech
-from avatar.puppet.clip import PuppetClip, make_clip
+from avatar.puppet.clip import Acting, PuppetClip, make_clip
 from avatar.puppet.scene import Scene
 from avatar.puppet.worlds import World
 from avatar.types import SAMPLES_PER_FRAME
@@ -67,8 +67,8 @@ class ClipSet:
         require_int(1, latents=self.latents, identities=self.identities)
         require_int(0, count=self.count, first=self.first)
 
-    def make(self, index: int, frames: int, speech_cache: Path | None) -> PuppetClip:
-        """Simulate a clip of the set."""
+    def make(self, index: int, frames: int, speech_cache: Path | None, acting: Acting | None = None) -> PuppetClip:
+        """Simulate a clip of the set, or a counterfactual of it (see `make_clip`)."""
         return make_clip(
             self.first + index,
             self.split,
@@ -77,6 +77,7 @@ class ClipSet:
             self.identities,
             cache=speech_cache,
             directed=self.scene,
+            acting=acting,
         )
 
 

@@ -63,6 +63,15 @@ def emotion(states: Trajectory) -> str | None:
     return min(EMOTIONS[1:], key=distance)
 
 
+def intensity(states: Trajectory, name: str) -> float | None:
+    """Intensity of an emotion, as the share of its definition in the face; None for neutral or an unknown face."""
+    tracks, full = _tracks(states), np.array(FACES[name][: len(FACE)])
+    if not full.any() or not all(part in tracks for part in FACE):
+        return None
+    face = np.array([np.median(tracks[part]) for part in FACE])
+    return float(face @ full / (full @ full))
+
+
 def state(states: Trajectory) -> str | None:
     """One of types.STATES[1:], or None if it cannot be classified."""
     tracks = _tracks(states)

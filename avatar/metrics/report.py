@@ -68,7 +68,7 @@ def assemble(
         stream: latency and speed of a stream; None: not evaluated.
         stages: seconds per stage.
         seed: of the evaluation.
-        control: result of `metrics.control.counterfactual` per label; None: not evaluated.
+        control: scores of counterfactual pairs per control (`commands.obedience`); None: not evaluated.
 
     Raises:
         UserError: a control that is not one of CONTROLS.
@@ -119,11 +119,11 @@ def markdown(report: Mapping[str, Any], images: Sequence[str] = ()) -> str:
         parts += ["## Drift", _table(["", "slope per 1000 frames", "first tenth", "last tenth", "change"], drifts)]
     if report["control"]:
         effects = [
-            [attribute, *(_cell(found[key], form) for key, form in _CONTROL.items())]
-            for attribute, found in report["control"].items()
+            [name.replace("_", " "), *(_cell(found.get(key), form) for key, form in _CONTROL.items())]
+            for name, found in report["control"].items()
         ]
-        head = ["another label, all else equal", "followed", "95 % interval", "unchanged", "pairs"]
-        parts += ["## Control", _table([*head, "ground truth classified as labelled"], effects)]
+        head = ["one control changed, all else equal", "followed", "95 % interval", "÷ truth", "truth", "unchanged"]
+        parts += ["## Control", _table([*head, "intensity, rank r", "pairs"], effects)]
     if report["stream"]:
         parts += [
             "## Stream",
@@ -221,7 +221,15 @@ def save_drift(path: Path, streams: Mapping[str, Sequence[EstimatedClip]]) -> No
 
 _DRIFT = {"slope_per_1000": "+.4f", "first_tenth": ".4f", "last_tenth": ".4f", "change": "+.1%"}
 
-_CONTROL = {"accuracy": ".2f", "accuracy_ci": ".2f", "stayed": ".2f", "pairs": "d", "ground_truth": ".2f"}
+_CONTROL = {
+    "accuracy": ".2f",
+    "accuracy_ci": ".2f",
+    "ratio": ".2f",
+    "truth": ".2f",
+    "stayed": ".2f",
+    "intensity_rank_correlation": ".2f",
+    "pairs": "d",
+}
 
 
 def _systems(report: Mapping[str, Any]) -> dict[str, Mapping | None]:

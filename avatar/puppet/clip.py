@@ -9,14 +9,14 @@ scene, so it may begin and end within a sentence.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from avatar.errors import UserError
-from avatar.puppet import render, scene
+from avatar.puppet import captions, render, scene
 from avatar.puppet.gestures import Event
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import Direction, animate
@@ -25,7 +25,7 @@ from avatar.puppet.sentences import SPLITS
 from avatar.puppet.setting import PORTRAIT, Setting
 from avatar.puppet.speech import Phoneme, Voice
 from avatar.puppet.visemes import mouth_targets
-from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, SAMPLES_PER_FRAME, STATES
+from avatar.types import EMOTIONS, FRAME_RATE, SAMPLES_PER_FRAME
 
 MARGIN = 12  # frames of the scene before and after the clip, so that it begins and ends in motion
 VOICES = ("en-us+m1", "en-us+m3", "en-us+m7", "en-us+f2", "en-us+f4", "en-gb-x-rp+m3", "en-gb-x-rp+f2", "en-gb-x-rp+f5")
@@ -37,28 +37,29 @@ PROSODY = {
     "angry": (1.1, -2, 15),
     "surprised": (1.05, 12, 35),
 }
-# words of captions
-MOODS = {
-    "neutral": "calm",
-    "happy": "happy",
-    "sad": "sad",
-    "angry": "angry",
-    "surprised": "surprised",
-}
-DOING = {
-    "wave": "waving",
-    "point": "pointing",
-    "nod": "nodding",
-    "shake": "shaking the head",
-    "shrug": "shrugging",
-    "beat": "gesturing",
-}
 # Combinations that training clips never contain, although they contain both parts: they test whether a model
 # generalises to new combinations. They apply to scenes with gestures or moods.
 HELD_OUT = frozenset(
     {("angry", "rabbit"), ("sad", "fox"), ("happy", "alien"), ("surprised", "bear"), ("nod", "cat"), ("wave", "dog")}
 )
 CALM = Scene()
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What the puppet of a clip shows instead of what its scene draws; speech and all other draws stay the same.
+
+    Args:
+        emotion: one of PROSODY; the face's alone, since the voice keeps its prosody.
+        intensity: of the emotion, in [0, 1]; None: as drawn.
+        gestures: gestures, in frames of the clip.
+        silent: "listening" or "idle" in place of all states, without any voice; None: as drawn.
+    """
+
+    emotion: str
+    intensity: float | None = None
+    gestures: Sequence[Event] = ()
+    silent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def make_clip(
     backend: str | None = None,
     cache: Path | None = None,
     directed: Scene = CALM,
+    acting: Acting | None = None,
 ) -> PuppetClip:
     """Generate a clip; a deterministic function of its arguments.
 
@@ -115,6 +117,7 @@ def make_clip(
         identities: number of puppets in the split, at least 1.
         backend, cache: of `speech.synthesize`.
         directed: content of the scene.
+        acting: replaces emotion and gestures of the scene, for counterfactual clips.
 
     Raises:
         UserError: an unknown split or schedule, or a number that is too small.
@@ -137,11 +140,18 @@ def make_clip(
     voiced = str(label_rng.choice(list(PROSODY))) if label_rng.random() < directed.prosody else emotion
     own, other = voice_of(identity.seed, voiced), voice_of(int(rng.integers(2**31)), "neutral")
     timeline.play(schedule, own, other, directed.cues if free else 0.0)
+    if acting is not None and acting.silent is not None:
+        timeline.silence(acting.silent)
     mouth = mouth_targets(timeline.phonemes, timeline.own, timeline.frames)
     intensity = np.full(timeline.frames, rng.uniform(0.5, 1), np.float32)
     setting = directed.setting(scene_rng)
     emotions = _emotions(emotion, timeline.frames, directed, identity, split, scene_rng)
     events = _events(timeline, directed, setting, free, identity, split, scene_rng)
+    if acting is not None:
+        emotions = np.full(timeline.frames, EMOTIONS.index(acting.emotion))
+        intensity = intensity if acting.intensity is None else np.full_like(intensity, acting.intensity)
+        events = [replace(event, start=event.start + MARGIN, stop=event.stop + MARGIN) for event in acting.gestures]
+        free = False
     direction = Direction(
         events=events,
         target=None if setting.thing is None else setting.thing.gaze,
@@ -157,7 +167,7 @@ def make_clip(
     doing = scene.gesture_track(events, timeline.frames)[kept]
     commanded = np.zeros_like(doing) if free and directed.gestures else doing
     plain = label_rng.random() < directed.plain_captions
-    captions, captioned = _captions(identity, emotions[kept], timeline.state[kept], commanded, plain)
+    prompts, captioned = captions.timed(identity, emotions[kept], timeline.state[kept], commanded, plain)
     return PuppetClip(
         key=f"puppet-{split}-{schedule}-{seed}",
         identity=identity,
@@ -169,7 +179,7 @@ def make_clip(
         intensity=intensity[kept],
         gesture=commanded,
         doing=doing,
-        captions=captions,
+        captions=prompts,
         captioned=captioned,
         phonemes=tuple(Phoneme(p.symbol, p.start_s - shift, p.end_s - shift) for p in timeline.phonemes),
         setting=setting,
@@ -191,48 +201,6 @@ def voice_of(seed: int, emotion: str) -> Voice:
         pitch=int(np.clip(rng.integers(30, 75) + pitch, 0, 99)),
         range=int(np.clip(rng.integers(40, 65) + pitch_range, 0, 99)),
     )
-
-
-def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: int) -> str:
-    """Caption such as "a happy orange cat is speaking and then listening" or "… is speaking and waving".
-
-    Args:
-        identity: of the puppet.
-        emotion: index into types.EMOTIONS; 0: not mentioned.
-        states: indices into types.STATES.
-        gesture: index into types.GESTURES.
-    """
-    who = f"{MOODS.get(EMOTIONS[emotion], '')} {identity.description}".strip()
-    article = "an" if who[0] in "aeiou" else "a"
-    doing = DOING.get(GESTURES[gesture])
-    what = " and then ".join(STATES[i] for i in states) + ("" if doing is None else f" and {doing}")
-    return f"{article} {who} is {what}"
-
-
-def _captions(
-    identity: Identity,
-    emotions: Int[np.ndarray, " f"],
-    states: Int[np.ndarray, " f"],
-    commanded: Int[np.ndarray, " f"],
-    plain: bool,
-) -> tuple[tuple[str, ...], Int[np.ndarray, " f"]]:
-    """The captions of a clip and the index of each frame's; a change of emotion or gesture changes the caption.
-
-    Plain captions mention neither.
-    """
-    if plain:
-        emotions, commanded = np.zeros_like(emotions), np.zeros_like(commanded)
-    cuts = np.flatnonzero(np.diff(emotions, prepend=-1) | np.diff(commanded, prepend=-1))
-    captions: list[str] = []
-    captioned = np.zeros(len(states), int)
-    for start, stop in zip(cuts, [*cuts[1:], len(states)], strict=True):
-        part = states[start:stop]
-        order = part[np.flatnonzero(np.diff(part, prepend=-1))[: 1 if commanded[start] > 1 else 3]]
-        text = caption(identity, int(emotions[start]), order.tolist(), int(commanded[start]))
-        if text not in captions:
-            captions.append(text)
-        captioned[start:stop] = captions.index(text)
-    return tuple(captions), captioned
 
 
 def _emotions(

@@ -135,6 +135,12 @@ class Timeline:
             self.state[frame:end] = STATES.index(state)
             frame = end
 
+    def silence(self, state: str) -> None:
+        """Remove both voices; the puppet has one state throughout."""
+        self.own, self.other = np.zeros_like(self.own), np.zeros_like(self.other)
+        self.state = np.full(self.frames, STATES.index(state))
+        self.phonemes, self.sentences, self.pauses = [], [], []
+
     def _add_sentence(self, frame: int, voice: Voice, state: str, cue_share: float) -> int:
         """Add a sentence from `frame` on; returns its length in frames, with the pause after it.
 

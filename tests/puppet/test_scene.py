@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from avatar.puppet import cues, sentences
-from avatar.puppet.clip import HELD_OUT, MOODS, PuppetClip, make_clip
+from avatar.puppet.captions import MOODS
+from avatar.puppet.clip import HELD_OUT, PuppetClip, make_clip
 from avatar.puppet.gestures import SECONDS, WITHOUT_ARMS
 from avatar.puppet.motion import channel
 from avatar.puppet.scene import Scene, Timeline, free_gestures

@@ -1,0 +1,68 @@
+"""Captions: prompts that describe a puppet, its emotion, what it does, and when that changes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from avatar.puppet.identity import Identity
+from avatar.types import EMOTIONS, GESTURES, STATES
+
+# words of emotions and gestures
+MOODS = {
+    "neutral": "calm",
+    "happy": "happy",
+    "sad": "sad",
+    "angry": "angry",
+    "surprised": "surprised",
+}
+DOING = {
+    "wave": "waving",
+    "point": "pointing",
+    "nod": "nodding",
+    "shake": "shaking the head",
+    "shrug": "shrugging",
+    "beat": "gesturing",
+}
+
+
+def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: int) -> str:
+    """Caption such as "a happy orange cat is speaking and then listening" or "… is speaking and waving".
+
+    Args:
+        identity: of the puppet.
+        emotion: index into types.EMOTIONS; 0: not mentioned.
+        states: indices into types.STATES.
+        gesture: index into types.GESTURES.
+    """
+    who = f"{MOODS.get(EMOTIONS[emotion], '')} {identity.description}".strip()
+    article = "an" if who[0] in "aeiou" else "a"
+    doing = DOING.get(GESTURES[gesture])
+    what = " and then ".join(STATES[i] for i in states) + ("" if doing is None else f" and {doing}")
+    return f"{article} {who} is {what}"
+
+
+def timed(
+    identity: Identity,
+    emotions: Int[np.ndarray, " f"],
+    states: Int[np.ndarray, " f"],
+    commanded: Int[np.ndarray, " f"],
+    plain: bool,
+) -> tuple[tuple[str, ...], Int[np.ndarray, " f"]]:
+    """The captions of a clip and the index of each frame's; a change of emotion or gesture changes the caption.
+
+    Plain captions mention neither.
+    """
+    if plain:
+        emotions, commanded = np.zeros_like(emotions), np.zeros_like(commanded)
+    cuts = np.flatnonzero(np.diff(emotions, prepend=-1) | np.diff(commanded, prepend=-1))
+    captions: list[str] = []
+    captioned = np.zeros(len(states), int)
+    for start, stop in zip(cuts, [*cuts[1:], len(states)], strict=True):
+        part = states[start:stop]
+        order = part[np.flatnonzero(np.diff(part, prepend=-1))[: 1 if commanded[start] > 1 else 3]]
+        text = caption(identity, int(emotions[start]), order.tolist(), int(commanded[start]))
+        if text not in captions:
+            captions.append(text)
+        captioned[start:stop] = captions.index(text)
+    return tuple(captions), captioned

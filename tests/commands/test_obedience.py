@@ -1,0 +1,101 @@
+"""Counterfactual pairs: true clips follow every control, equal clips follow none, and one input differs."""
+
+import hydra
+import numpy as np
+import pytest
+import torch
+
+from avatar.commands.held_out import HeldOutClips
+from avatar.commands.obedience import controls, obedience
+from avatar.data.clip_encoding import ClipSet
+from avatar.puppet.clip import Acting, make_clip
+from avatar.puppet.gestures import Event
+from avatar.puppet.motion import channel
+from avatar.puppet.worlds import StateWorld
+from avatar.types import EMOTIONS, GESTURES, STATES
+from tests.stages import composed
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    cfg = composed("train", "autoencoder=states", "model=states", "scene=full")
+    clips = ClipSet("dev", "mixed", COUNT, 14, scene=hydra.utils.instantiate(cfg.scene))
+    parts = (hydra.utils.instantiate(cfg[name]) for name in ("autoencoder", "audio", "text"))
+    return HeldOutClips(StateWorld(), *parts, None, clips, tmp_path_factory.mktemp("cache"), 0)
+
+
+def test_true_clips_follow_every_control(held_out):
+    made = {one.name: one for one in controls(held_out, COUNT)}
+    assert set(made) == {"emotion", "emotion_text", "head_gesture", "arm_gesture", "gesture_text", "state"}
+    true = [video[:, : 4 * 14] for video in held_out.ground_truth()]
+    scores, shown = obedience(held_out, COUNT, lambda cond, clips, title: [true[i] for i in clips])
+    for name, found in scores.items():
+        assert found["truth"] >= (0.7 if name == "state" else 0.9), (name, found)
+        assert found["accuracy"] == 0 and found["stayed"] == 1 and found["ratio"] == 0  # it generates the same twice
+        assert found["pairs"] == len(made[name].clips)
+        assert len(shown[name]) == min(3, found["pairs"])
+
+
+def test_intensities_are_read_from_true_clips(held_out):
+    one = next(one for one in controls(held_out, COUNT) if one.name == "emotion")
+
+    def generate(cond, clips, title):
+        side = one.after if title.startswith("emotion, with") and "without" not in title else None
+        acting = [None] * len(clips) if side is None else side.acting
+        made = [
+            held_out.truth[i] if act is None else held_out.acted(i, act) for i, act in zip(clips, acting, strict=True)
+        ]
+        return [held_out.world.video(clip, 1, 1 + 4 * 14) for clip in made]
+
+    scores, _ = obedience(held_out, COUNT, generate)
+    assert scores["emotion"]["intensity_rank_correlation"] > 0.8
+
+
+def test_the_sides_of_a_pair_differ_in_one_control_only(held_out):
+    changed = {
+        "emotion": {"emotion", "emotion_intensity"},
+        "emotion_text": {"text", "text_mask"},
+        "head_gesture": {"gesture"},
+        "arm_gesture": {"gesture"},
+        "gesture_text": {"text", "text_mask", "text_event"},
+        "state": {"state"},
+    }
+    for one in controls(held_out, COUNT):
+        before, after = one.before.cond, one.after.cond
+        different = {
+            name
+            for name in before.given
+            if getattr(before, name).shape != getattr(after, name).shape
+            or not torch.equal(getattr(before, name), getattr(after, name))
+        }
+        assert different <= changed[one.name] and different, one.name
+        if one.name.endswith("_text"):
+            assert not before.emotion.any() and not after.gesture.any() and after.text_mask.any()
+        else:
+            assert not before.text_mask.any() and not after.text_mask.any()
+        label = {"emotion": EMOTIONS, "gesture": GESTURES, "state": STATES}[one.attribute]
+        assert set(one.labels) <= set(label[1:])
+
+
+def test_a_prompt_in_mid_clip_is_attended_to_in_its_latents_only(held_out):
+    one = next(one for one in controls(held_out, COUNT) if one.name == "gesture_text")
+    event = one.after.cond.text_event
+    assert event.max() == 1 and (event[:, 0] == 0).all() and (event[:, -1] == 0).all()
+    part = slice(one.frames.start // 4, one.frames.stop // 4)
+    assert (event[:, part] == 1).all() and event.sum() == event[:, part].sum()
+
+
+def test_acting_changes_the_face_and_keeps_the_voice():
+    plain = make_clip(3, "dev", 60, backend="formant")
+    sad = make_clip(3, "dev", 60, backend="formant", acting=Acting("sad", 1.0))
+    nod = make_clip(3, "dev", 60, backend="formant", acting=Acting("sad", 1.0, (Event("nod", 10, 40, 1),)))
+    assert (plain.own == sad.own).all() and set(sad.emotion) == {EMOTIONS.index("sad")}
+    same = np.abs(plain.states - sad.states)[:, channel("mouth_open")].max()
+    assert same == 0 and np.abs(plain.states - sad.states).max() > 0.2
+    moved = np.abs(nod.states - sad.states).max(1) > 0.05
+    assert not moved[:9].any() and moved[14:36].all() and not moved[42:].any()
+    silent = make_clip(3, "dev", 60, backend="formant", acting=Acting("sad", silent="listening"))
+    assert not silent.own.any() and not silent.other.any() and set(silent.state) == {STATES.index("listening")}
+    assert silent.states[:, channel("mouth_open")].max() == 0
