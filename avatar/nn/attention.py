@@ -5,6 +5,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from avatar.nn.dot_product import attention
 from avatar.nn.norm import RMSNorm
 from avatar.nn.rope import Rotation
 from avatar.protocols import View
@@ -76,10 +77,10 @@ class CrossAttention(nn.Module):
         """
         q, k, v = (self._heads(y) for y in (self.norm_q(self.q(x)), self.norm_k(self.k(memory)), self.v(memory)))
         mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)  # autocast may have narrowed the queries
-        y = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None])
+        y = attention(q, k, v, mask[:, None])
         if self.image is not None and image is not None:
             k, v = (self._heads(part) for part in self.image(image))
-            y = y + nn.functional.scaled_dot_product_attention(q, k, v)
+            y = y + attention(q, k, v)
         return self.out(rearrange(y, "b a n d -> b n (a d)"))
 
     def _heads(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b a n e"]:

@@ -20,8 +20,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention as attention
 
+from avatar.nn.dot_product import attention
 from avatar.nn.masks import SINK, sink_position
 from avatar.nn.rope import Rotation, rotate
 from avatar.protocols import View

@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention as attention
 
 from avatar.errors import UserError
+from avatar.nn.dot_product import attention
 from avatar.nn.rope import Rotation, rotate
 
 SINK = -1  # the sink's position on the timeline
