@@ -16,7 +16,7 @@ from avatar.objectives.distributed import noise_like, sample_globally
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
-from avatar.types import Batch, Conditioning
+from avatar.types import Batch, Conditioning, Latents
 
 
 class FlowMatching(lightning.LightningModule):
@@ -31,6 +31,8 @@ class FlowMatching(lightning.LightningModule):
         region_weights: loss weights of image regions.
         weighting: loss weights of timesteps.
         schedule: update → factor of the learning rate.
+        context_noise: largest standard deviation of the noise on the clean context of teacher forcing, which stands
+            for the errors of a stream's own context; each sample's is uniform below it.
     """
 
     def __init__(
@@ -43,15 +45,12 @@ class FlowMatching(lightning.LightningModule):
         region_weights: RegionWeights,
         weighting: Weighting,
         schedule: Schedule,
+        context_noise: float = 0.0,
     ):
         super().__init__()
         self.net, self.pattern, self.timesteps, self.dropout = model, pattern, timesteps, dropout
-        self.optimizer, self.region_weights, self.weighting, self.schedule = (
-            optimizer,
-            region_weights,
-            weighting,
-            schedule,
-        )
+        self.optimizer, self.region_weights = optimizer, region_weights
+        self.weighting, self.schedule, self.context_noise = weighting, schedule, context_noise
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = self._loss(batch, self.dropout(batch.conditioning, sample_globally(torch.rand, batch.shard)))
@@ -68,9 +67,16 @@ class FlowMatching(lightning.LightningModule):
         x0 = batch.latents
         t = self.pattern.times(sample_globally(self.timesteps, batch.shard), x0)
         eps = noise_like(x0, batch.shard)
-        v = self.pattern.velocity(self.net, path.noised(x0, eps, t), t, cond, x0)
+        v = self.pattern.velocity(self.net, path.noised(x0, eps, t), t, cond, self._context(batch))
         weight = self.region_weights(batch.regions, self.weighting.of_velocity(t))
         return losses.flow_matching(v, x0, eps, weight)
+
+    def _context(self, batch: Batch) -> Latents:
+        x0 = batch.latents
+        if not self.context_noise:
+            return x0
+        deviation = self.context_noise * sample_globally(torch.rand, batch.shard)(len(x0), 1, device=x0.device)
+        return x0 + path.per_latent(deviation) * noise_like(x0, batch.shard)
 
     def configure_model(self) -> None:
         shard_networks(self)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -208,6 +209,26 @@ def test_one_batch_overfits(pattern):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
+
+
+def test_noise_on_the_context_reaches_clean_latents_only():
+    """Teacher forcing with noisy context: targets and noisy latents are those without it, the context differs."""
+    batch, seen = make_batch(), {}
+    for noise in (0.0, 0.5):
+        module = make_flow_matching(pattern=TeacherForced(PLAN), context_noise=noise)
+
+        def velocity(self, net, x, t, cond, context, noise=noise):
+            seen[noise] = x, t, context
+            return x
+
+        with mock.patch.object(TeacherForced, "velocity", velocity):
+            torch.manual_seed(1)
+            module._loss(batch, batch.conditioning)
+    assert seen[0.0][2] is batch.latents
+    for plain, noisy in zip(seen[0.0][:2], seen[0.5][:2], strict=True):
+        torch.testing.assert_close(plain, noisy)
+    deviation = (seen[0.5][2] - batch.latents).flatten(1).std(1)
+    assert (deviation > 0).all() and (deviation < 0.6).all() and deviation[0] != deviation[1]
 
 
 def test_validation_is_deterministic_and_keeps_the_training_generator():
