@@ -77,9 +77,13 @@ def with_other_references(net: VideoAutoencoder, batch: Frames) -> Latents:
 
 
 def perturbed(latents: Latents, noise: float) -> Latents:
-    """Latents plus noise, with a standard deviation per sample that is uniform in [0, noise)."""
+    """Latents plus noise, with a standard deviation per sample that is uniform in [0, noise).
+
+    The first latent, the reference of a stream, stays as it is: no model generates it.
+    """
     deviation = noise * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device, dtype=latents.dtype)
-    return latents + deviation * torch.randn_like(latents)
+    later = latents[:, :, 1:]
+    return torch.cat([latents[:, :, :1], later + deviation * torch.randn_like(later)], dim=2)
 
 
 def psnr(video: Pixels, target: Pixels, weight: Tensor | float = 1.0) -> Tensor:

@@ -108,10 +108,6 @@ class Session:
         cache = RingCache(net.layers, 1, net.heads, net.dim // net.heads, tokens, plan.window, spare, *where)
         self.cache, self.rollout = cache, Rollout(net, plan, cache, Noise((seed,)))
         self._prime_reference()
-        self.decoder = autoencoder.decoder_stream()
-        with torch.no_grad():
-            # The frame of the reference is not on the timeline.
-            self.empty = self.decoder.push(self.next_reference.reference)[0, :, :0]
         self.snapshots = deque([self._snapshot()], maxlen=max_rollback + 1)
 
     @property
@@ -283,8 +279,11 @@ class Session:
 
     @torch.no_grad()
     def _prime_reference(self) -> None:
-        """Encode the reference into the cache as the sink."""
+        """Encode the reference into the cache as the sink, and begin a decoding stream with it."""
         self.reference = self.next_reference
+        self.decoder = self.autoencoder.decoder_stream()
+        # The frame of the reference is not on the timeline.
+        self.empty = self.decoder.push(self.reference.reference)[0, :, :0]
         tokens = self.windows[0].encoder.tokens(self.stride)
         silence = torch.zeros(len(ROLES), 1, tokens, self.windows[0].encoder.dim)
         self.rollout.prime(self._conditioning(silence, self.rollout.position))

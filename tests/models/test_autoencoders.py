@@ -12,7 +12,7 @@ from avatar.objectives.autoencoder import perturbed
 def make(kind: str):
     if kind == "state":
         return StateAutoencoder([0.0, 1.0], [1.0, 2.0]), torch.randn(2, 2, 13, 1, 1)
-    net = CausalConvAutoencoder(6, (4, 6, 8) if kind == "conv16" else (8, 8))
+    net = CausalConvAutoencoder(6, *{"conv16": ((4, 6, 8),), "reference": ((4, 6, 8), True)}.get(kind, ((8, 8),)))
     if kind == "distilled":
         net = DistilledAutoencoder(net, 8)
     with torch.no_grad():
@@ -21,7 +21,7 @@ def make(kind: str):
     return net.eval(), torch.randn(2, 3, 13, 16, 32)
 
 
-KINDS = pytest.mark.parametrize("kind", ["conv", "conv16", "state", "distilled"])
+KINDS = pytest.mark.parametrize("kind", ["conv", "conv16", "reference", "state", "distilled"])
 
 
 @KINDS
@@ -141,7 +141,9 @@ def test_initial_latents_are_mixed_components_with_the_power_of_linear_coding():
 @torch.no_grad()
 def test_the_noise_of_a_sample_is_below_the_maximum_and_differs_between_samples():
     torch.manual_seed(0)
-    deviation = perturbed(torch.zeros(400, 2, 2, 8, 8), 0.5).flatten(1).std(dim=1)
+    noisy = perturbed(torch.zeros(400, 2, 3, 8, 8), 0.5)
+    assert not noisy[:, :, 0].any()
+    deviation = noisy[:, :, 1:].flatten(1).std(dim=1)
     assert deviation.max() < 0.6 and 0.2 < deviation.mean() < 0.3 and deviation.min() < 0.05
 
 

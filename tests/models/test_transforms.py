@@ -73,6 +73,33 @@ def test_all_blocks_share_one_full_graph_and_rollouts_stay_eager(causal, selecti
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")
+def test_a_compiled_network_has_the_same_gradients_and_rollouts_stay_eager(compilable, monkeypatch):
+    compiling = compilable("avatar.models.transforms.compile")
+    packing, rollout = compilable("avatar.diffusion.packing"), compilable("avatar.diffusion.rollout")
+    torch_compile, calls = torch.compile, []
+
+    def counted(function, **_):
+        compiled = torch_compile(function, backend="eager")
+        return lambda *arguments: calls.append(1) or compiled(*arguments)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    torch._dynamo.reset()
+    net, x, cond = rebuilt(make_net(layers=2), compilable), torch.randn(2, 3, 5, 4, 4), make_cond()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        net.zero_grad()
+        packing.Bidirectional().velocity(net, x, torch.full((2, 5), 0.5), cond, x).square().mean().backward()
+        return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    compiling.CompiledNetwork()(net)
+    torch.testing.assert_close(gradients(), expected)
+    assert len(calls) == 1
+    rollout.generate(net, cond, rollout.Plan((1.0, 0.6), window=4), rollout.Noise((1, 2)))
+    assert len(calls) == 1
+
+
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:.*torch.jit")
 def test_clips_of_many_lengths_are_compiled(compilable, monkeypatch):

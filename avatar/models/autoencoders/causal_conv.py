@@ -106,6 +106,8 @@ class CausalConvAutoencoder(StreamedAutoencoder):
     Args:
         channels: channels of the latents.
         widths: feature channels at 1/4, 1/8, 1/16, … of the frame's size; the last is the size of the latents.
+        reference: whether the decoder's convolutions take the stream's first latent, the reference, beside each latent:
+            what stays the same in a clip need not be read from latents with errors.
 
     Raises:
         UserError: a size below 1, or fewer than two widths.
@@ -114,14 +116,14 @@ class CausalConvAutoencoder(StreamedAutoencoder):
     temporal_stride = GROUP
     decoder_parts = ("decoder", "linear_out")
 
-    def __init__(self, channels: int = 48, widths: Sequence[int] = (80, 112)):
+    def __init__(self, channels: int = 48, widths: Sequence[int] = (80, 112), reference: bool = False):
         super().__init__()
         if len(widths) < 2 or min(channels, *widths) < 1:
             raise UserError(
                 f"got channels={channels}, widths={list(widths)}; expected at least two widths, and numbers of at "
                 "least 1: change them"
             )
-        self.channels = channels
+        self.channels, self.reference = channels, reference
         self.factor = 2 ** (len(widths) - 1)  # between 1/4 of the frame's size and the latents
         self.spatial_stride = FOLD * self.factor
         folded = 3 * GROUP * FOLD * FOLD
@@ -132,7 +134,7 @@ class CausalConvAutoencoder(StreamedAutoencoder):
             encoder += [Halve(wide, narrow), ResBlock(narrow, past=False)]
         self.encoder = nn.ModuleList([*encoder, CausalConv(widths[-1], channels, (1, 1, 1))])
         self.normalise = RunningNormalise(channels)
-        decoder = [CausalConv(channels, widths[-1], (1, 3, 3)), ResBlock(widths[-1], past=True)]
+        decoder = [CausalConv((1 + reference) * channels, widths[-1], (1, 3, 3)), ResBlock(widths[-1], past=True)]
         for narrow, wide in pairwise(reversed(widths)):
             decoder += [Double(narrow, wide), ResBlock(wide, past=False), ResBlock(wide, past=False)]
         self.decoder = nn.ModuleList([*decoder, CausalConv(widths[0], folded, (1, 3, 3))])
@@ -167,6 +169,9 @@ class CausalConvAutoencoder(StreamedAutoencoder):
     def _decode_piece(self, latents: Latents, memory: Memory, first: bool) -> Pixels:
         blocks = self.linear_out(rearrange(latents, "b c l h w -> b l h w c"))
         linear = rearrange(blocks, "b l h w (c p q) -> b c l (h p) (w q)", p=self.factor, q=self.factor)
+        if self.reference:
+            first_latent = memory.setdefault(self, latents[:, :, :1])
+            latents = torch.cat([latents, first_latent.expand_as(latents)], dim=1)
         x = linear + through(self.decoder, latents, memory)
         video = rearrange(x, "b (c s p q) l h w -> b c (l s) (h p) (w q)", s=GROUP, p=FOLD, q=FOLD)
         return video[:, :, GROUP - 1 if first else 0 :]

@@ -1,4 +1,4 @@
-"""torch.compile of the blocks of a backbone, one by one, for forward passes over full clips."""
+"""torch.compile of a backbone, block by block or as a whole, for forward passes over full clips."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from avatar.models.transforms.apply import blocks_of
 from avatar.nn.masks import FullView, MaskView
 from avatar.nn.rope import Rotation
 from avatar.protocols import View
+from avatar.types import Conditioning, Latents, Times
 
 MAX_GRAPHS = 64  # beyond its limit, 8 by default, torch falls back to eager mode almost silently
 
@@ -32,11 +33,39 @@ class Compiled:
     backend: str = "inductor"
 
     def __call__(self, net: nn.Module) -> None:
-        # Torch sees all blocks as one code object, with a graph per clip length and size, with and without gradients.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        _allow_graphs()
         for block in blocks_of(net):
             # Not block.compile(): it would leave the forward inside activation checkpointing uncompiled.
             block.forward = _on_full_clips(torch.compile(block.forward, backend=self.backend), block.forward)
+
+
+@dataclass(frozen=True)
+class CompiledNetwork:
+    """Transform: compile the whole network, for passes over full clips.
+
+    For small networks, whose time goes to element-wise operations and to their embeddings; for large ones it would
+    compile for minutes. Everything else is as in `Compiled`.
+
+    Args:
+        backend: backend of torch.compile.
+    """
+
+    backend: str = "inductor"
+
+    def __call__(self, net: nn.Module) -> None:
+        _allow_graphs()
+        compiled, eager = torch.compile(net.forward, backend=self.backend), net.forward
+
+        def forward(x: Latents, t: Times, cond: Conditioning, view: View, *embedded: Any, **named: Any) -> Latents:
+            chosen = compiled if isinstance(view, MaskView | FullView) else eager
+            return chosen(x, t, cond, view, *embedded, **named)
+
+        net.forward = forward
+
+
+def _allow_graphs() -> None:
+    """Allow a graph per clip length and size, with and without gradients: all blocks are one code object for torch."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
 
 
 def _on_full_clips(compiled: Callable[..., Tensor], eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
