@@ -21,7 +21,7 @@ HIDDEN = re.compile(r"(^|\.)(blocks|layers)\.\d+\..*weight$")
 class MuonAdamW(Optimizer):
     """Muon and AdamW as one optimiser.
 
-        python train.py optim=muon
+        python train.py optim@objective.optimizer=muon
 
     Args:
         parameters: names and parameters of a network. Muon takes the matrices that HIDDEN matches: weights of the
