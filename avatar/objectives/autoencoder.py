@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from avatar.models import bundle
 from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
 from avatar.objectives import losses
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
@@ -27,7 +28,7 @@ class AutoencoderTraining(lightning.LightningModule):
     """Reconstruction objective, with loss weights of image regions.
 
     Args:
-        autoencoder: the network to train.
+        autoencoder: the network to train, new or loaded from a bundle.
         optimizer: parameters → optimiser.
         noise: largest standard deviation of the noise on the normalised latents; each sample's is uniform below it.
         region_weights: loss weights of image regions.
@@ -47,7 +48,8 @@ class AutoencoderTraining(lightning.LightningModule):
         self.noise, self.region_weights, self.schedule = noise, region_weights, schedule
 
     def on_train_start(self) -> None:
-        if self.trainer.global_step == 0:
+        self.net.train()  # a loaded one is in eval mode, in which its statistics would not follow its encoder
+        if self.trainer.global_step == 0 and bundle.origin_of(self.net).kind == "new":
             batches = itertools.islice(iter(self.trainer.datamodule.train_dataloader()), START_BATCHES)  # pyright: ignore
             self.net.start_from(torch.cat([batch.video for batch in batches]).to(self.device))
 

@@ -1,0 +1,50 @@
+"""Autoencoder training: a new network starts from principal components, a loaded one goes on from its weights."""
+
+import pytest
+import torch
+
+from avatar.models import bundle
+from avatar.training import fit
+from tests.stages import FILTERS, composed, random_autoencoder
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
+
+
+def trained(folder, *overrides: str):
+    """The autoencoder of a run of one update with a learning rate of zero."""
+    cfg = composed(
+        "train",
+        "objective=autoencoder",
+        "objective.optimizer.lr=0",
+        "objective.optimizer.weight_decay=0",
+        "data.frames=5",
+        "data.batch=2",
+        "data.workers=0",
+        "steps=1",
+        "threads=1",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+        "+trainer.enable_progress_bar=false",
+        f"folder='{folder / 'run'}'",
+        f"cache='{folder / 'cache'}'",
+        "name=test",
+        *overrides,
+    )
+    fit.fit(cfg)
+    return bundle.load(str(folder / "run" / "autoencoder.safetensors"))
+
+
+def test_a_loaded_autoencoder_goes_on_from_its_weights(tmp_path):
+    path = random_autoencoder(tmp_path / "first.safetensors")
+    before = bundle.load(str(path))
+    load = ("model._target_=avatar.models.bundle.load", "~model.network", "~model._recursive_", f"+model.path='{path}'")
+    after = trained(tmp_path, *load, "latent.channels=4")
+    for name, weight in before.named_parameters():
+        assert torch.equal(weight, after.get_parameter(name)), name
+    assert not torch.equal(before.normalise.mean, after.normalise.mean)  # the statistics follow
+
+
+def test_a_new_autoencoder_starts_from_principal_components(tmp_path):
+    net = trained(tmp_path, "model.network.channels=4", "model.network.widths=[4,4]", "latent.channels=4")
+    gram = net.linear_in.weight @ net.linear_out.weight
+    torch.testing.assert_close(gram, torch.eye(4), atol=1e-3, rtol=0)
