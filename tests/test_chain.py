@@ -45,6 +45,7 @@ def test_a_student_of_all_stages_follows_the_audio(tmp_path):
             "stream_frames=80",
             "reference_motion=0",
             "control=0",
+            "responses=0",
             "threads=1",
             "workers=0",
         )

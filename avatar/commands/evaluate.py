@@ -20,6 +20,7 @@ from rich.progress import track
 from avatar.commands import control_page
 from avatar.commands.held_out import HeldOutClips
 from avatar.commands.obedience import obedience
+from avatar.commands.response import response_times
 from avatar.data.clip_encoding import ClipSet
 from avatar.diffusion.generation import RolloutSampler
 from avatar.diffusion.plan import Plan, plan_of
@@ -36,7 +37,7 @@ from avatar.puppet.worlds import PixelWorld
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted, StreamStats, stream
 from avatar.training import checks
-from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Conditioning
+from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Conditioning, Pixels
 
 SHOWN = 3  # clips on the contact sheet
 
@@ -54,7 +55,7 @@ def evaluate(cfg: DictConfig) -> None:
     """
     require_int(2, clips=cfg.clips)  # with one clip, shuffled audio would be its own
     require_int(1, latents=cfg.latents, streams=cfg.streams, stream_frames=cfg.stream_frames)
-    require_int(0, seed=cfg.seed, reference_motion=cfg.reference_motion, control=cfg.control)
+    require_int(0, seed=cfg.seed, reference_motion=cfg.reference_motion, control=cfg.control, responses=cfg.responses)
     set_up_torch(cfg.threads)
     device = choose_device(cfg.device)
     folder = Path(cfg.folder)
@@ -111,12 +112,19 @@ def evaluate(cfg: DictConfig) -> None:
             control_scores, pairs = obedience(held_out, cfg.control, generate)
         control_page.save(folder / "control.html", control_scores, pairs, world.to_images)
 
-    long, stats = {}, None
+    long, stats, responses = {}, None, None
     if streams:
         with timed(stages, "stream"):
             made = [stream_clip(held_out, student, plan, cfg, number) for number in range(cfg.streams)]
         stats = asdict(StreamStats.of(made[0].emitted))
         long = {"student": [stream.student for stream in made], "ground truth": [stream.truth for stream in made]}
+        if cfg.responses:
+
+            def session_of(number: int, portrait: Pixels) -> Session:
+                return open_session(held_out, student, plan, portrait, cfg.seed + number, "")
+
+            with timed(stages, "response"):
+                responses = response_times(held_out, min(cfg.responses, cfg.clips), session_of)
         scores["student"]["drift"] = drift.drift(long["student"])
         scores["ground_truth"]["drift"] = drift.drift(long["ground truth"])
     result = report.assemble(
@@ -127,6 +135,7 @@ def evaluate(cfg: DictConfig) -> None:
         stages,
         cfg.seed,
         control_scores,
+        responses,
     )
     result["commands"] = {"evaluate": OmegaConf.to_container(cfg, resolve=True)}
     shown = [name for name in ("ground_truth", "teacher", "student") if name in videos]
@@ -142,6 +151,14 @@ def evaluate(cfg: DictConfig) -> None:
         pictures.insert(0, "contact_sheet.png")
     report.write(folder, result, pictures)
     print((folder / "report.md").read_text())
+
+
+def open_session(
+    held_out: HeldOutClips, student: VideoDiT, plan: Plan, portrait: Pixels, seed: int, prompt: str
+) -> Session:
+    """A session of the student with the encoders of the held-out clips."""
+    parts = (held_out.autoencoder, held_out.audio, held_out.text)
+    return Session(student, *parts, plan, portrait, seed=seed, prompt=prompt, image=held_out.image)
 
 
 @dataclass(frozen=True)
@@ -161,17 +178,7 @@ def stream_clip(held_out: HeldOutClips, student: VideoDiT, plan: Plan, cfg: Dict
     blocks = range(0, cfg.stream_frames, 100)
     drawn = [held_out.world.video(clip, i, i + 100) for i in track(blocks, f"{title}: drawing")]
     truth = torch.cat(drawn, dim=1)
-    session = Session(
-        student,
-        held_out.autoencoder,
-        held_out.audio,
-        held_out.text,
-        plan,
-        truth[None, :, :1],
-        seed=cfg.seed + number,
-        prompt=clip.caption,
-        image=held_out.image,
-    )
+    session = open_session(held_out, student, plan, truth[None, :, :1], cfg.seed + number, clip.caption)
     session.set_state("speaking")
     session.set_emotion(EMOTIONS[clip.emotion[0]], float(clip.intensity[0]))
     session.gesture(GESTURES[clip.gesture[0]], cfg.stream_frames / FRAME_RATE)

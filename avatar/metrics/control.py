@@ -32,7 +32,7 @@ MIN_SPEAKING = 0.15  # standard deviation of the aperture while speaking
 HEAD_AMPLITUDE = 0.85  # of head_pitch in a nod, of head_yaw in a shake
 MIN_LISTENING = 0.1  # amplitude of head_pitch while listening
 WAVE_AMPLITUDE = 0.16  # of the forearm in a wave
-FILTER_GAIN = 0.75  # of the filter in `amplitude`, at 2 Hz
+FILTER_GAIN = 0.75  # of the filter in `oscillation`, at 2 Hz
 # the pose of an arm at the peak of a gesture: upper, fore, hand
 ARM_POSES = {
     "none": (0.05, -0.1, 0.0),
@@ -108,10 +108,14 @@ def evidence(states: Trajectory) -> dict[str, float]:
     return found
 
 
+def oscillation(track: Track) -> Track:
+    """The part of a track that oscillates at about 2 Hz, at FILTER_GAIN of its amplitude."""
+    return gaussian_filter1d(track, 0.04 * FRAME_RATE) - gaussian_filter1d(track, 0.16 * FRAME_RATE)
+
+
 def amplitude(track: Track) -> float:
     """Largest amplitude of a track's oscillation at about 2 Hz."""
-    fast = gaussian_filter1d(track, 0.04 * FRAME_RATE) - gaussian_filter1d(track, 0.16 * FRAME_RATE)
-    power = uniform_filter1d(fast**2, min(FRAME_RATE // 2, len(track)))
+    power = uniform_filter1d(oscillation(track) ** 2, min(FRAME_RATE // 2, len(track)))
     return float(np.sqrt(2 * power.max()) / FILTER_GAIN)
 
 

@@ -59,6 +59,7 @@ def assemble(
     stages: Mapping[str, float],
     seed: int,
     control: Mapping[str, Mapping] | None = None,
+    response: Mapping[str, Mapping] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json.
 
@@ -69,6 +70,7 @@ def assemble(
         stages: seconds per stage.
         seed: of the evaluation.
         control: scores of counterfactual pairs per control (`commands.obedience`); None: not evaluated.
+        response: response times per control (`commands.response`); None: not evaluated.
 
     Raises:
         UserError: a control that is not one of CONTROLS.
@@ -83,6 +85,7 @@ def assemble(
         "student": student,
         "stream": stream,
         "control": control,
+        "response": response,
         "stages": dict(stages),
         "machine": machine(),
         "versions": versions(),
@@ -124,6 +127,15 @@ def markdown(report: Mapping[str, Any], images: Sequence[str] = ()) -> str:
         ]
         head = ["one control changed, all else equal", "followed", "95 % interval", "÷ truth", "truth", "unchanged"]
         parts += ["## Control", _table([*head, "intensity, rank r", "pairs"], effects)]
+    if report["response"]:
+        rows = [
+            [name, *(_cell(found[key], form) for key, form in _RESPONSE.items())]
+            for name, found in report["response"].items()
+        ]
+        parts += [
+            "## Response in a stream",
+            _table(["control", "responded", "median, s", "largest, s", "streams"], rows),
+        ]
     if report["stream"]:
         parts += [
             "## Stream",
@@ -220,6 +232,8 @@ def save_drift(path: Path, streams: Mapping[str, Sequence[EstimatedClip]]) -> No
 
 
 _DRIFT = {"slope_per_1000": "+.4f", "first_tenth": ".4f", "last_tenth": ".4f", "change": "+.1%"}
+
+_RESPONSE = {"responded": ".2f", "median_s": ".2f", "largest_s": ".2f", "streams": "d"}
 
 _CONTROL = {
     "accuracy": ".2f",

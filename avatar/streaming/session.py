@@ -141,7 +141,7 @@ class Session:
         self.gestures = (label_index("gesture", name, GESTURES), self.rollout.position + latents)
 
     def set_reference(self, pixels: Pixels | None = None, latent: SinkLatent | None = None) -> None:
-        """Another portrait of the same size; frames before it stay in the window, and the stream blends into it.
+        """Another portrait of the same size, from the next chunk on; the latents before it stay in the window.
 
         For an image-to-video network this call encodes about 100 frames.
         """

@@ -19,6 +19,7 @@ SMALL = (
     "threads=1",
     "workers=0",
     "teacher_sampler.steps=2",
+    "responses=0",
 )
 MANY = [1.0, 0.8, 0.6, 0.4, 0.2]
 
@@ -91,5 +92,8 @@ def test_motion_and_control_are_scored_if_clips_are_long_enough(folder):
 def test_a_causal_teacher_is_sampled_with_the_timesteps_of_its_plan(folder):
     plan = {"times": MANY, "chunk": 2, "first_chunk": 1, "window": 8, "context": "clean"}
     bundle = random_bundle(folder / "many.safetensors", "causal_teacher", *STATES, plan=plan)
-    report = evaluated(folder, "causal", "autoencoder=states", f"student='{bundle}'", "teacher=null")
+    options = ("autoencoder=states", "teacher=null", "responses=1")
+    report = evaluated(folder, "causal", *options, f"student='{bundle}'")
+    assert report["response"]["gesture"]["streams"] == 1 and 0 <= report["response"]["emotion"]["responded"] <= 1
+    assert "## Response" in (folder / "causal" / "report.md").read_text()
     assert report["stream"]["evaluations_per_chunk"] == len(MANY) + 1
