@@ -22,6 +22,7 @@ from avatar.types import FRAME_RATE, GESTURES, SAMPLE_RATE, SAMPLES_PER_FRAME, S
 SCHEDULES = ("mixed", "speaking")
 PAUSE_S = 0.15  # shortest pause of the other voice that a listener reacts to
 REACTION_S = (0.1, 0.35)  # delay of the reaction
+CUE_DELAY_S = (0.35, 0.6)  # from the start of a cue to its gesture, which a causal model can then know from the audio
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def free_gestures(timeline: Timeline, scene: Scene, setting: Setting, rng: np.ra
     for text, start, stop in timeline.sentences:
         gesture = cues.gesture_of(text)
         if gesture is not None:
-            begin = start + int(rng.uniform(-0.1, 0.15) * FRAME_RATE)
+            begin = start + int(rng.uniform(*CUE_DELAY_S) * FRAME_RATE)
             events += _visible([_event(gesture, begin, setting, rng)], setting)
         elif rng.random() < scene.beats:
             end = min(stop, start + int(rng.uniform(*SECONDS["beat"]) * FRAME_RATE))
