@@ -43,8 +43,8 @@ class Compiled:
 class CompiledNetwork:
     """Transform: compile the whole network, for passes over full clips.
 
-    For small networks, whose time goes to element-wise operations and to their embeddings; for large ones it would
-    compile for minutes. Everything else is as in `Compiled`.
+    For small networks, whose time goes to element-wise operations and to their embeddings. Each shape of a batch is
+    compiled by itself, in about half a minute on the CPU; symbolic shapes take minutes. All else is as in `Compiled`.
 
     Args:
         backend: backend of torch.compile.
@@ -54,7 +54,7 @@ class CompiledNetwork:
 
     def __call__(self, net: nn.Module) -> None:
         _allow_graphs()
-        compiled, eager = torch.compile(net.forward, backend=self.backend), net.forward
+        compiled, eager = torch.compile(net.forward, backend=self.backend, dynamic=False), net.forward
 
         def forward(x: Latents, t: Times, cond: Conditioning, view: View, *embedded: Any, **named: Any) -> Latents:
             chosen = compiled if isinstance(view, MaskView | FullView) else eager
