@@ -37,8 +37,7 @@ def trained(folder, *overrides: str):
 def test_a_loaded_autoencoder_goes_on_from_its_weights(tmp_path):
     path = random_autoencoder(tmp_path / "first.safetensors")
     before = bundle.load(str(path))
-    load = ("model._target_=avatar.models.bundle.load", "~model.network", "~model._recursive_", f"+model.path='{path}'")
-    after = trained(tmp_path, *load, "latent.channels=4")
+    after = trained(tmp_path, "model=bundle", f"model.path='{path}'", "latent.channels=4")
     for name, weight in before.named_parameters():
         assert torch.equal(weight, after.get_parameter(name)), name
     assert not torch.equal(before.normalise.mean, after.normalise.mean)  # the statistics follow
