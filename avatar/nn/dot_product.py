@@ -16,8 +16,8 @@ def attention(
 ) -> Float[Tensor, "b a n d"]:
     """softmax(q kᵀ / √d + mask) v.
 
-    On the CPU, the backward pass of torch's fused kernel is three times slower in bf16 than in fp32; three matrix
-    products are faster than both.
+    On the CPU, torch's fused kernel is up to three times slower in bf16 than in fp32, because of its backward pass;
+    matrix products are faster than both (`benchmarks/attention.py`).
 
     Args:
         q, k, v: queries, keys and values of a heads.

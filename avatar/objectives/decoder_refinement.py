@@ -76,9 +76,9 @@ class DecoderRefinement(lightning.LightningModule):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(index)
             estimates = self._estimates(batch)
-        assert batch.video is not None
+        video = _frames_of(batch)[0]
         for name, latents in (("estimates", estimates), ("true_latents", batch.latents)):
-            self.log(f"val/psnr_{name}", psnr(self._decode(batch, latents), batch.video), prog_bar=True, batch_size=1)
+            self.log(f"val/psnr_{name}", psnr(self._decode(batch, latents), video), prog_bar=True, batch_size=1)
 
     def configure_optimizers(self):
         return with_schedule(self.optimizer(trainable_parameters(self.net)), self.schedule)
@@ -96,6 +96,12 @@ class DecoderRefinement(lightning.LightningModule):
         return self.net.decode(torch.cat([batch.conditioning.reference, latents], dim=2))[:, :, 1:]
 
     def _loss(self, batch: Batch, latents: Latents) -> Tensor:
-        assert batch.video is not None and batch.video_regions is not None, "data.video=true gives the frames"
-        weight = self.region_weights(batch.video_regions)
-        return losses.reconstruction(self._decode(batch, latents), batch.video, weight)
+        video, regions = _frames_of(batch)
+        return losses.reconstruction(self._decode(batch, latents), video, self.region_weights(regions))
+
+
+def _frames_of(batch: Batch) -> tuple[Pixels, Tensor]:
+    """The frames of a batch and their regions. Raises UserError if it has none."""
+    if batch.video is None or batch.video_regions is None:
+        raise UserError("got batches without frames; expected those of puppets with data.video=true: set it")
+    return batch.video, batch.video_regions

@@ -44,6 +44,13 @@ def parts(tmp_path_factory):
     return composed("train", *TINY, *pixels, *places), folder
 
 
+def validation_batches(cfg):
+    data = hydra.utils.instantiate(cfg.data)
+    data.prepare_data()
+    data.setup("fit")
+    return data.val_dataloader()
+
+
 def test_only_the_decoder_changes_and_its_bundle_keeps_the_latents(parts):
     cfg, folder = parts
     fit.fit(cfg)
@@ -97,6 +104,8 @@ def test_an_untrained_autoencoder_and_other_latents_are_rejected(parts):
     build = type(module)
     with pytest.raises(ValueError, match="expected a trained one"):
         build(bundle.new(module.net.origin.network), **arguments)
+    with pytest.raises(ValueError, match="batches without frames"):
+        module._loss(replace(next(iter(validation_batches(cfg))), video=None), torch.zeros(1, 4, 3, 8, 8))
     other = bundle.load(cfg.autoencoder.path)
     other.origin = replace(other.origin, fingerprint="0" * 16)
     with pytest.raises(ValueError, match="latents of autoencoder"):

@@ -130,13 +130,13 @@ class CausalConvAutoencoder(StreamedAutoencoder):
         block = folded * self.factor**2
         self.linear_in, self.linear_out = nn.Linear(block, channels), nn.Linear(channels, block)
         encoder = [CausalConv(folded, widths[0], (1, 3, 3)), ResBlock(widths[0], past=False)]
-        for wide, narrow in pairwise(widths):
-            encoder += [Halve(wide, narrow), ResBlock(narrow, past=False)]
+        for c_in, c_out in pairwise(widths):
+            encoder += [Halve(c_in, c_out), ResBlock(c_out, past=False)]
         self.encoder = nn.ModuleList([*encoder, CausalConv(widths[-1], channels, (1, 1, 1))])
         self.normalise = RunningNormalise(channels)
         decoder = [CausalConv((1 + reference) * channels, widths[-1], (1, 3, 3)), ResBlock(widths[-1], past=True)]
-        for narrow, wide in pairwise(reversed(widths)):
-            decoder += [Double(narrow, wide), ResBlock(wide, past=False), ResBlock(wide, past=False)]
+        for c_in, c_out in pairwise(reversed(widths)):
+            decoder += [Double(c_in, c_out), ResBlock(c_out, past=False), ResBlock(c_out, past=False)]
         self.decoder = nn.ModuleList([*decoder, CausalConv(widths[0], folded, (1, 3, 3))])
         for last in (self.encoder[-1], self.decoder[-1]):
             zero_init_(last)
