@@ -73,8 +73,13 @@ def gesture_progress(states: Trajectory, gesture: str, before: slice) -> Track:
 
 
 def first_half_way(progress: Track, start: int) -> int | None:
-    """The first frame from `start` on whose progress, without outliers, is one half; None if there is none."""
-    smooth = median_filter(np.nan_to_num(progress), 3)
+    """The first frame from `start` on whose progress, without outliers, is one half.
+
+    None if there is none, or if it was as far within the second before.
+    """
+    smooth = median_filter(np.nan_to_num(progress), 9)
+    if smooth[max(start - FRAME_RATE, 0) : start].max() >= 0.5:
+        return None
     reached = np.flatnonzero(smooth[start:] >= 0.5)
     return start + int(reached[0]) if len(reached) else None
 

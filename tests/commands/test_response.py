@@ -24,6 +24,13 @@ def test_a_change_of_emotion_is_found_where_it_is(new):
     assert first_half_way(emotion_progress(before, "neutral", new), AT) is None
 
 
+def test_noise_and_a_state_that_was_there_before_are_no_response():
+    noise = np.random.default_rng(0).normal(0, 0.5, FRAMES)
+    assert first_half_way(noise, AT) is None
+    assert first_half_way(np.ones(FRAMES), AT) is None
+    assert abs(first_half_way((np.arange(FRAMES) >= AT + 5) + noise / 5, AT) - AT - 5) <= 2
+
+
 @pytest.mark.parametrize("name", ["nod", "shake", "shrug", "wave", "point"])
 def test_a_gesture_is_found_within_its_onset(name):
     scene = Scene(framings={"half": 1.0}, commands_hz=0.1)
