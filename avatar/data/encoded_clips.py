@@ -1,5 +1,6 @@
 """Encoded clips of the puppet world in memory, and their crops as batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +73,8 @@ class EncodedClips:
                 "reference": reference[:, None].float(),
                 "audio": torch.stack(windows),
                 "audio_mask": present,
-                "text": torch.stack(tokens),
-                "text_mask": torch.stack(mask),
+                "text": padded_to_power_of_two(tokens),
+                "text_mask": padded_to_power_of_two(mask),
                 "text_event": event,
                 "state": state,
                 "emotion": emotion,
@@ -81,6 +82,12 @@ class EncodedClips:
                 "gesture": gesture,
             },
         )
+
+
+def padded_to_power_of_two(rows: Sequence[Tensor]) -> Tensor:
+    """Stack rows, and zeros up to a power of two: so batches have few shapes, and a compiled network few graphs."""
+    missing = (1 << (len(rows) - 1).bit_length()) - len(rows)
+    return torch.stack([*rows, *[torch.zeros_like(rows[0])] * missing])
 
 
 def stack_padded(rows: list[Tensor]) -> Tensor:

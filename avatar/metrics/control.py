@@ -3,6 +3,8 @@
     emotion    the nearest definition (`motion.FACES`), at any intensity from MIN_INTENSITY to 1
     state      speaking if the mouth moves, else listening if the head nods, else idle
     gesture    the one with the most evidence: an oscillation of the head, raised shoulders, the pose of an arm
+    point_side the side of the arm that points
+    gaze_side  the side that the eyes look to in most frames, far enough for a thing next to the puppet
 
 Evidence is 1 for a gesture as large as the puppet world draws it. If all of it is below 0.5, the gesture is "none".
 
@@ -30,6 +32,7 @@ FACE = ("smile", "brow_raise", "brow_tilt", "lid")
 MIN_INTENSITY = 0.5
 MIN_SPEAKING = 0.15  # standard deviation of the aperture while speaking
 HEAD_AMPLITUDE = 0.85  # of head_pitch in a nod, of head_yaw in a shake
+MIN_GAZE = 0.5  # of gaze_x; things are at 0.8
 MIN_LISTENING = 0.1  # amplitude of head_pitch while listening
 WAVE_AMPLITUDE = 0.16  # of the forearm in a wave
 FILTER_GAIN = 0.75  # of the filter in `oscillation`, at 2 Hz
@@ -41,6 +44,7 @@ ARM_POSES = {
     "shrug": (0.13, 0.42, 1.0),
     "beat": (0.12, -0.45, 0.6),
 }
+SIDES = ("unspecified", "none", "left", "right")  # as seen by the viewer
 BEAT = GESTURES.index("beat")
 HAND_WEIGHT = 0.3  # relative to the angles of the arm
 
@@ -91,6 +95,26 @@ def gesture(states: Trajectory) -> str | None:
     return best if found[best] >= 0.5 else "none"
 
 
+def point_side(states: Trajectory) -> str | None:
+    """One of SIDES[1:], or None if no arm is known."""
+    tracks = _tracks(states)
+    found = {side: _evidence_of_arm(tracks, side[0]).get("point") for side in ("left", "right")}
+    known = {side: amount for side, amount in found.items() if amount is not None}
+    if not known:
+        return None
+    best = max(known, key=lambda side: known[side])
+    return best if known[best] >= 0.5 else "none"
+
+
+def gaze_side(states: Trajectory) -> str | None:
+    """One of SIDES[1:], or None if the gaze is unknown."""
+    gaze = _tracks(states).get("gaze_x")
+    if gaze is None:
+        return None
+    middle = float(np.median(gaze))
+    return "none" if abs(middle) < MIN_GAZE else "left" if middle < 0 else "right"
+
+
 def evidence(states: Trajectory) -> dict[str, float]:
     """Evidence of each gesture, from 0 to 1; without the gestures that these channels cannot show."""
     tracks = _tracks(states)
@@ -101,10 +125,8 @@ def evidence(states: Trajectory) -> dict[str, float]:
     if "shoulders" in tracks:
         found["shrug"] = float(np.clip(tracks["shoulders"].max(), 0, 1))
     for side in "lr":
-        upper, fore, hand = (tracks.get(f"{part}_{side}") for part in ("upper", "fore", "hand"))
-        if upper is not None and fore is not None:
-            for name, amount in _arm_evidence(upper, fore, hand).items():
-                found[name] = max(found.get(name, 0), amount)
+        for name, amount in _evidence_of_arm(tracks, side).items():
+            found[name] = max(found.get(name, 0), amount)
     return found
 
 
@@ -124,7 +146,12 @@ CLASSIFIERS: Mapping[str, tuple[Callable[[Trajectory], str | None], Sequence[str
     "emotion": (emotion, EMOTIONS),
     "state": (state, STATES),
     "gesture": (gesture, GESTURES),
+    # read in counterfactual pairs only, since clips have no labels of them
+    "point_side": (point_side, SIDES),
+    "gaze_side": (gaze_side, SIDES),
 }
+
+LABELS = ("emotion", "state", "gesture")  # those that clips have
 
 
 def visible(states: Trajectory) -> tuple[str, ...]:
@@ -182,7 +209,7 @@ def counterfactual(
     Args:
         pairs: trajectories without and with the label.
         labels: one per pair.
-        attribute: "emotion", "state" or "gesture".
+        attribute: one of CLASSIFIERS.
 
     Returns:
         accuracy: share of pairs that are classified as the label with it and otherwise without it; accuracy_ci: its
@@ -217,6 +244,12 @@ def _tracks(states: Trajectory) -> dict[str, Track]:
         for column, name in enumerate(CHANNELS)
         if known[:, column].mean() >= 0.5
     }
+
+
+def _evidence_of_arm(tracks: Mapping[str, Track], side: str) -> dict[str, float]:
+    """Evidence of the gestures of the left (l) or right (r) arm; empty if it is unknown."""
+    upper, fore, hand = (tracks.get(f"{part}_{side}") for part in ("upper", "fore", "hand"))
+    return {} if upper is None or fore is None else _arm_evidence(upper, fore, hand)
 
 
 def _arm_evidence(upper: Track, fore: Track, hand: Track | None) -> dict[str, float]:

@@ -126,7 +126,10 @@ def markdown(report: Mapping[str, Any], images: Sequence[str] = ()) -> str:
             for name, found in report["control"].items()
         ]
         head = ["one control changed, all else equal", "followed", "95 % interval", "÷ truth", "truth", "unchanged"]
-        parts += ["## Control", _table([*head, "intensity, rank r", "pairs"], effects)]
+        note = (
+            "Seen, unseen: combinations of the control with a kind of puppet that training clips have, or never have."
+        )
+        parts += ["## Control", note, _table([*head, "intensity, rank r", "pairs", "seen", "unseen", "pairs"], effects)]
     if report["response"]:
         rows = [
             [name, *(_cell(found[key], form) for key, form in _RESPONSE.items())]
@@ -243,6 +246,9 @@ _CONTROL = {
     "stayed": ".2f",
     "intensity_rank_correlation": ".2f",
     "pairs": "d",
+    "seen_accuracy": ".2f",
+    "unseen_accuracy": ".2f",
+    "unseen_pairs": "d",
 }
 
 

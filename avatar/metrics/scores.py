@@ -44,7 +44,7 @@ def score(clips: Sequence[EstimatedClip], reference: Sequence[Trajectory] = ()) 
             "undecodable_rate": identity.undecodable_rate(clips),
             "motion": drift.motion(clips),
             **distribution(clips, reference),
-            **{f"{attribute}_accuracy": control.accuracy(clips, attribute) for attribute in control.CLASSIFIERS},
+            **{f"{attribute}_accuracy": control.accuracy(clips, attribute) for attribute in control.LABELS},
             "unprompted_accuracy": control.unprompted(clips),
             "drift": drift.drift(clips),
             "clips": len(clips),

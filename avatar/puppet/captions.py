@@ -6,7 +6,10 @@ import numpy as np
 from jaxtyping import Int
 
 from avatar.puppet.identity import Identity
+from avatar.puppet.setting import Thing
 from avatar.types import EMOTIONS, GESTURES, STATES
+
+OPENING = 30  # maximal length of the opening of a sentence in a caption: longer than all cues
 
 # words of emotions and gestures
 MOODS = {
@@ -42,26 +45,46 @@ def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: in
     return f"{article} {who} is {what}"
 
 
+def looking_at(thing: Thing) -> str:
+    """End of the caption of a puppet that looks at a thing."""
+    return f", looking at the {thing.colour} {thing.kind}"
+
+
+def saying(sentence: str) -> str:
+    """End of the caption of a puppet that speaks a sentence: its opening words, as a transcript."""
+    words = sentence.rstrip(".").split()
+    while len(" ".join(words)) > OPENING:
+        words.pop()
+    return f": {' '.join(words)}"
+
+
 def timed(
     identity: Identity,
     emotions: Int[np.ndarray, " f"],
     states: Int[np.ndarray, " f"],
     commanded: Int[np.ndarray, " f"],
     plain: bool,
+    endings: Sequence[str],
 ) -> tuple[tuple[str, ...], Int[np.ndarray, " f"]]:
-    """The captions of a clip and the index of each frame's; a change of emotion or gesture changes the caption.
+    """The captions of a clip and the index of each frame's; a change of emotion, gesture or ending changes the caption.
 
-    Plain captions mention neither.
+    Args:
+        identity: of the puppet.
+        emotions, states, commanded: indices into types.EMOTIONS, STATES and GESTURES.
+        plain: whether captions mention neither emotion nor gesture.
+        endings: of the caption in each frame: `looking_at`, `saying`, or empty.
     """
     if plain:
         emotions, commanded = np.zeros_like(emotions), np.zeros_like(commanded)
-    cuts = np.flatnonzero(np.diff(emotions, prepend=-1) | np.diff(commanded, prepend=-1))
+    _, ending = np.unique(endings, return_inverse=True)
+    tracks = (emotions, commanded, ending)
+    cuts = np.flatnonzero(np.any([np.diff(track, prepend=-1) != 0 for track in tracks], axis=0))
     captions: list[str] = []
     captioned = np.zeros(len(states), int)
     for start, stop in zip(cuts, [*cuts[1:], len(states)], strict=True):
         part = states[start:stop]
-        order = part[np.flatnonzero(np.diff(part, prepend=-1))[: 1 if commanded[start] > 1 else 3]]
-        text = caption(identity, int(emotions[start]), order.tolist(), int(commanded[start]))
+        order = part[np.flatnonzero(np.diff(part, prepend=-1))[: 1 if commanded[start] > 1 or endings[start] else 3]]
+        text = caption(identity, int(emotions[start]), order.tolist(), int(commanded[start])) + endings[start]
         if text not in captions:
             captions.append(text)
         captioned[start:stop] = captions.index(text)

@@ -53,12 +53,14 @@ class Acting:
         emotion: one of PROSODY; the face's alone, since the voice keeps its prosody.
         intensity: of the emotion, in [0, 1]; None: as drawn.
         gestures: gestures, in frames of the clip.
+        looks: first frames and ends of looks at the thing.
         silent: "listening" or "idle" in place of all states, without any voice; None: as drawn.
     """
 
     emotion: str
     intensity: float | None = None
     gestures: Sequence[Event] = ()
+    looks: Sequence[tuple[int, int]] = ()
     silent: str | None = None
 
 
@@ -132,7 +134,7 @@ def make_clip(
         )
     key = [seed, SPLITS.index(split), SCHEDULES.index(schedule)]
     rng, scene_rng = np.random.default_rng(key), np.random.default_rng([*key, 0x5CE7E])
-    label_rng = np.random.default_rng([*key, 0x1ABE1])
+    label_rng, text_rng = np.random.default_rng([*key, 0x1ABE1]), np.random.default_rng([*key, 0x7EC7])
     identity = Identity.from_seed(identity_seed(int(rng.integers(identities)), split))
     emotion = str(rng.choice(list(PROSODY), p=(0.3, 0.2, 0.15, 0.15, 0.2)))
     free = scene_rng.random() < 0.5
@@ -147,14 +149,18 @@ def make_clip(
     setting = directed.setting(scene_rng)
     emotions = _emotions(emotion, timeline.frames, directed, identity, split, scene_rng)
     events = _events(timeline, directed, setting, free, identity, split, scene_rng)
+    commands = directed.looks_hz > 0 and setting.thing is not None and not free
+    looks = scene.commanded_looks(timeline.frames, directed, text_rng) if commands else []
     if acting is not None:
         emotions = np.full(timeline.frames, EMOTIONS.index(acting.emotion))
         intensity = intensity if acting.intensity is None else np.full_like(intensity, acting.intensity)
         events = [replace(event, start=event.start + MARGIN, stop=event.stop + MARGIN) for event in acting.gestures]
+        looks = [(start + MARGIN, stop + MARGIN) for start, stop in acting.looks]
         free = False
     direction = Direction(
         events=events,
         target=None if setting.thing is None else setting.thing.gaze,
+        looks=looks,
         liveliness=1.0 if directed.lively == 0 else 1.5 if scene_rng.random() < directed.lively else 0.65,
         other_pauses=scene.reactions(timeline, scene_rng),
     )
@@ -167,7 +173,15 @@ def make_clip(
     doing = scene.gesture_track(events, timeline.frames)[kept]
     commanded = np.zeros_like(doing) if free and directed.gestures else doing
     plain = label_rng.random() < directed.plain_captions
-    prompts, captioned = captions.timed(identity, emotions[kept], timeline.state[kept], commanded, plain)
+    endings = [""] * timeline.frames
+    for start, stop in looks:
+        assert setting.thing is not None
+        endings[start:stop] = [captions.looking_at(setting.thing)] * (stop - start)
+    if free and text_rng.random() < directed.transcripts:
+        for sentence, start, stop in timeline.sentences:
+            part = range(max(start, 0), min(stop, timeline.frames))
+            endings[part.start : part.stop] = [captions.saying(sentence)] * len(part)
+    prompts, captioned = captions.timed(identity, emotions[kept], timeline.state[kept], commanded, plain, endings[kept])
     return PuppetClip(
         key=f"puppet-{split}-{schedule}-{seed}",
         identity=identity,

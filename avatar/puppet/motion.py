@@ -60,6 +60,7 @@ class Direction:
 
     events: Sequence[gestures.Event] = ()
     target: tuple[float, float] | None = None  # gaze_x and gaze_y of a thing that the puppet looks at
+    looks: Sequence[tuple[int, int]] = ()  # first frames and ends of commanded looks at the target
     liveliness: float = 1.0  # relative amplitude of head and body motion
     other_pauses: Sequence[int] = ()  # frames after pauses of the other voice, in which a listener nods and blinks
 
@@ -103,7 +104,7 @@ def animate(
     # Stressed syllables raise the brows and lower the head slightly.
     accents = _smoothed(mouth_open) - _smoothed(mouth_open, 0.5)
     blinks = _blinks(rng, frames, direction.other_pauses)
-    gaze_x, gaze_y = _gaze(rng, listening, idle, direction.target)
+    gaze_x, gaze_y = _gaze(rng, listening, idle, direction)
     held, added = gestures.perform(direction.events, np.clip(2 * accents, 0, 1))
     out = {
         "mouth_open": mouth_open,
@@ -155,12 +156,13 @@ def _gaze(
     rng: np.random.Generator,
     listening: Float[np.ndarray, " f"],
     idle: Float[np.ndarray, " f"],
-    target: tuple[float, float] | None,
+    direction: Direction,
 ) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
     """Gaze x and y: saccades between fixations, at the viewer while listening, often away from the viewer while idle.
 
-    Fixations away from the viewer are at `target` if there is one.
+    Fixations away from the viewer are at the target if there is one. Commanded looks replace all others.
     """
+    target = direction.target
     x, y, frame = np.zeros(len(idle)), np.zeros(len(idle)), 0
     while frame < len(idle):
         end = frame + int(rng.uniform(0.6, 2.2) * FRAME_RATE)
@@ -168,7 +170,10 @@ def _gaze(
         place = rng.uniform((-0.8, -0.5), (0.8, 0.5)) if target is None else np.array(target)
         x[frame:end], y[frame:end] = away * place + rng.normal(0, 0.04, 2)
         frame = end
-    away_share = 1 - _smoothed(listening, 0.1)
+    elsewhere = 1 - listening
+    for start, end in direction.looks if target is not None else ():
+        x[start:end], y[start:end], elsewhere[start:end] = *target, 1.0
+    away_share = _smoothed(elsewhere, 0.1)
     return _smoothed(x, 0.035) * away_share, _smoothed(y, 0.035) * away_share
 
 

@@ -22,6 +22,7 @@ from avatar.types import FRAME_RATE, GESTURES, SAMPLE_RATE, SAMPLES_PER_FRAME, S
 SCHEDULES = ("mixed", "speaking")
 PAUSE_S = 0.15  # shortest pause of the other voice that a listener reacts to
 REACTION_S = (0.1, 0.35)  # delay of the reaction
+LOOK_S = (1.2, 2.4)  # duration of a look at the thing
 CUE_DELAY_S = (0.35, 0.6)  # from the start of a cue to its gesture, which a causal model can then know from the audio
 
 
@@ -42,6 +43,8 @@ class Scene:
         prosody: share of clips whose voice has the prosody of an emotion that is independent of the face's.
         plain_captions: share of clips whose captions mention neither emotion nor gesture.
         things: share of clips with a thing to look at.
+        looks_hz: looks at the thing per second of a directed clip with one, which its captions command.
+        transcripts: share of free clips whose captions contain the opening words of each sentence.
         lively: share of clips with 1.5 times the head motion; if above 0, the others have 0.65 times.
         noise: share of clips with noise in the puppet's audio.
         noise_db: smallest and largest signal-to-noise ratio.
@@ -59,6 +62,8 @@ class Scene:
     prosody: float = 0.0
     plain_captions: float = 0.0
     things: float = 0.0
+    looks_hz: float = 0.0
+    transcripts: float = 0.0
     lively: float = 0.0
     noise: float = 0.0
     noise_db: Sequence[float] = (8.0, 25.0)
@@ -74,11 +79,12 @@ class Scene:
             )
         if not self.framings or min(self.framings.values()) < 0 or sum(self.framings.values()) <= 0:
             raise UserError(f"got framings={self.framings}; expected weights >= 0: set at least one above 0")
-        for name in ("cues", "beats", "moods", "prosody", "plain_captions", "things", "lively", "noise"):
+        for name in ("cues", "beats", "moods", "prosody", "plain_captions", "things", "transcripts", "lively", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"got {name}={getattr(self, name)}; expected a share in [0, 1]: change it")
-        if self.commands_hz < 0:
-            raise UserError(f"got commands_hz={self.commands_hz}; expected gestures per second >= 0: change it")
+        for name in ("commands_hz", "looks_hz"):
+            if getattr(self, name) < 0:
+                raise UserError(f"got {name}={getattr(self, name)}; expected a number per second >= 0: change it")
 
     @property
     def gestures(self) -> bool:
@@ -193,6 +199,17 @@ def commanded_gestures(frames: int, scene: Scene, setting: Setting, rng: np.rand
             return events
         events.append(event)
         frame = event.stop
+
+
+def commanded_looks(frames: int, scene: Scene, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """First frames and ends of looks at the thing, at random times without overlap."""
+    looks, frame = [], 0
+    while True:
+        start = frame + int(rng.exponential(1 / scene.looks_hz) * FRAME_RATE) + FRAME_RATE // 2
+        frame = start + int(rng.uniform(*LOOK_S) * FRAME_RATE)
+        if frame > frames:
+            return looks
+        looks.append((start, frame))
 
 
 def gesture_track(events: list[Event], frames: int) -> np.ndarray:

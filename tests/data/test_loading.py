@@ -1,5 +1,6 @@
 """Batches depend only on (seed, step), crops are slices of clips, and cached clips equal encoded ones."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -279,6 +280,20 @@ def test_captions_are_stored_once_without_padding_in_half_precision(cache):
         event = cond.text_event[n, 0]
         torch.testing.assert_close(cond.text[n, event], features[0], rtol=1e-3, atol=1e-3)
         assert torch.equal(cond.text_mask[n, event], mask[0]) and cond.text.dtype == torch.float32
+
+
+def test_prompts_of_a_batch_are_a_power_of_two(tmp_path):
+    """Batches with other numbers of prompts would need a compiled graph each."""
+    scene = Scene(framings={"half": 1.0}, commands_hz=2.0, moods=1.0)
+    clips = ClipSet("train", "speaking", 4, 20, scene=scene)
+    encoded = encode_clips(clips, StateWorld(), autoencoder(), AUDIO, TEXT, tmp_path, 0)
+    own = {len(set(row.tolist())) for row in encoded.captioned}
+    assert own - {1, 2, 4, 8}
+    for n in range(4):
+        cond = encoded.batch(torch.tensor([n]), torch.tensor([0]), 20, AUDIO, TEXT).conditioning
+        used = len(set(encoded.captioned[n].tolist()))
+        assert cond.text.shape[1] == cond.text_mask.shape[1] == 2 ** math.ceil(math.log2(used))
+        assert cond.text_mask[0, :used].any(1).all() and not cond.text_mask[0, used:].any()
 
 
 def test_regions_are_pooled_to_latents_in_space_and_time(tmp_path):

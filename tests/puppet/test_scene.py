@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avatar.puppet import cues, sentences
-from avatar.puppet.captions import MOODS
+from avatar.puppet.captions import MOODS, OPENING
 from avatar.puppet.clip import HELD_OUT, PuppetClip, make_clip
 from avatar.puppet.gestures import SECONDS, WITHOUT_ARMS
 from avatar.puppet.motion import channel
@@ -176,6 +176,45 @@ def test_plain_captions_mention_neither_emotion_nor_gesture():
         assert not any(mood in caption for mood in MOODS.values())
 
 
+def test_a_commanded_look_is_in_the_caption_and_at_the_thing():
+    scene = replace(HALF, things=1.0)
+    looks = 0
+    for plain, clip in zip(clips(16, scene), clips(16, replace(scene, looks_hz=0.5)), strict=True):
+        asked = np.array(["looking at the" in text for text in clip.captions])[clip.captioned]
+        assert clip.setting.thing is not None
+        gaze = column(clip, "gaze_x") * np.sign(clip.setting.thing.x - 0.5)
+        for start, stop in pairwise([0, *np.flatnonzero(np.diff(asked)) + 1, len(asked)]):
+            if asked[start]:
+                assert gaze[start + 4 : stop - 4].min(initial=1) > 0.6
+                looks += 1
+        assert not (asked.any() and free(clip)) and (plain.own == clip.own).all() and (plain.doing == clip.doing).all()
+        assert all(clip.setting.thing.kind in text for text in clip.captions if "looking" in text)
+    assert looks >= 6
+
+
+def test_transcripts_are_the_openings_of_spoken_sentences():
+    plain, spoken = clips(12, HALF), clips(12, replace(HALF, transcripts=1.0))
+    sounds = dict.fromkeys(cues.CUES, 0)
+    for a, b in zip(plain, spoken, strict=True):
+        assert (a.states == b.states).all() and (a.own == b.own).all()
+        assert free(b) or a.captions == b.captions
+        for i, text in enumerate(b.captions):
+            if ": " in text:
+                opening = text.split(": ", 1)[1]
+                assert len(opening) <= OPENING and free(b) and " is speaking:" in text
+                if gesture := cues.gesture_of(f"{opening},"):
+                    sounds[gesture] += 1
+                    at = np.flatnonzero(b.captioned == i)
+                    assert at[0] == 0 or {GESTURES[j] for j in b.doing[at]} <= {"none", "beat", gesture}
+    assert sum(sounds.values()) >= 8
+
+
+def test_captions_fit_into_the_text_encoder():
+    every = replace(HALF, framings={"portrait": 0.5, "half": 0.5}, things=1.0, looks_hz=1.0, transcripts=1.0, moods=1.0)
+    longest = max(len(text) for clip in clips(60, every, schedule="mixed") for text in clip.captions)
+    assert 70 < longest < 96  # bytes, with the end
+
+
 def test_changes_of_mood_change_emotion_and_caption():
     for clip in clips(6, Scene(moods=1.0)):
         assert len(set(clip.emotion)) == 2 == len(clip.captions)
@@ -190,6 +229,8 @@ def test_changes_of_mood_change_emotion_and_caption():
         ({"backdrops": ("sky",)}, "'sky'"),
         ({"cues": 1.5}, "cues=1.5; expected a share"),
         ({"commands_hz": -1.0}, "commands_hz"),
+        ({"looks_hz": -1.0}, "looks_hz"),
+        ({"transcripts": 2.0}, "transcripts=2.0; expected a share"),
     ],
 )
 def test_invalid_scenes_are_rejected(wrong, message):
