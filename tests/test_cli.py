@@ -1,5 +1,6 @@
 """Commands as users see them: one line and exit code 2 for a user error, and the files in a run's folder."""
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -112,6 +113,33 @@ def test_infer_conditions_on_the_other_voice(command, tmp_path):
     assert alone.shape == listening.shape and not np.array_equal(alone, listening)
     code, stderr = command("infer", own, f"other='{tmp_path}/long.wav'", f"out='{tmp_path}/b.mp4'")
     check_user_error(code, stderr, "16000 samples of the avatar's voice with 20000 of the other one")
+
+
+def test_infer_takes_controls_at_times(command, tmp_path):
+    wavfile.write(tmp_path / "own.wav", 16_000, np.zeros(16_000, np.float32))
+    entries = {
+        "start": [{"at": 0, "emotion": "happy", "prompt": "a cat"}],
+        "later": [{"at": 0, "emotion": "happy", "prompt": "a cat"}, {"at": 0.5, "emotion": "sad"}],
+        "beyond": [{"at": 0, "saying": "Hello."}, {"at": 1.5, "saying": "Goodbye."}],
+    }
+    for name, rows in entries.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+
+    def infer(out: str, *arguments: str):
+        return command("infer", f"audio='{tmp_path}/own.wav'", f"out='{tmp_path}/{out}.mp4'", *arguments)
+
+    for name, arguments in {
+        "set": ["emotion=happy", "prompt='a cat'"],
+        "start": [f"controls='{tmp_path}/start.json'"],
+        "later": [f"controls='{tmp_path}/later.json'"],
+    }.items():
+        code, stderr = infer(name, *arguments)
+        assert code == 0, stderr
+    held, start, later = (read_video(tmp_path / f"{name}.mp4")[0] for name in ("set", "start", "later"))
+    assert np.array_equal(held, start)
+    assert np.array_equal(held[:12], later[:12]) and not np.array_equal(held[20:], later[20:])
+    code, stderr = infer("beyond", f"controls='{tmp_path}/beyond.json'")
+    check_user_error(code, stderr, "beyond.json, entry 2: got at=1.5; expected a number from 0 to 1")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from avatar.process import choose_device, set_up_torch
 from avatar.streaming.inputs import check_audio
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import StreamStats, stream
+from avatar.streaming.timed_controls import TimedControls
 from avatar.types import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 
@@ -49,16 +50,25 @@ def infer(cfg: DictConfig) -> None:
     if note:
         print(f"image: {note}")
     out = Path(cfg.out or Path(cfg.folder) / "avatar.mp4")
+    seconds = len(samples) / SAMPLE_RATE
+    if cfg.controls is None:
+        controls = TimedControls([], seconds, cfg.prompt, cfg.gesture)
+    else:
+        require_str(controls=cfg.controls)
+        controls = TimedControls.read(cfg.controls, seconds, cfg.prompt, cfg.gesture)
     session = open_session(cfg, from_uint8(image[None])[None])
-    session.gesture(cfg.gesture, len(samples) / SAMPLE_RATE)
+    controls.check_prompts(session.text)
+    session.gesture(cfg.gesture, seconds)
     records = []
     with Mp4Writer(out, cfg.size) as writer, Progress() as progress:
         title = f"streaming {len(samples) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s"
         bar = progress.add_task(title, total=len(samples))
+        controls.apply(session)
         for emitted in stream(session, samples, other=other):
             records.append(emitted)
             writer.write(to_uint8(emitted.frames), emitted.samples.numpy())
             progress.advance(bar, len(emitted.samples))
+            controls.apply(session)
     stats = StreamStats.of(records)
     print(
         f"{stats.frames} frames, first after {1000 * stats.first_frame_s:.0f} ms, chunk p50 "

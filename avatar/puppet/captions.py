@@ -9,8 +9,6 @@ from avatar.puppet.identity import Identity
 from avatar.puppet.setting import Thing
 from avatar.types import EMOTIONS, GESTURES, STATES
 
-OPENING = 30  # maximal length of the opening of a sentence in a caption: longer than all cues
-
 # words of emotions and gestures
 MOODS = {
     "neutral": "calm",
@@ -50,14 +48,6 @@ def looking_at(thing: Thing) -> str:
     return f", looking at the {thing.colour} {thing.kind}"
 
 
-def saying(sentence: str) -> str:
-    """End of the caption of a puppet that speaks a sentence: its opening words, as a transcript."""
-    words = sentence.rstrip(".").split()
-    while len(" ".join(words)) > OPENING:
-        words.pop()
-    return f": {' '.join(words)}"
-
-
 def timed(
     identity: Identity,
     emotions: Int[np.ndarray, " f"],
@@ -72,7 +62,7 @@ def timed(
         identity: of the puppet.
         emotions, states, commanded: indices into types.EMOTIONS, STATES and GESTURES.
         plain: whether captions mention neither emotion nor gesture.
-        endings: of the caption in each frame: `looking_at`, `saying`, or empty.
+        endings: of the caption in each frame: `looking_at`, a transcript, or empty.
     """
     if plain:
         emotions, commanded = np.zeros_like(emotions), np.zeros_like(commanded)

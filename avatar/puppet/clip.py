@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from avatar.conditioning.transcripts import transcript
 from avatar.errors import UserError
 from avatar.puppet import captions, render, scene
 from avatar.puppet.gestures import Event
@@ -180,7 +181,7 @@ def make_clip(
     if free and text_rng.random() < directed.transcripts:
         for sentence, start, stop in timeline.sentences:
             part = range(max(start, 0), min(stop, timeline.frames))
-            endings[part.start : part.stop] = [captions.saying(sentence)] * len(part)
+            endings[part.start : part.stop] = [transcript(sentence)] * len(part)
     prompts, captioned = captions.timed(identity, emotions[kept], timeline.state[kept], commanded, plain, endings[kept])
     return PuppetClip(
         key=f"puppet-{split}-{schedule}-{seed}",

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from avatar.conditioning.transcripts import LENGTH
 from avatar.puppet import cues, sentences
-from avatar.puppet.captions import MOODS, OPENING
+from avatar.puppet.captions import MOODS
 from avatar.puppet.clip import HELD_OUT, PuppetClip, make_clip
 from avatar.puppet.gestures import SECONDS, WITHOUT_ARMS
 from avatar.puppet.motion import channel
@@ -201,7 +202,7 @@ def test_transcripts_are_the_openings_of_spoken_sentences():
         for i, text in enumerate(b.captions):
             if ": " in text:
                 opening = text.split(": ", 1)[1]
-                assert len(opening) <= OPENING and free(b) and " is speaking:" in text
+                assert len(opening) <= LENGTH and free(b) and " is speaking:" in text
                 if gesture := cues.gesture_of(f"{opening},"):
                     sounds[gesture] += 1
                     at = np.flatnonzero(b.captioned == i)
