@@ -13,18 +13,22 @@ from avatar.models import bundle
 from avatar.training import fit
 from avatar.types import Bundle
 
+QUIET = (
+    "threads=1",
+    "data.workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+)
+FRAMES = (*QUIET, "data.frames=5", "data.batch=2")  # for objectives that train on frames
 ANY_DATA = (
+    *QUIET,
     "autoencoder=states",
     "model=states",
     "callbacks=base",
     "++callbacks.ema._target_=avatar.training.callbacks.ema.EMA",
     "++callbacks.ema.decay=0.97",
-    "threads=1",
-    "data.workers=0",
     "data.buckets.max_latents_per_batch=16",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=1",
-    "+trainer.enable_progress_bar=false",
 )
 TINY = (*ANY_DATA, "data.train.count=4", "data.train.latents=8", "data.dev.count=2", "data.dev.latents=8")
 SMALL_NET = (

@@ -4,34 +4,15 @@ import pytest
 import torch
 
 from avatar.models import bundle
-from avatar.training import fit
-from tests.stages import FILTERS, composed, random_autoencoder
+from tests.stages import FILTERS, FRAMES, fitted, random_autoencoder
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 
 
 def trained(folder, *overrides: str):
     """The autoencoder of a run of one update with a learning rate of zero."""
-    cfg = composed(
-        "train",
-        "objective=autoencoder",
-        "objective.optimizer.lr=0",
-        "objective.optimizer.weight_decay=0",
-        "data.frames=5",
-        "data.batch=2",
-        "data.workers=0",
-        "steps=1",
-        "threads=1",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=1",
-        "+trainer.enable_progress_bar=false",
-        f"folder='{folder / 'run'}'",
-        f"cache='{folder / 'cache'}'",
-        "name=test",
-        *overrides,
-    )
-    fit.fit(cfg)
-    return bundle.load(str(folder / "run" / "autoencoder.safetensors"))
+    still = ("objective=autoencoder", "objective.optimizer.lr=0", "objective.optimizer.weight_decay=0", "steps=1")
+    return bundle.load(str(fitted("train", folder / "run", *still, *overrides, tiny=FRAMES)))
 
 
 def test_a_loaded_autoencoder_goes_on_from_its_weights(tmp_path):

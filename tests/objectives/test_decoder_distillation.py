@@ -10,9 +10,8 @@ from avatar.objectives.decoder_distillation import DecoderDistillation
 from avatar.objectives.optim import WarmupDecay
 from avatar.objectives.weighting import RegionWeights
 from avatar.protocols import VideoAutoencoder
-from avatar.training import fit
 from avatar.types import REGIONS, Bundle, Frames
-from tests.stages import FILTERS, composed, random_autoencoder
+from tests.stages import FILTERS, FRAMES, fitted, random_autoencoder
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 
@@ -98,27 +97,10 @@ def trained(tmp_path_factory):
     """The teacher and the small decoder of a tiny run, as loaded from their bundles."""
     folder = tmp_path_factory.mktemp("distillation")
     path = random_autoencoder(folder / "teacher.safetensors")
-    cfg = composed(
-        "train",
-        "objective=decoder_distillation",
-        f"autoencoder.path='{path}'",
-        "puppet.size=64",
-        "model.width=4",
-        "callbacks.export.precision=float16",
-        "data.frames=5",
-        "data.batch=2",
-        "data.workers=0",
-        "steps=2",
-        "threads=1",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=1",
-        "+trainer.enable_progress_bar=false",
-        f"folder='{folder / 'run'}'",
-        f"cache='{folder / 'cache'}'",
-        "name=test",
-    )
-    fit.fit(cfg)
-    return bundle.load(str(path)), bundle.load(str(folder / "run" / "autoencoder.safetensors"), ["autoencoder"])
+    small = ("model.width=4", "callbacks.export.precision=float16", "steps=2")
+    stage = ("objective=decoder_distillation", f"autoencoder.path='{path}'", "puppet.size=64")
+    made = fitted("train", folder / "run", *stage, *small, tiny=FRAMES)
+    return bundle.load(str(path)), bundle.load(str(made), ["autoencoder"])
 
 
 @torch.no_grad()

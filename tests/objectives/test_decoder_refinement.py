@@ -9,10 +9,11 @@ import torch
 from avatar.data.bucketing import BatchShard
 from avatar.models import bundle
 from avatar.training import fit
-from tests.stages import FILTERS, composed, random_autoencoder, random_bundle
+from tests.stages import FILTERS, QUIET, composed, random_autoencoder, random_bundle
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 TINY = (
+    *QUIET,
     "objective=decoder_refinement",
     "latent.channels=4",
     "data.train.count=2",
@@ -22,12 +23,7 @@ TINY = (
     "data.buckets.lengths=[3]",
     "data.buckets.weights=[1.0]",
     "data.buckets.max_latents_per_batch=6",
-    "data.workers=0",
     "steps=2",
-    "threads=1",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=1",
-    "+trainer.enable_progress_bar=false",
     "name=test",
 )
 
