@@ -33,6 +33,7 @@ from avatar.metrics.state_estimation import EstimatedClip
 from avatar.models import bundle, hub
 from avatar.models.video_dit import VideoDiT
 from avatar.process import choose_device, set_up_torch
+from avatar.puppet.clip import Acting
 from avatar.puppet.worlds import PixelWorld
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted, StreamStats, stream
@@ -171,16 +172,19 @@ class LongStream:
 
 
 def stream_clip(held_out: HeldOutClips, student: VideoDiT, plan: Plan, cfg: DictConfig, number: int) -> LongStream:
-    """Stream a calm portrait: clip `number` after those that are scored."""
+    """Stream a calm portrait, of clip `number` after those that are scored, whose label asks for another emotion."""
     split = ClipSet(cfg.split, "speaking", cfg.streams, 1, first=cfg.clips)
-    clip = split.make(number, cfg.stream_frames, held_out.cache / "speech")
+    own = split.make(number, cfg.stream_frames, held_out.cache / "speech")
+    other = EMOTIONS[1 + (own.emotion[0] + number % 4) % 5]
+    clip = split.make(number, cfg.stream_frames, held_out.cache / "speech", Acting(other, 1.0))
+    portrait = held_out.world.video(own, 0, 1)[None]
     title = f"stream {number + 1} of {cfg.streams}, {cfg.stream_frames} frames"
     blocks = range(0, cfg.stream_frames, 100)
     drawn = [held_out.world.video(clip, i, i + 100) for i in track(blocks, f"{title}: drawing")]
     truth = torch.cat(drawn, dim=1)
-    session = open_session(held_out, student, plan, truth[None, :, :1], cfg.seed + number, clip.caption)
+    session = open_session(held_out, student, plan, portrait, cfg.seed + number, clip.caption)
     session.set_state("speaking")
-    session.set_emotion(EMOTIONS[clip.emotion[0]], float(clip.intensity[0]))
+    session.set_emotion(other, 1.0)
     session.gesture(GESTURES[clip.gesture[0]], cfg.stream_frames / FRAME_RATE)
     total = cfg.stream_frames // (plan.chunk * held_out.stride)
     speech = torch.from_numpy(clip.own)

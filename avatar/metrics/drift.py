@@ -10,10 +10,12 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import theilslopes
 
-from avatar.metrics import identity, lip_sync, statistics
+from avatar.metrics import control, identity, lip_sync, statistics
 from avatar.metrics.state_estimation import EstimatedClip
+from avatar.types import EMOTIONS
 
 BLOCK = 100  # frames: 4 s, enough speech for a correlation
+PIECE = 50  # frames: enough for an emotion
 MIN_BLOCKS = 4  # for a slope
 MIN_POINTS = 3  # of them measured
 
@@ -28,11 +30,20 @@ def motion_of_truth(clips: Sequence[EstimatedClip]) -> float:
     return statistics.mean(np.concatenate([clip.truth_motion for clip in clips])) if clips else float("nan")
 
 
+def emotion_as_labelled(clips: Sequence[EstimatedClip]) -> float:
+    """Share of labelled pieces of PIECE frames that show the emotion of their label."""
+    pieces = [clip.between(start, start + PIECE) for clip in clips for start in range(0, len(clip) - PIECE + 1, PIECE)]
+    labelled = [piece for piece in pieces if piece.emotion[0]]
+    shown = [control.emotion(piece.trajectory) == EMOTIONS[piece.emotion[0]] for piece in labelled]
+    return statistics.mean(np.array(shown, float))
+
+
 QUANTITIES: Mapping[str, Callable[[Sequence[EstimatedClip]], float]] = {
     "lip_sync_r": lip_sync.correlation,
     "identity_delta_e": identity.delta_e,
     "motion": motion,
     "motion_of_truth": motion_of_truth,
+    "emotion_as_labelled": emotion_as_labelled,
     "undecodable_rate": identity.undecodable_rate,
 }
 

@@ -217,9 +217,9 @@ def save_tracks(path: Path, systems: Mapping[str, Sequence[EstimatedClip]], titl
 
 
 def save_drift(path: Path, streams: Mapping[str, Sequence[EstimatedClip]]) -> None:
-    """Plot lip-sync r, ΔE, motion and undecodable frames along streams, block by block, and write it as a PNG."""
+    """Plot the quantities of a drift along streams, block by block, and write the plot as a PNG."""
     quantities = {"lip_sync_r": "lip-sync r", "identity_delta_e": "identity ΔE", "motion": "motion per frame"}
-    quantities |= {"undecodable_rate": "undecodable"}
+    quantities |= {"undecodable_rate": "undecodable", "emotion_as_labelled": "emotion obeyed"}
     figure, panels = _figure(len(quantities), 8.0, 1.7)
     for panel, (quantity, title) in zip(panels, quantities.items(), strict=True):
         for colour, (name, clips) in zip(COLOURS, streams.items(), strict=False):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from avatar.metrics.drift import BLOCK, QUANTITIES, blocks, drift, slope
+from avatar.types import EMOTIONS
+from tests.acting import acted
 
 
 def test_a_steady_stream_has_no_drift(estimated):
@@ -28,6 +30,16 @@ def test_planted_decay_is_found_in_each_quantity(estimated):
     assert found["motion"]["change"] == pytest.approx(0.5**0.9 - 1, abs=0.01)
     assert found["lip_sync_r"]["slope_per_1000"] < -0.1 and found["lip_sync_r"]["change"] < -0.2
     assert found["motion_of_truth"]["change"] == 0
+
+
+def test_a_stream_that_forgets_its_emotion_drifts(estimated):
+    """The second half shows another emotion than its label, and an unlabelled stream has no share."""
+    states = np.concatenate([acted(seed, emotion, frames=1000) for seed, emotion in enumerate(("happy", "sad"))])
+    label = np.full(2000, EMOTIONS.index("happy"))
+    found = drift([estimated(frames=2000, states=states, emotion=label)])["emotion_as_labelled"]
+    assert found["first_tenth"] == 1 and found["last_tenth"] == 0 and found["change"] == -1
+    unlabelled = drift([estimated(frames=2000, states=states)])["emotion_as_labelled"]
+    assert np.isnan(unlabelled["first_tenth"])
 
 
 def test_short_streams_have_no_drift_and_longer_ones_no_tenths(estimated):
