@@ -35,7 +35,11 @@ Features = Float[Tensor, "b _ _ _ _"]  # b c l h w; a layer may change c, h and 
 
 
 class CausalConv(nn.Module):
-    """Causal 3-D convolution over a latent and the `kernel[0] - 1` latents before it, which `memory` caches."""
+    """Causal 3-D convolution over a latent and the `kernel[0] - 1` latents before it, which `memory` caches.
+
+    It is computed as a 2-D convolution whose batch are the latents: torch's 3-D convolution of a single clip on the CPU
+    takes a slow path.
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: tuple[int, int, int]):
         super().__init__()
@@ -47,7 +51,10 @@ class CausalConv(nn.Module):
             before = memory[self] if self in memory else x[:, :, :1].expand(-1, -1, self.past, -1, -1)
             x = torch.cat([before, x], dim=2)
             memory[self] = x[:, :, -self.past :]
-        return self.conv(x)
+        weight = rearrange(self.conv.weight, "o c k p q -> o (c k) p q")
+        windows = rearrange(x.unfold(2, self.past + 1, 1), "b c l h w k -> (b l) (c k) h w")
+        y = nn.functional.conv2d(windows, weight, self.conv.bias, padding=self.conv.padding[1:])
+        return rearrange(y, "(b l) c h w -> b c l h w", b=len(x))
 
 
 class ResBlock(nn.Module):
