@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avatar.models.autoencoders.causal_conv import CausalConvAutoencoder
+from avatar.models.autoencoders.causal_conv import CausalConv, CausalConvAutoencoder
 from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.models.autoencoders.state import StateAutoencoder
 from avatar.objectives.autoencoder import perturbed
@@ -96,6 +96,14 @@ def test_the_first_latent_depends_on_the_first_frame_alone(kind):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (1, 1, 1)])
+@torch.no_grad()
+def test_a_causal_convolution_is_torchs_three_dimensional_one_of_the_padded_clip(kernel):
+    layer, x = CausalConv(3, 5, kernel), torch.randn(2, 3, 4, 6, 6)
+    padded = torch.cat([x[:, :, :1].expand(-1, -1, kernel[0] - 1, -1, -1), x], dim=2)
+    torch.testing.assert_close(layer(x, {}), layer.conv(padded), rtol=1e-5, atol=1e-6)
+
+
 def test_the_state_autoencoder_is_lossless():
     net, video = make("state")
     torch.testing.assert_close(net.decode(net.encode(video)), video)
