@@ -1,7 +1,8 @@
-"""Ceiling of gestures by words: `python benchmarks/word_gestures.py`.
+"""Probe of gestures by words: `python benchmarks/word_gestures.py`.
 
-A small classifier gets the audio that a student has when a gesture begins, and predicts which gesture the words cause.
-No student can follow the words' sound better. Clips of the held-out split have other sentences and other speakers.
+A small classifier gets the audio that a student with chunks of two latents has when it generates the onset of a gesture
+(half a chunk and the look-ahead beyond it, on average), and predicts which gesture the words cause. Its recall shows
+what can be learned from the sound. Clips of the held-out split have other sentences and other speakers.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from avatar.puppet.scene import Scene
 from avatar.types import GESTURES
 
 CLASSES = ("none", *CUES)
-HISTORY = 30  # frames of audio before the onset: more than a cue and its delay
+HISTORY = 30  # frames of audio: more than a cue and its delay
+AHEAD = 4  # frames after the onset, without the encoder's right context: half a chunk
 FRAMES = 150  # per clip
 
 
@@ -47,11 +49,12 @@ def samples(clip: PuppetClip, audio: LogMel, rng: np.random.Generator) -> list[t
     """The windows before the onsets of gestures that words cause, and of one moment of speech without a gesture."""
     features = audio.encode(torch.from_numpy(clip.own))
     doing = np.array([GESTURES[i] for i in clip.doing])
-    starts = [i for i in range(HISTORY, FRAMES - audio.right_context) if doing[i] != doing[i - 1] and doing[i] in CUES]
-    calm = [i for i in range(HISTORY, FRAMES - audio.right_context) if set(doing[i - 25 : i + 25]) == {"none"}]
-    moments = [(i, str(doing[i])) for i in starts] + ([(int(rng.choice(calm)), "none")] if calm else [])
-    ends = {i: i + audio.right_context for i, _ in moments}
-    return [(features[ends[i] - HISTORY : ends[i]], CLASSES.index(name)) for i, name in moments]
+    ahead = AHEAD + audio.right_context
+    frames = range(HISTORY, len(features) - ahead)
+    moments = [(i, str(doing[i])) for i in frames if doing[i] != doing[i - 1] and doing[i] in CUES]
+    if calm := [i for i in frames if set(doing[i - 25 : i + 25]) == {"none"}]:
+        moments.append((int(rng.choice(calm)), "none"))
+    return [(features[i + ahead - HISTORY : i + ahead], CLASSES.index(name)) for i, name in moments]
 
 
 def dataset(split: str, count: int, scene: Scene, cache: Path) -> tuple[Tensor, Tensor]:
@@ -72,7 +75,7 @@ def recalls(predicted: Tensor, classes: Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="how well the sound of words tells the gesture that they cause")
+    parser = argparse.ArgumentParser(description="how well the sound of words determines the gesture that they cause")
     parser.add_argument("--train", type=int, default=3000, help="clips to train on, half of them free")
     parser.add_argument("--test", type=int, default=600, help="clips of the test split")
     parser.add_argument("--steps", type=int, default=1500)

@@ -76,6 +76,12 @@ class Middle:
         return cls(slice(start, start + length), slice(start * stride, (start + length) * stride))
 
 
+def other_emotion(name: str, number: int) -> str:
+    """Another emotion than this one; consecutive numbers give different ones."""
+    moods = len(EMOTIONS) - 1
+    return EMOTIONS[1 + (EMOTIONS.index(name) + number % (moods - 1)) % moods]
+
+
 def controls(held_out: HeldOutClips, count: int) -> list[Control]:
     """The controls that the first `count` held-out clips can show."""
     every = list(range(min(count, held_out.clips.count)))
@@ -84,16 +90,17 @@ def controls(held_out: HeldOutClips, count: int) -> list[Control]:
     with_thing = [i for i in every if held_out.truth[i].setting.thing is not None]
     made = [_emotion_by_label(held_out, every), _emotion_by_text(held_out, every), _label_over_text(held_out, every)]
     if held_out.clips.scene.gestures:
-        asked = {i: (HEAD_GESTURES if i in portraits else ARM_GESTURES)[i % 3] for i in every}
-        made.append(_gesture(held_out, "head_gesture", portraits, [asked[i] for i in portraits]))
-        made.append(_gesture(held_out, "arm_gesture", bodies, [asked[i] for i in bodies]))
+        groups = (("head_gesture", portraits, HEAD_GESTURES), ("arm_gesture", bodies, ARM_GESTURES))
+        asked = {i: names[n % len(names)] for _, clips, names in groups for n, i in enumerate(clips)}
+        made += [_gesture(held_out, name, clips, [asked[i] for i in clips]) for name, clips, _ in groups if clips]
         made.append(_gesture_by_text(held_out, every, [asked[i] for i in every]))
-        made.append(_point_at(held_out, [i for i in bodies if i in with_thing]))
-    if held_out.clips.scene.looks_hz:
+        if pointing := [i for i in bodies if i in with_thing]:
+            made.append(_point_at(held_out, pointing))
+    if held_out.clips.scene.looks_hz and with_thing:
         made.append(_look_by_text(held_out, with_thing))
     if held_out.clips.schedule == "mixed":
         made.append(_state(held_out, every))
-    return [control for control in made if control.clips]
+    return made
 
 
 def _plain(held_out: HeldOutClips, clips: Sequence[int]) -> Conditioning:
@@ -110,9 +117,7 @@ def _first_emotions(held_out: HeldOutClips, clips: Sequence[int]) -> list[str]:
 
 
 def _other_emotions(held_out: HeldOutClips, clips: Sequence[int]) -> list[str]:
-    moods = len(EMOTIONS) - 1
-    own = map(EMOTIONS.index, _first_emotions(held_out, clips))
-    return [EMOTIONS[1 + (emotion + i % (moods - 1)) % moods] for i, emotion in enumerate(own)]
+    return [other_emotion(name, i) for i, name in enumerate(_first_emotions(held_out, clips))]
 
 
 def _emotion_by_label(held_out: HeldOutClips, clips: list[int]) -> Control:
@@ -167,7 +172,7 @@ def _gesture_by_text(held_out: HeldOutClips, clips: list[int], asked: list[str])
 
 
 def _point_at(held_out: HeldOutClips, clips: list[int]) -> Control:
-    labels = _sides(held_out, clips)
+    labels = _sides_of_things(held_out, clips)
     return replace(_gesture(held_out, "point_at", clips, ["point"] * len(clips)), attribute="point_side", labels=labels)
 
 
@@ -182,7 +187,7 @@ def _look_by_text(held_out: HeldOutClips, clips: list[int]) -> Control:
     before = Side(_by_text(held_out, plain, [row[:1] for row in prompts]), _own_acting(held_out, clips))
     acting = [replace(acting, looks=(look,)) for acting in _own_acting(held_out, clips)]
     after = Side(_by_text(held_out, plain, prompts, middle.latents), acting)
-    return Control("look_text", "gaze_side", clips, _sides(held_out, clips), before, after, middle.frames)
+    return Control("look_text", "gaze_side", clips, _sides_of_things(held_out, clips), before, after, middle.frames)
 
 
 def _state(held_out: HeldOutClips, clips: list[int]) -> Control:
@@ -213,7 +218,7 @@ def _thing(held_out: HeldOutClips, clip: int) -> Thing:
     return thing
 
 
-def _sides(held_out: HeldOutClips, clips: Sequence[int]) -> list[str]:
+def _sides_of_things(held_out: HeldOutClips, clips: Sequence[int]) -> list[str]:
     """The side of each clip's thing."""
     return ["right" if _thing(held_out, i).x > 0.5 else "left" for i in clips]
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
 from avatar.commands import control_page
+from avatar.commands.control_pairs import other_emotion
 from avatar.commands.held_out import HeldOutClips
 from avatar.commands.obedience import obedience
 from avatar.commands.response import response_times
@@ -33,12 +34,13 @@ from avatar.metrics.state_estimation import EstimatedClip
 from avatar.models import bundle, hub
 from avatar.models.video_dit import VideoDiT
 from avatar.process import choose_device, set_up_torch
+from avatar.puppet import captions
 from avatar.puppet.clip import Acting
 from avatar.puppet.worlds import PixelWorld
 from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted, StreamStats, stream
 from avatar.training import checks
-from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, Conditioning, Pixels
+from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES, Conditioning, Pixels
 
 SHOWN = 3  # clips on the contact sheet
 
@@ -172,17 +174,18 @@ class LongStream:
 
 
 def stream_clip(held_out: HeldOutClips, student: VideoDiT, plan: Plan, cfg: DictConfig, number: int) -> LongStream:
-    """Stream a calm portrait, of clip `number` after those that are scored, whose label asks for another emotion."""
+    """Stream a calm portrait, of clip `number` after those that are scored, with the label of another emotion."""
     split = ClipSet(cfg.split, "speaking", cfg.streams, 1, first=cfg.clips)
     own = split.make(number, cfg.stream_frames, held_out.cache / "speech")
-    other = EMOTIONS[1 + (own.emotion[0] + number % 4) % 5]
+    other = other_emotion(EMOTIONS[own.emotion[0]], number)
     clip = split.make(number, cfg.stream_frames, held_out.cache / "speech", Acting(other, 1.0))
     portrait = held_out.world.video(own, 0, 1)[None]
+    prompt = captions.caption(own.identity, 0, [STATES.index("speaking")], 0)  # without the emotion
     title = f"stream {number + 1} of {cfg.streams}, {cfg.stream_frames} frames"
     blocks = range(0, cfg.stream_frames, 100)
     drawn = [held_out.world.video(clip, i, i + 100) for i in track(blocks, f"{title}: drawing")]
     truth = torch.cat(drawn, dim=1)
-    session = open_session(held_out, student, plan, portrait, cfg.seed + number, clip.caption)
+    session = open_session(held_out, student, plan, portrait, cfg.seed + number, prompt)
     session.set_state("speaking")
     session.set_emotion(other, 1.0)
     session.gesture(GESTURES[clip.gesture[0]], cfg.stream_frames / FRAME_RATE)

@@ -69,6 +69,8 @@ def infer(cfg: DictConfig) -> None:
             writer.write(to_uint8(emitted.frames), emitted.samples.numpy())
             progress.advance(bar, len(emitted.samples))
             controls.apply(session)
+    if controls.entries:
+        print(f"controls: no chunk begins after the time of the last {len(controls.entries)}, which had no effect")
     stats = StreamStats.of(records)
     print(
         f"{stats.frames} frames, first after {1000 * stats.first_frame_s:.0f} ms, chunk p50 "

@@ -45,9 +45,9 @@ def obedience(held_out: HeldOutClips, count: int, generate: Generate) -> tuple[d
 
     Returns:
         The scores of `metrics.control.counterfactual` per control, with `truth`, the accuracy of the acted pairs, and
-        the `ratio` to it; of emotions also the rank correlation of intensities; of emotions and gestures also
-        `seen_accuracy` and `unseen_accuracy` in combinations with a kind of puppet that training clips have and never
-        have. And some pairs of each control.
+        the `ratio` to it; of emotions also the rank correlation of intensities; of gestures, and in scenes
+        with moods of emotions, also `seen_accuracy` and `unseen_accuracy` in combinations with a kind of puppet that
+        training clips have and never have. And some pairs of each control.
     """
     scores: dict[str, Any] = {}
     shown: dict[str, list[Shown]] = {}
@@ -61,7 +61,7 @@ def obedience(held_out: HeldOutClips, count: int, generate: Generate) -> tuple[d
         bound = _score(one, [_read(held_out, one.clips, side) for side in true])["accuracy"]
         found = _score(one, read)
         scores[one.name] = found | {"truth": bound, "ratio": found["accuracy"] / bound if bound else math.nan}
-        if one.attribute in ("emotion", "gesture"):
+        if one.attribute == "gesture" or (one.attribute == "emotion" and held_out.clips.scene.moods):
             scores[one.name] |= _by_combination(one, read, [held_out.truth[i].identity.kind for i in one.clips])
         if one.name == "emotion":
             scores[one.name]["intensity_rank_correlation"] = intensity_correlation(one, read[1])

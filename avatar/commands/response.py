@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from scipy.ndimage import median_filter
 
+from avatar.commands.control_pairs import other_emotion
 from avatar.commands.held_out import HeldOutClips
 from avatar.metrics import statistics
 from avatar.metrics.control import FACE, oscillation
@@ -91,7 +92,7 @@ def _response(
     clip = held_out.clips.make(number, LENGTH, held_out.cache / "speech")
     session = open_session(number, held_out.world.video(clip, 0, 1)[None])
     old = EMOTIONS[clip.emotion[0]]
-    new = EMOTIONS[1 + (int(clip.emotion[0]) + number % 4) % 5]
+    new = other_emotion(old, number)
     gestures = ("nod", "shake", "shrug") if clip.setting.framing == "portrait" else ("wave", "point", "shrug")
     gesture = gestures[number % len(gestures)]
     session.set_state("speaking")

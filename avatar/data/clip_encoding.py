@@ -35,7 +35,7 @@ from avatar.types import SAMPLES_PER_FRAME
 
 REFERENCES = 4  # frames of a clip that are encoded by themselves
 MAX_STEPS = 20  # clips that are tried for another emotion
-VERSION = 7  # of this encoding and of the puppets' appearance and motion; part of the cache key
+VERSION = 8  # of this encoding and of the puppets' appearance and motion; part of the cache key
 
 
 @dataclass(frozen=True)

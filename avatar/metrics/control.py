@@ -1,4 +1,4 @@
-"""Control scores: rule-based classifiers of emotion, state and gesture, and how often their result is the label.
+"""Control scores: rule-based classifiers of what a trajectory shows, and how often their result is the label.
 
     emotion    the nearest definition (`motion.FACES`), at any intensity from MIN_INTENSITY to 1
     state      speaking if the mouth moves, else listening if the head nods, else idle
@@ -249,10 +249,10 @@ def _tracks(states: Trajectory) -> dict[str, Track]:
 def _evidence_of_arm(tracks: Mapping[str, Track], side: str) -> dict[str, float]:
     """Evidence of the gestures of the left (l) or right (r) arm; empty if it is unknown."""
     upper, fore, hand = (tracks.get(f"{part}_{side}") for part in ("upper", "fore", "hand"))
-    return {} if upper is None or fore is None else _arm_evidence(upper, fore, hand)
+    return {} if upper is None or fore is None else _evidence_of_pose(upper, fore, hand)
 
 
-def _arm_evidence(upper: Track, fore: Track, hand: Track | None) -> dict[str, float]:
+def _evidence_of_pose(upper: Track, fore: Track, hand: Track | None) -> dict[str, float]:
     """Evidence of the gesture with the nearest pose, in the frames in which the arm is farthest from rest."""
     pose = np.stack([upper, fore] if hand is None else [upper, fore, HAND_WEIGHT * hand], axis=1)
     known = {name: np.array((u, f, HAND_WEIGHT * h))[: pose.shape[1]] for name, (u, f, h) in ARM_POSES.items()}

@@ -15,7 +15,7 @@ from avatar.metrics.state_estimation import EstimatedClip
 from avatar.types import EMOTIONS
 
 BLOCK = 100  # frames: 4 s, enough speech for a correlation
-PIECE = 50  # frames: enough for an emotion
+PIECE = 50  # frames, longer than a blink or an accent of the brows; a block has two pieces
 MIN_BLOCKS = 4  # for a slope
 MIN_POINTS = 3  # of them measured
 
@@ -31,9 +31,9 @@ def motion_of_truth(clips: Sequence[EstimatedClip]) -> float:
 
 
 def emotion_as_labelled(clips: Sequence[EstimatedClip]) -> float:
-    """Share of labelled pieces of PIECE frames that show the emotion of their label."""
+    """Share of pieces of PIECE frames with one label that show the emotion of this label."""
     pieces = [clip.between(start, start + PIECE) for clip in clips for start in range(0, len(clip) - PIECE + 1, PIECE)]
-    labelled = [piece for piece in pieces if piece.emotion[0]]
+    labelled = [piece for piece in pieces if piece.emotion[0] and (piece.emotion == piece.emotion[0]).all()]
     shown = [control.emotion(piece.trajectory) == EMOTIONS[piece.emotion[0]] for piece in labelled]
     return statistics.mean(np.array(shown, float))
 

@@ -126,10 +126,12 @@ def markdown(report: Mapping[str, Any], images: Sequence[str] = ()) -> str:
             for name, found in report["control"].items()
         ]
         head = ["one control changed, all else equal", "followed", "95 % interval", "÷ truth", "truth", "unchanged"]
-        note = (
-            "Seen, unseen: combinations of the control with a kind of puppet that training clips have, or never have."
-        )
-        parts += ["## Control", note, _table([*head, "intensity, rank r", "pairs", "seen", "unseen", "pairs"], effects)]
+        note = "Seen, unseen: combinations with a kind of puppet that training clips of this scene have, or never have."
+        parts += [
+            "## Control",
+            note,
+            _table([*head, "intensity, rank r", "pairs", "seen", "unseen", "unseen pairs"], effects),
+        ]
     if report["response"]:
         rows = [
             [name, *(_cell(found[key], form) for key, form in _RESPONSE.items())]
@@ -219,7 +221,7 @@ def save_tracks(path: Path, systems: Mapping[str, Sequence[EstimatedClip]], titl
 def save_drift(path: Path, streams: Mapping[str, Sequence[EstimatedClip]]) -> None:
     """Plot the quantities of a drift along streams, block by block, and write the plot as a PNG."""
     quantities = {"lip_sync_r": "lip-sync r", "identity_delta_e": "identity ΔE", "motion": "motion per frame"}
-    quantities |= {"undecodable_rate": "undecodable", "emotion_as_labelled": "emotion obeyed"}
+    quantities |= {"undecodable_rate": "undecodable", "emotion_as_labelled": "emotion as labelled"}
     figure, panels = _figure(len(quantities), 8.0, 1.7)
     for panel, (quantity, title) in zip(panels, quantities.items(), strict=True):
         for colour, (name, clips) in zip(COLOURS, streams.items(), strict=False):

@@ -45,7 +45,7 @@ def caption(identity: Identity, emotion: int, states: Sequence[int], gesture: in
 
 def looking_at(thing: Thing) -> str:
     """End of the caption of a puppet that looks at a thing."""
-    return f", looking at the {thing.colour} {thing.kind}"
+    return f", looking at a {thing.colour} {thing.kind}"
 
 
 def timed(

@@ -170,10 +170,11 @@ def _gaze(
         place = rng.uniform((-0.8, -0.5), (0.8, 0.5)) if target is None else np.array(target)
         x[frame:end], y[frame:end] = away * place + rng.normal(0, 0.04, 2)
         frame = end
-    elsewhere = 1 - listening
-    for start, end in direction.looks if target is not None else ():
-        x[start:end], y[start:end], elsewhere[start:end] = *target, 1.0
-    away_share = _smoothed(elsewhere, 0.1)
+    attentive = listening.copy()
+    for start, end in direction.looks:
+        assert target is not None
+        x[start:end], y[start:end], attentive[start:end] = *target, 0.0
+    away_share = 1 - _smoothed(attentive, 0.1)
     return _smoothed(x, 0.035) * away_share, _smoothed(y, 0.035) * away_share
 
 

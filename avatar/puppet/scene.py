@@ -85,6 +85,8 @@ class Scene:
         for name in ("commands_hz", "looks_hz"):
             if getattr(self, name) < 0:
                 raise UserError(f"got {name}={getattr(self, name)}; expected a number per second >= 0: change it")
+        if self.looks_hz and not self.things:
+            raise UserError(f"got looks_hz={self.looks_hz} with things=0, so nothing to look at; raise things")
 
     @property
     def gestures(self) -> bool:

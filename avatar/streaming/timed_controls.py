@@ -4,16 +4,17 @@
       {"at": 0.0, "prompt": "a happy orange cat is speaking", "emotion": "happy", "intensity": 0.8},
       {"at": 0.4, "saying": "Hello, my brother opened the window."},
       {"at": 1.5, "gesture": "nod", "seconds": 1.2},
-      {"at": 3.0, "state": "listening"}
+      {"at": 3.0, "state": "listening", "saying": ""}
     ]
 
-`saying` is a transcript: the sentence that begins at that time. Its opening words are appended to the prompt, as in the
-captions of training. An entry holds from the first chunk that begins at its time or later.
+An entry holds from the first chunk that begins at its time or later, and a gesture lasts from there. `saying` is a
+transcript: the sentence that begins at that time, whose opening words are appended to the prompt as in the captions of
+training. Another `saying`, an empty one, or another `prompt` ends it.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from avatar.types import EMOTIONS, FRAME_RATE, GESTURES, STATES
 CONTROLS = ("prompt", "saying", "state", "emotion", "gesture")
 OPTIONS = {"intensity": "emotion", "seconds": "gesture"}  # option → its control
 LABELS = {"state": STATES, "emotion": EMOTIONS, "gesture": GESTURES}
+GESTURE_S = 1.5  # duration of a gesture by default
+ROUNDING = 1e-6  # seconds
 
 
 @dataclass
@@ -39,7 +42,7 @@ class TimedControls:
         controls.apply(session)  # before the first chunk and after each
 
     Args:
-        entries: as in the file, checked.
+        entries: as in the file, checked; those that are not applied yet.
         seconds: of the audio.
         prompt: until the first entry with another.
         gesture: whenever no entry's gesture lasts.
@@ -54,13 +57,11 @@ class TimedControls:
         prompt, resolved = self.prompt, []
         for entry in self.entries:
             prompt = entry.get("prompt", prompt)
-            new = {"prompt", "saying"} & entry.keys()
-            said = transcript(entry["saying"]) if "saying" in entry else ""
-            resolved.append({**entry, "prompt": prompt + said} if new else entry)
-        self.prompts = {number: entry["prompt"] for number, entry in enumerate(resolved, 1) if "prompt" in entry}
-        starts = [("start", entry["at"], entry) for entry in resolved]
-        ends = [("end", entry["at"] + _duration(entry), entry) for entry in resolved if "gesture" in entry]
-        self.due = sorted(starts + ends, key=lambda event: (event[1], event[0]))  # an end before a start
+            if {"prompt", "saying"} & entry.keys():
+                entry = {**entry, "prompt": prompt + transcript(entry.get("saying", ""))}
+            resolved.append(entry)
+        self.entries = resolved
+        self.until: float | None = None  # the end of the current gesture
 
     @classmethod
     def read(cls, path: str | Path, seconds: float, prompt: str, gesture: str) -> "TimedControls":
@@ -68,23 +69,27 @@ class TimedControls:
 
         Raises:
             UserError: a file that is no list of entries; an entry with unknown keys or labels, values outside of their
-                range, a time before that of the last entry or after the audio, a gesture that begins during another.
+                range, a time before that of the last entry or after the audio, a gesture that begins during another, a
+                transcript without a prompt before it.
         """
         path = Path(path)
         if not path.is_file():
             raise MissingFileError(f"{path} doesn't exist; give an existing JSON file of controls")
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}); expected a list of entries with a time, `at`") from error
         if not isinstance(entries, list):
             raise UserError(f"{path}: got {type(entries).__name__}; expected a list of entries with a time, `at`")
-        last, busy = 0.0, (0.0, 0)  # the end of the last gesture, and its entry
+        last, busy, current = 0.0, (0.0, 0), prompt  # busy: the end of the last gesture, and its entry
         for number, entry in enumerate(entries, 1):
             try:
                 _check(entry, last, seconds)
+                current = entry.get("prompt", current)
+                if entry.get("saying") and not current:
+                    raise UserError("got saying without a prompt; add one to this or an earlier entry, or set prompt=")
                 if "gesture" in entry:
-                    if entry["at"] < busy[0]:
+                    if entry["at"] < busy[0] - ROUNDING:
                         raise UserError(
                             f"got a gesture at {entry['at']} s; expected it at {busy[0]:g} s or later, when that of "
                             f"entry {busy[1]} ends: move it, or shorten the other"
@@ -97,19 +102,20 @@ class TimedControls:
 
     def check_prompts(self, text: TextEncoder) -> None:
         """Raise UserError for a prompt that the encoder rejects."""
-        for number, prompt in self.prompts.items():
+        for number, entry in enumerate(self.entries, 1):
             try:
-                text.check(prompt)
+                text.check(entry.get("prompt", ""))
             except UserError as error:
                 raise UserError(f"controls, entry {number}: {error}") from None
 
     def apply(self, session: Session) -> None:
         """Set the controls that are due before the session's next chunk."""
-        while self.due and self.due[0][1] <= session.frames / FRAME_RATE + 1e-6:
-            event, _, entry = self.due.pop(0)
-            if event == "end":
-                session.gesture(self.gesture, self.seconds)
-                continue
+        now = session.frames / FRAME_RATE
+        if self.until is not None and self.until <= now + ROUNDING:
+            session.gesture(self.gesture, self.seconds)
+            self.until = None
+        while self.entries and self.entries[0]["at"] <= now + ROUNDING:
+            entry = self.entries.pop(0)
             if "prompt" in entry:
                 session.set_prompt(entry["prompt"])
             if "state" in entry:
@@ -118,10 +124,19 @@ class TimedControls:
                 session.set_emotion(entry["emotion"], entry.get("intensity", 1.0))
             if "gesture" in entry:
                 session.gesture(entry["gesture"], _duration(entry))
+                self.until = now + _duration(entry)
 
 
 def _duration(entry: Mapping[str, Any]) -> float:
-    return float(entry.get("seconds", 1.5))
+    return float(entry.get("seconds", GESTURE_S))
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file. Raises ValueError for a key that occurs twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"a key occurs twice in {made}")
+    return made
 
 
 def _check(entry: Any, last: float, seconds: float) -> None:
@@ -136,16 +151,28 @@ def _check(entry: Any, last: float, seconds: float) -> None:
     for option, control in OPTIONS.items():
         if option in entry and control not in entry:
             raise UserError(f"got {option} without {control}; add the {control} or leave it out")
-    for name, low, high in (("at", last, seconds), ("intensity", 0, 1), ("seconds", 0, math.inf)):
-        value = entry.get(name, low)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise UserError(f"got {name}={value!r}; expected a number")
-        if not low <= value <= high or (name == "seconds" and name in entry and value == 0):
-            why = {"at": " (entries are in order, and the audio ends there)"}.get(name, "")
-            raise UserError(f"got {name}={value:g}; expected a number from {low:g} to {high:g}{why}: change it")
+    _check_number(entry, "at", last, "the time of the entry before it", seconds, "the end of the audio")
+    if entry["at"] == seconds:
+        raise UserError(f"got at={seconds:g}, the end of the audio; expected an earlier time: change it")
+    _check_number(entry, "intensity", 0.0, "none", 1.0, "full")
+    _check_number(entry, "seconds", 1 / FRAME_RATE, "a frame", seconds, "the length of the audio")
     for name in ("prompt", "saying"):
         if not isinstance(entry.get(name, ""), str):
             raise UserError(f"got {name}={entry[name]!r}; expected text")
     for name, names in LABELS.items():
         if name in entry:
+            if not isinstance(entry[name], str):
+                raise UserError(f"got {name}={json.dumps(entry[name])}; choose one of {', '.join(names)}")
             label_index(name, entry[name], names)
+
+
+def _check_number(entry: dict, name: str, low: float, lowest: str, high: float, highest: str) -> None:
+    """Raise UserError if the entry has a value of this name that is no number within these bounds."""
+    value = entry.get(name, low)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+        raise UserError(f"got {name}={value!r}; expected a number")
+    if not low <= value <= high:
+        got = f"{value:g}" if abs(value) < math.inf and abs(value) < 1e300 else "a number that is too large"
+        raise UserError(
+            f"got {name}={got}; expected a number from {low:g} ({lowest}) to {high:g} ({highest}): change it"
+        )

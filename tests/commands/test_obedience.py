@@ -1,5 +1,7 @@
 """Counterfactual pairs: true clips follow every control, equal clips follow none, and one input differs."""
 
+from dataclasses import replace
+
 import hydra
 import numpy as np
 import pytest
@@ -36,6 +38,8 @@ def test_true_clips_follow_every_control(held_out):
         *("emotion", "emotion_text", "emotion_label_over_text", "head_gesture", "arm_gesture", "gesture_text"),
         *("point_at", "look_text", "state"),
     }
+    assert {*made["head_gesture"].labels, *made["arm_gesture"].labels} == {"nod", "shake", "shrug", "wave", "point"}
+    assert set(made["gesture_text"].labels) == {"nod", "shake", "shrug", "wave", "point"}
     true = [video[:, : 4 * 14] for video in held_out.ground_truth()]
     scores, shown = obedience(held_out, COUNT, lambda cond, clips, title: [true[i] for i in clips])
     for name, found in scores.items():
@@ -110,6 +114,13 @@ def test_acting_changes_the_face_and_keeps_the_voice():
     silent = make_clip(3, "dev", 60, backend="formant", acting=Acting("sad", silent="listening"))
     assert not silent.own.any() and not silent.other.any() and set(silent.state) == {STATES.index("listening")}
     assert silent.states[:, channel("mouth_open")].max() == 0
+
+
+def test_without_a_thing_there_is_none_to_look_or_point_at(held_out):
+    plain = [replace(clip, setting=replace(clip.setting, thing=None)) for clip in held_out.truth]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out, "truth", plain)
+        assert {one.name for one in controls(held_out, COUNT)} & {"point_at", "look_text"} == set()
 
 
 def test_a_prompt_that_names_the_old_emotion_stays_in_both_clips(held_out):

@@ -32,7 +32,7 @@ def test_planted_decay_is_found_in_each_quantity(estimated):
     assert found["motion_of_truth"]["change"] == 0
 
 
-def test_a_stream_that_forgets_its_emotion_drifts(estimated):
+def test_a_stream_whose_emotion_changes_against_its_label_drifts(estimated):
     """The second half shows another emotion than its label, and an unlabelled stream has no share."""
     states = np.concatenate([acted(seed, emotion, frames=1000) for seed, emotion in enumerate(("happy", "sad"))])
     label = np.full(2000, EMOTIONS.index("happy"))

@@ -1,14 +1,18 @@
 """Timed controls: each holds from the chunk of its time on, gestures end, and wrong entries are named."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from avatar.errors import UserError
+from avatar.media.decode import read_audio
 from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.streaming.session import Session
 from avatar.streaming.timed_controls import TimedControls
-from avatar.types import FRAME_RATE
+from avatar.types import FRAME_RATE, SAMPLE_RATE
+
+ROOT = Path(__file__).parents[2]
 
 
 class Recorder(Session):
@@ -43,7 +47,12 @@ def test_controls_hold_from_the_first_chunk_at_their_time_or_later():
 
 def test_the_default_gesture_follows_a_timed_one():
     calls = played([{"at": 1.0, "gesture": "nod", "seconds": 1.0}, {"at": 2.0, "gesture": "shake", "seconds": 0.5}])
-    assert [(frame, value) for frame, _, value, _ in calls] == [(32, "nod"), (56, "none"), (56, "shake"), (64, "none")]
+    assert [(frame, value) for frame, _, value, _ in calls] == [(32, "nod"), (56, "shake"), (72, "none")]
+
+
+def test_a_gesture_between_two_chunks_lasts_its_time_from_the_next():
+    calls = played([{"at": 0.4, "gesture": "nod", "seconds": 0.2}])
+    assert calls == [(16, "gesture", "nod", 0.2), (24, "gesture", "none", 4.0)]
 
 
 def test_a_transcript_follows_the_prompt_of_its_time():
@@ -51,9 +60,11 @@ def test_a_transcript_follows_the_prompt_of_its_time():
         {"at": 0, "saying": "Hello, my brother opened the window."},
         {"at": 1, "prompt": "a dog is speaking"},
         {"at": 2, "saying": "Yes."},
+        {"at": 3, "saying": ""},
     ]
     assert [call[2] for call in played(entries)] == [
         "a cat is speaking: Hello, my brother opened the", "a dog is speaking", "a dog is speaking: Yes",
+        "a dog is speaking",
     ]  # fmt: skip
 
 
@@ -63,10 +74,16 @@ def test_a_transcript_follows_the_prompt_of_its_time():
         ("{", "is not JSON"),
         ({"at": 0}, "got dict; expected a list"),
         ([{"state": "idle"}], "entry 1: got .*expected an object with a time"),
-        ([{"at": 0, "state": "idle"}, {"at": 9, "saying": "Hi."}], "entry 2: got at=9; expected .* from 0 to 4"),
-        ([{"at": 2, "state": "idle"}, {"at": 1, "state": "idle"}], "entry 2: got at=1; expected .* from 2 to 4"),
+        ([{"at": 0, "state": "idle"}, {"at": 9, "saying": "Hi."}], "entry 2: got at=9; expected .* to 4 .the end of"),
+        ([{"at": 2, "state": "idle"}, {"at": 1, "state": "idle"}], "entry 2: got at=1; expected a number from 2"),
+        ([{"at": 4, "state": "idle"}], "entry 1: got at=4, the end of the audio"),
+        ([{"at": 0, "state": None}], "entry 1: got state=null; choose one of"),
+        ('[{"at": 0, "at": 1, "state": "idle"}]', "occurs twice"),
+        ('[{"at": NaN, "state": "idle"}]', "entry 1: got at=nan"),
+        ([{"at": 10**400, "state": "idle"}], "entry 1: got at=a number that is too large"),
+        ([{"at": 0, "gesture": "nod", "seconds": 9}], "entry 1: got seconds=9; expected .* to 4"),
         ([{"at": 0, "emotion": "glad"}], "entry 1: got emotion='glad'; choose one of"),
-        ([{"at": 0, "emotion": "sad", "intensity": 1.5}], "entry 1: got intensity=1.5; expected .* from 0 to 1"),
+        ([{"at": 0, "emotion": "sad", "intensity": 1.5}], "entry 1: got intensity=1.5; expected .* from 0 .none. to 1"),
         ([{"at": 0, "intensity": 0.5, "state": "idle"}], "entry 1: got intensity without emotion"),
         ([{"at": 0, "gesture": "nod", "seconds": 0}], "entry 1: got seconds=0"),
         ([{"at": 1, "gesture": "nod"}, {"at": 2, "gesture": "nod"}], "entry 2: got a gesture at 2 s.*2.5 s.*entry 1"),
@@ -79,6 +96,22 @@ def test_a_transcript_follows_the_prompt_of_its_time():
 def test_wrong_entries_are_named(tmp_path, entries, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, entries)
+
+
+def test_a_transcript_needs_a_prompt(tmp_path):
+    (tmp_path / "controls.json").write_text('[{"at": 0, "saying": "Hello."}]')
+    with pytest.raises(UserError, match="entry 1: got saying without a prompt"):
+        TimedControls.read(tmp_path / "controls.json", 4.0, "", "none")
+
+
+def test_adjoining_gestures_do_not_overlap_by_rounding(tmp_path):
+    rows = [{"at": 0.1, "gesture": "nod", "seconds": 0.2}, {"at": 0.3, "gesture": "shake", "seconds": 0.5}]
+    assert len(read(tmp_path, rows).entries) == 2
+
+
+def test_the_sample_file_fits_the_sample_audio():
+    seconds = len(read_audio(ROOT / "data/samples/hello.wav")) / SAMPLE_RATE
+    assert TimedControls.read(ROOT / "data/samples/controls.json", seconds, "", "none").entries
 
 
 def test_a_missing_file_and_too_long_prompts_are_rejected(tmp_path):
@@ -94,4 +127,4 @@ def test_a_file_is_read_as_it_is(tmp_path):
     controls, session = read(tmp_path, entries), Recorder()
     controls.apply(session)
     assert session.calls == [(0, "set_prompt", "x"), (0, "set_emotion", "happy", 0.8)]
-    assert [at for _, at, _ in controls.due] == [1.5, 3.0]
+    assert [entry["at"] for entry in controls.entries] == [1.5]
