@@ -33,7 +33,7 @@ ROLES = ("own", "other")
 STATES = ("unspecified", "speaking", "listening", "idle")
 EMOTIONS = ("unspecified", "neutral", "happy", "sad", "angry", "surprised")
 GESTURES = ("unspecified", "none", "wave", "point", "nod", "shake", "shrug", "beat")
-REGIONS = ("face", "lips")  # of an image; the lips are part of the face
+REGIONS = ("face", "lips", "eyes")  # of an image; lips and eyes, with their brows, are parts of the face
 
 # Capitals, because a signature that takes pixels and gives latents means other lengths by the same letters.
 Pixels = Float[Tensor, "b C f H W"]

@@ -116,7 +116,7 @@ class Index:
                             e["frames"],
                             e["height"],
                             e["width"],
-                            tuple(e.get("regions", regions)),
+                            _with_eyes(e.get("regions", regions)),
                             e.get("caption"),
                         )
                         for e in passed
@@ -140,6 +140,11 @@ class Index:
                 f"with unmeasured={filters.unmeasured}; widen them"
             )
         return found
+
+
+def _with_eyes(regions: Sequence[str]) -> tuple[str, ...]:
+    """Regions of a sample; those of its eyes, which older sets do not list, are estimated from faces."""
+    return tuple(name for name in REGIONS if name in regions or (name == "eyes" and "face" in regions))
 
 
 def _regions(content: Mapping[str, Any]) -> tuple[str, ...]:

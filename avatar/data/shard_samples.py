@@ -29,7 +29,7 @@ from avatar.data.shard_batches import Crop
 from avatar.data.shard_index import Entry
 from avatar.data.tar import TarReader
 from avatar.errors import UserError
-from avatar.media.regions import box_masks, mouth_box
+from avatar.media.regions import box_masks, eyes_box, mouth_box
 from avatar.media.video_reader import open_video
 from avatar.protocols import AudioEncoder, TextEncoder
 from avatar.types import REGIONS, SAMPLES_PER_FRAME, STATES
@@ -38,6 +38,7 @@ COMMON = frozenset(
     ("meta.json", "afeat.npy", "audio.flac", "face.npy", "lips.npy", "text.npy", "txt", "state.npy", "vad.npy")
 )
 PICTURES = {"latents": frozenset(("latent.npy", "ref_latent.npy")), "video": frozenset(("video.mp4", "ref.png"))}
+ESTIMATES = {"lips": mouth_box, "eyes": eyes_box}  # from the boxes of faces
 SPEAKING = STATES.index("speaking")
 # Raised for damaged files.
 READ_ERRORS = (
@@ -180,13 +181,13 @@ class SampleDecoder:
         return audio.window(padded, self.stride)[part], known[part]
 
     def _regions(self, files: Mapping[str, bytes], entry: Entry, part: slice) -> Float[Tensor, "m l h w"]:
-        """Share of each region in the latent pixels; without boxes of mouths, they are estimated from faces."""
+        """Share of each region in the latent pixels; boxes of eyes, and of mouths that are missing, are estimated."""
         of_crop = slice(1 + self.stride * part.start, 1 + self.stride * part.stop)
         masks = torch.zeros(len(REGIONS), part.stop - part.start, *self.grid(entry))
         for name in self.regions:
             boxes = self._boxes(files, name, entry.frames)
-            if boxes is None and name == "lips" and (face := self._boxes(files, "face", entry.frames)) is not None:
-                boxes = mouth_box(face)
+            if boxes is None and name in ESTIMATES and (face := self._boxes(files, "face", entry.frames)) is not None:
+                boxes = ESTIMATES[name](face)
             if boxes is not None:
                 covered = torch.from_numpy(box_masks(boxes[of_crop], *self.grid(entry)))
                 masks[REGIONS.index(name)] = covered.unflatten(0, (-1, self.stride)).mean(dim=1)

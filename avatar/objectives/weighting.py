@@ -28,7 +28,7 @@ class RegionWeights:
     regions has uniform weights.
 
     Args:
-        face, lips: added weight, at least 0; 0: none.
+        face, lips, eyes: added weight, at least 0; 0: none.
 
     Raises:
         UserError: a negative or infinite weight.
@@ -36,6 +36,7 @@ class RegionWeights:
 
     face: float = 0.0
     lips: float = 0.0
+    eyes: float = 0.0
 
     def __post_init__(self):
         for name, added in asdict(self).items():

@@ -74,7 +74,7 @@ def regions(
     identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
 ) -> Float[np.ndarray, "m f h w"]:
     """Masks of each of types.REGIONS: the share of each pixel that is inside, in [0, 1]."""
-    functions = {"face": face_region, "lips": mouth_region}
+    functions = {"face": face_region, "lips": mouth_region, "eyes": eyes_region}
     return np.stack([functions[name](identity, states, size, setting) for name in REGIONS])
 
 
@@ -95,14 +95,40 @@ def mouth_region(
 
     It is an ellipse that contains the mouth at its widest and fully open. It follows the head, not the lips.
     """
+    middle, wide = identity.mouth_y + 0.03, 1.35 * identity.mouth_w
+    return _region_of_head(states, size, setting, middle, wide, 0.145, depth=1.1, power=2)
+
+
+def eyes_region(
+    identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
+) -> Float[np.ndarray, "f h w"]:
+    """Mask of eyes and brows, in [0, 1], with a soft edge: a rounded box that contains them in every expression."""
+    wide, above, below = identity.eye_x + 1.25 * identity.eye_w, 1.25 * identity.eye_h + 0.13, 1.2 * identity.eye_h + 0.02
+    middle, tall = identity.eye_y + (below - above) / 2, (above + below) / 2
+    return _region_of_head(states, size, setting, middle, wide, tall, depth=1.0, power=6)
+
+
+def _region_of_head(
+    states: Float[np.ndarray, "f s"],
+    size: int,
+    setting: Setting,
+    y: float,
+    wide: float,
+    tall: float,
+    depth: float,
+    power: int,
+) -> Float[np.ndarray, "f h w"]:
+    """Mask of a part of the head, with half axes `wide` and `tall` in the puppet's units.
+
+    A superellipse: an ellipse for a power of 2, ever more like a box for higher ones.
+    """
     pixels = (np.arange(size, dtype=np.float32) + 0.5) / size
-    place = np.array([[[0.0, identity.mouth_y + 0.03]]])
-    centre = setting.camera(_posed(_columns(states), place, depth=1.1)[:, 0])
-    x, y = np.moveaxis(centre.astype(np.float32), -1, 0)
+    centre = setting.camera(_posed(_columns(states), np.array([[[0.0, y]]]), depth)[:, 0])
+    centre_x, centre_y = np.moveaxis(centre.astype(np.float32), -1, 0)
     zoom = setting.camera.zoom
-    dx = ((pixels - x[:, None]) / (1.35 * zoom * identity.mouth_w)) ** 2
-    dy = ((pixels - y[:, None]) / (0.145 * zoom)) ** 2
-    return np.clip((1.3 - np.sqrt(dy[:, :, None] + dx[:, None, :])) / 0.5, 0, 1)
+    dx = np.abs((pixels - centre_x[:, None]) / (zoom * wide)) ** power
+    dy = np.abs((pixels - centre_y[:, None]) / (zoom * tall)) ** power
+    return np.clip((1.3 - (dy[:, :, None] + dx[:, None, :]) ** (1 / power)) / 0.5, 0, 1)
 
 
 def layers(identity: Identity, states: Float[np.ndarray, "f s"], setting: Setting) -> Parts:

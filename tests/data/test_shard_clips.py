@@ -46,7 +46,7 @@ def data(*urls, ranks: int = 1, rank: int = 0, **changes) -> ShardClips:
         "text": TEXT,
         "pause": 4,
         "history": 2,
-        "region_weights": {"face": 1.0, "lips": 1.0},
+        "region_weights": dict.fromkeys(REGIONS, 1.0),
         "buckets": BUCKETS,
         "placement": UNIFORM,
         "on_error": "raise",
@@ -272,9 +272,12 @@ def test_masks_are_the_shares_of_latent_pixels_that_boxes_cover(tmp_path, mouths
     if mouths == "estimated":
         width, height = (face[:, 2] - face[:, 0]) / 4, (face[:, 3] - face[:, 1]) / 3
         lips = np.stack([face[:, 0] + width, face[:, 3] - height, face[:, 2] - width, face[:, 3]], axis=1)
-    boxes, covered = {"face": face, "lips": lips}, False
+    left, top, right, bottom = face.T
+    width, height = right - left, bottom - top
+    eyes = np.stack([left + width / 10, top + height / 10, right - width / 10, top + height / 2], axis=1)
+    boxes, covered = {"face": face, "lips": lips, "eyes": eyes}, False
     for batch in data(folder, buckets=LengthBuckets((3,), (1.0,), 72), steps=3).train_dataloader():
-        assert batch.regions.shape == (2, 2, 3, 3, 4)
+        assert batch.regions.shape == (2, 3, 3, 3, 4)
         for n, key in enumerate(batch.keys):
             first = int(key.split("@")[1])
             for m, name in enumerate(REGIONS):
@@ -293,24 +296,34 @@ def test_samples_without_boxes_have_empty_masks(complete, tmp_path):
 
     some = write_set(tmp_path / "some", {"train": 4, "dev": 2}, make=make)
     module = data(complete, some)
-    assert module.regions == {"face", "lips"} and data(complete).regions == set()
+    assert module.regions == set(REGIONS) and data(complete).regions == set()
     message = {}
     for batch in module.train_dataloader():
         message |= dict(zip(batch.keys, batch.regions.flatten(1).any(dim=1).tolist(), strict=True))
     assert {key.split("@")[0] for key, known in message.items() if known} <= {"train-some-001", "train-some-003"}
     assert any(message.values()) and not all(message.values())
-    assert data(some, train="dev", filters=Filters({"motion": [None, 1.0]}, "keep")).regions == {"face", "lips"}
+    assert data(some, train="dev", filters=Filters({"motion": [None, 1.0]}, "keep")).regions == set(REGIONS)
 
 
 def test_regions_of_older_sets_follow_their_face_detector(fresh):
     path = fresh / "index.json"
     index = json.loads(path.read_text())
-    for detectors, regions in (({"face": {"_target_": "mine"}}, {"face", "lips"}), ({"face": None}, set())):
+    for detectors, regions in (({"face": {"_target_": "mine"}}, set(REGIONS)), ({"face": None}, set())):
         path.write_text(json.dumps(index | {"config": {"detectors": detectors}}))
         assert data(fresh).regions == regions
 
 
-@pytest.mark.parametrize("region", ["face", "lips"])
+def test_eyes_are_estimated_in_sets_that_do_not_list_them(fresh):
+    path = fresh / "index.json"
+    index = json.loads(path.read_text())
+    for shard in index["shards"]:
+        for entry in shard["samples"]:
+            entry["regions"] = ["face", "lips"]
+    path.write_text(json.dumps(index))
+    assert data(fresh).regions == {"face", "lips", "eyes"}
+
+
+@pytest.mark.parametrize("region", REGIONS)
 def test_region_weights_without_masks_are_rejected_first(fresh, tmp_path, region):
     with pytest.raises(
         ValueError,
@@ -459,7 +472,7 @@ def test_invalid_boxes_are_reported(tmp_path, boxes):
 def test_boxes_of_regions_without_weight_are_not_read(tmp_path):
     boxes = {"face.npy": np.full((33, 4), np.inf, np.float32)}
     folder = write_set(tmp_path / "d", {"train": 1, "dev": 1}, make=lambda *of: sample(*of) | boxes)
-    for batch in data(folder, region_weights={"face": 0.0, "lips": 0.0}).train_dataloader():
+    for batch in data(folder, region_weights=dict.fromkeys(REGIONS, 0.0)).train_dataloader():
         assert not batch.regions.any()
 
 
@@ -745,10 +758,11 @@ def test_preprocessed_latents_and_videos_give_equal_batches(tmp_path):
     net = bundle.load("data/nano/autoencoder.safetensors")
     of = {"dev": "train", "autoencoder": net, "audio": LogMel(), "buckets": LengthBuckets((2,), (1.0,), 384)}
     latents, video = (data(tmp_path / "set", pictures=name, steps=3, **of) for name in (None, "video"))
-    assert latents.readers["train"].decoder.pictures == "latents" and latents.regions == {"face", "lips"}
+    assert latents.readers["train"].decoder.pictures == "latents" and latents.regions == set(REGIONS)
     for stored, batch in zip(latents.train_dataloader(), video.train_dataloader(), strict=True):
         encoded = video.on_after_batch_transfer(batch, 0)
         assert encoded.keys == stored.keys and len(stored.keys) == 2
-        assert torch.equal(encoded.regions, stored.regions) and stored.regions.sum(dim=(0, 2, 3, 4)).min() > 0
+        assert torch.equal(encoded.regions, stored.regions)
+        assert stored.regions[:, :2].sum(dim=(0, 2, 3, 4)).min() > 0  # the eyes of these faces are above the frame
         torch.testing.assert_close(encoded.latents, stored.latents, atol=5e-3, rtol=5e-3)
         torch.testing.assert_close(encoded.conditioning.reference, stored.conditioning.reference, atol=5e-3, rtol=5e-3)

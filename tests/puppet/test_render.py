@@ -6,7 +6,7 @@ from PIL import Image
 
 from avatar.puppet.identity import KINDS, Identity
 from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
-from avatar.puppet.render import face_region, layers, mouth_region, regions, render
+from avatar.puppet.render import eyes_region, face_region, layers, mouth_region, regions, render
 from avatar.puppet.setting import Setting
 from avatar.types import REGIONS
 
@@ -110,6 +110,23 @@ def test_regions_are_in_order_and_the_mouth_is_in_the_face():
     assert (found["face"] * found["lips"]).sum() > 0.85 * found["lips"].sum() and found["face"].sum() > found[
         "lips"
     ].sum()
+
+
+@pytest.mark.parametrize("framing", ["portrait", "half"])
+def test_the_eyes_region_contains_what_emotions_change_above_the_mouth(framing):
+    setting = Setting(framing)
+    for seed in range(12):
+        identity, calm = Identity.from_seed(seed), pose(head_yaw=0.3, head_roll=2)
+        inside, lips = (made(identity, calm, 64, setting)[0] for made in (eyes_region, mouth_region))
+        for moved in ({"brow_raise": 1}, {"brow_raise": -0.7, "brow_tilt": 0.9}, {"lid": 1}, {"gaze_x": 0.9}):
+            other = pose(head_yaw=0.3, head_roll=2, **moved)
+            change = np.abs(
+                render(identity, calm, 64, setting)[0].astype(float) - render(identity, other, 64, setting)[0]
+            )
+            change = change.sum(axis=-1)
+            assert (change * inside).sum() > 0.9 * change.sum() > 0, (seed, moved)
+        assert inside.sum() < 0.6 * face_region(identity, calm, 64, setting).sum()
+        assert (inside * lips).sum() < 0.02 * lips.sum()
 
 
 def test_other_sizes_and_shapes_are_rejected():

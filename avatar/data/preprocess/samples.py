@@ -110,8 +110,9 @@ def dumps(content: Any) -> str:
 
 
 def _regions(detections: Detections) -> list[str]:
-    """Regions with a mask in at least one frame; mouths are estimated from faces if the detector finds none."""
-    boxes = {"face": detections.faces, "lips": detections.faces if detections.mouths is None else detections.mouths}
+    """Regions with a mask in at least one frame; eyes, and mouths without a detector, are estimated from faces."""
+    faces, mouths = detections.faces, detections.mouths
+    boxes = {"face": faces, "lips": faces if mouths is None else mouths, "eyes": faces}
     return [name for name in REGIONS if (found := boxes[name]) is not None and np.isfinite(found).any()]
 
 

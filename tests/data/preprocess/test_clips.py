@@ -225,11 +225,11 @@ def test_mouths_are_stored_if_the_detector_finds_them(video, tmp_path):
     without, folder = stage_with("none")
     assert without["regions"] == []
     estimated, folder = stage_with("face", Face())
-    assert estimated["regions"] == ["face", "lips"] and not list(folder.glob("*.lips.npy"))
+    assert estimated["regions"] == ["face", "lips", "eyes"] and not list(folder.glob("*.lips.npy"))
     no_face, folder = stage_with("gone", Face(0))
     assert no_face["regions"] == [] and np.isnan(np.load(folder / "0000000.face.npy")).all()
     found, folder = stage_with("mouth", FaceWithMouth())
-    assert found["regions"] == ["face", "lips"]
+    assert found["regions"] == ["face", "lips", "eyes"]
     faces, mouths = (np.load(folder / f"0000000.{name}.npy") for name in ("face", "lips"))
     np.testing.assert_allclose(faces[0], [0.0, -0.5, 0.3, 0.25])
     np.testing.assert_allclose(mouths[0], [0.4, 0.5, 0.6, 0.7])
