@@ -103,7 +103,11 @@ def eyes_region(
     identity: Identity, states: Float[np.ndarray, "f s"], size: int, setting: Setting = PORTRAIT
 ) -> Float[np.ndarray, "f h w"]:
     """Mask of eyes and brows, in [0, 1], with a soft edge: a rounded box that contains them in every expression."""
-    wide, above, below = identity.eye_x + 1.25 * identity.eye_w, 1.25 * identity.eye_h + 0.13, 1.2 * identity.eye_h + 0.02
+    wide, above, below = (
+        identity.eye_x + 1.25 * identity.eye_w,
+        1.25 * identity.eye_h + 0.13,
+        1.2 * identity.eye_h + 0.02,
+    )
     middle, tall = identity.eye_y + (below - above) / 2, (above + below) / 2
     return _region_of_head(states, size, setting, middle, wide, tall, depth=1.0, power=6)
 
