@@ -7,7 +7,7 @@ head_gesture              a nod, shake or shrug in the middle of a portrait, by 
 arm_gesture               a wave, pointing or shrug in the middle of a half or full body, by its label
 gesture_text              the gestures of both, by the prompt alone
 point_at                  pointing at the thing in the picture, by the label; the raised arm is read
-look_text                 a look at the thing in the picture, by the prompt alone
+look_text                 a look at the thing in the picture, by the prompt alone; in the state world
 state                     listening instead of idle, by its label, while the puppet's voice is silent
 """
 
@@ -21,6 +21,7 @@ from avatar.commands.held_out import HeldOutClips
 from avatar.conditioning import audio_timeline
 from avatar.conditioning.prompts import encode_prompt
 from avatar.data.encoded_clips import stack_padded
+from avatar.metrics.state_estimation import StateReader
 from avatar.puppet import captions
 from avatar.puppet.clip import Acting
 from avatar.puppet.gestures import Event
@@ -96,7 +97,8 @@ def controls(held_out: HeldOutClips, count: int) -> list[Control]:
         made.append(_gesture_by_text(held_out, every, [asked[i] for i in every]))
         if pointing := [i for i in bodies if i in with_thing]:
             made.append(_point_at(held_out, pointing))
-    if held_out.clips.scene.looks_hz and with_thing:
+    # The gaze is not estimated from pixels.
+    if held_out.clips.scene.looks_hz and with_thing and isinstance(held_out.reader, StateReader):
         made.append(_look_by_text(held_out, with_thing))
     if held_out.clips.schedule == "mixed":
         made.append(_state(held_out, every))
