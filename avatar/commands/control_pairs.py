@@ -1,14 +1,14 @@
 """Counterfactual pairs: conditionings of held-out clips that differ in one control, and the acting that they ask for.
 
-    emotion                   another emotion, by its label; no prompt
-    emotion_text              the same, by the prompt alone; no labels
-    emotion_label_over_text   the same by its label, while the prompt names the old emotion in both clips
-    head_gesture              a nod, shake or shrug in the middle of a portrait, by its label
-    arm_gesture               a wave, pointing or shrug in the middle of a half or full body, by its label
-    gesture_text              the gestures of both, by the prompt alone
-    point_at                  pointing at the thing in the picture, by the label; the raised arm is read
-    look_text                 a look at the thing in the picture, by the prompt alone; in the state world
-    state                     listening instead of idle, by its label, while the puppet's voice is silent
+emotion                   another emotion, by its label; no prompt
+emotion_text              the same, by the prompt alone; no labels
+emotion_label_over_text   the same by its label, while the prompt names the old emotion in both clips
+head_gesture              a nod, shake or shrug in the middle of a portrait, by its label
+arm_gesture               a wave, pointing or shrug in the middle of a half or full body, by its label
+gesture_text              the gestures of both, by the prompt alone
+point_at                  pointing at the thing in the picture, by the label; the raised arm is read
+look_text                 a look at the thing in the picture, by the prompt alone; in the state world
+state                     listening instead of idle, by its label, while the puppet's voice is silent
 """
 
 from collections.abc import Sequence
