@@ -1,6 +1,7 @@
 """Captions: prompts that describe a puppet, its emotion, what it does, and when that changes."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int
@@ -71,7 +72,7 @@ def timed(
     cuts = np.flatnonzero(np.any([np.diff(track, prepend=-1) != 0 for track in tracks], axis=0))
     captions: list[str] = []
     captioned = np.zeros(len(states), int)
-    for start, stop in zip(cuts, [*cuts[1:], len(states)], strict=True):
+    for start, stop in pairwise([*cuts.tolist(), len(states)]):
         part = states[start:stop]
         order = part[np.flatnonzero(np.diff(part, prepend=-1))[: 1 if commanded[start] > 1 or endings[start] else 3]]
         text = caption(identity, int(emotions[start]), order.tolist(), int(commanded[start])) + endings[start]
