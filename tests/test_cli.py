@@ -4,7 +4,6 @@ import json
 import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import av.error
 import lightning
@@ -19,7 +18,9 @@ from avatar.commands import evaluate, infer
 from avatar.media import mp4_writer
 from avatar.media.decode import read_audio, read_video
 from avatar.models import bundle
+from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.objectives import losses
+from avatar.streaming.session import Session
 from avatar.streaming.simulation import Emitted
 from avatar.training import fit
 from avatar.types import SAMPLES_PER_FRAME
@@ -120,7 +121,7 @@ def test_infer_takes_controls_at_times(command, tmp_path):
     entries = {
         "start": [{"at": 0, "emotion": "happy", "prompt": "a cat"}],
         "later": [{"at": 0, "emotion": "happy", "prompt": "a cat"}, {"at": 0.5, "emotion": "sad"}],
-        "beyond": [{"at": 0, "saying": "Hello."}, {"at": 1.5, "saying": "Goodbye."}],
+        "beyond": [{"at": 0, "prompt": "a cat", "saying": "Hello."}, {"at": 1.5, "saying": "Goodbye."}],
     }
     for name, rows in entries.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
@@ -139,7 +140,7 @@ def test_infer_takes_controls_at_times(command, tmp_path):
     assert np.array_equal(held, start)
     assert np.array_equal(held[:12], later[:12]) and not np.array_equal(held[20:], later[20:])
     code, stderr = infer("beyond", f"controls='{tmp_path}/beyond.json'")
-    check_user_error(code, stderr, "beyond.json, entry 2: got at=1.5; expected a number from 0 to 1")
+    check_user_error(code, stderr, "beyond.json, entry 2: got at=1.5; expected a number from 0 (the time of the entry before it) to 1 (the end")
 
 
 @pytest.mark.parametrize(
@@ -344,11 +345,16 @@ def test_a_folder_without_write_permission_is_a_user_error(command, tmp_path, mo
     assert "Permission denied" in stderr and not (tmp_path / "locked").exists()
 
 
-class Faces(SimpleNamespace):
+class Faces(Session):
     """A stub of a session without a network, and a stream of this many chunks."""
 
+    frames = 0
+
     def __init__(self, chunks: int):
-        super().__init__(chunks=chunks, gesture=lambda *_: None)
+        self.chunks, self.text = chunks, ByteTokenizer(8)
+
+    def gesture(self, name: str | None, seconds: float = 1.0) -> None:
+        pass
 
     def stream(self, session, speech, other):
         for number in range(self.chunks):

@@ -13,7 +13,7 @@ from avatar.puppet.clip import identity_seed, make_clip
 from avatar.puppet.identity import Identity
 from avatar.puppet.motion import CHANNELS, HIGH, LOW, channel
 from avatar.puppet.visemes import mouth_targets
-from avatar.types import EMOTIONS, GESTURES, SAMPLES_PER_FRAME, STATES
+from avatar.types import EMOTIONS, GESTURES, REGIONS, SAMPLES_PER_FRAME, STATES
 
 FRAMES = 150
 
@@ -47,7 +47,7 @@ def test_all_fields_cover_the_frames_of_a_clip():
     assert clip.states.shape == (33, len(CHANNELS))
     assert len(clip.state) == len(clip.emotion) == len(clip.intensity) == len(clip.gesture) == 33
     assert set(clip.gesture) == {GESTURES.index("none")}
-    assert clip.frames(64, 30).shape == (3, 64, 64, 3) and clip.regions(64, 0, 2).shape == (2, 2, 64, 64)
+    assert clip.frames(64, 30).shape == (3, 64, 64, 3) and clip.regions(64, 0, 2).shape == (len(REGIONS), 2, 64, 64)
     assert clip.key == "puppet-dev-mixed-0"
 
 
