@@ -167,7 +167,7 @@ def _check(entry: Any, last: float, seconds: float) -> None:
 
 
 def _check_number(entry: dict, name: str, low: float, lowest: str, high: float, highest: str) -> None:
-    """Raise UserError if the entry has a value of this name that is no number within these bounds."""
+    """Raise UserError unless the value of this name, if the entry has one, is a number from `low` to `high`."""
     value = entry.get(name, low)
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
         raise UserError(f"got {name}={value!r}; expected a number")
