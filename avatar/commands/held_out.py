@@ -73,6 +73,13 @@ class HeldOutClips:
         """The true latents, decoded."""
         return [self._decode(i, self.batch.latents[i : i + 1]) for i in range(self.clips.count)]
 
+    @torch.no_grad()
+    def reconstructed(self, index: int, acting: Acting) -> Tensor:
+        """A clip with another acting through the autoencoder, decoded after the clip's own reference."""
+        device = next((p.device for p in self.autoencoder.parameters()), torch.device("cpu"))
+        video = self.world.video(self.acted(index, acting), 0, 1 + self.stride * self.clips.latents)
+        return self._decode(index, self.autoencoder.encode(video[None].to(device))[:, :, 1:])
+
     def generate(
         self,
         net: VideoDiT,

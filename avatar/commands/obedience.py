@@ -2,7 +2,8 @@
 
 Reference, audio and noise are the same in both clips of a pair. `held_out` generates the clips, the same reader as for
 all scores estimates their states, and rule-based classifiers (`avatar.metrics.control`) read the control. The same
-pairs, acted by the simulator, give the share that a perfect model would reach with this reader.
+pairs, acted by the simulator, give the share that a perfect model would reach with this reader; through the
+autoencoder, the share that it would reach with these latents.
 """
 
 import math
@@ -44,10 +45,11 @@ def obedience(held_out: HeldOutClips, count: int, generate: Generate) -> tuple[d
         generate: the system: videos for a conditioning of some of the clips.
 
     Returns:
-        The scores of `metrics.control.counterfactual` per control, with `truth`, the accuracy of the acted pairs, and
-        the `ratio` to it; of emotions also the rank correlation of intensities; of gestures, and in scenes
-        with moods of emotions, also `seen_accuracy` and `unseen_accuracy` in combinations with a kind of puppet that
-        training clips have and never have. And some pairs of each control.
+        The scores of `metrics.control.counterfactual` per control, with `truth`, the accuracy of the acted pairs,
+        `autoencoder`, that of the acted pairs through the autoencoder, and the `ratio` to the truth; of emotions also
+        the rank correlation of intensities; of gestures, and in scenes with moods of emotions, also `seen_accuracy`
+        and `unseen_accuracy` in combinations with a kind of puppet that training clips have and never have. And some
+        pairs of each control.
     """
     scores: dict[str, Any] = {}
     shown: dict[str, list[Shown]] = {}
@@ -57,10 +59,17 @@ def obedience(held_out: HeldOutClips, count: int, generate: Generate) -> tuple[d
             for side, what in ((one.before, "without"), (one.after, "with"))
         ]
         true = [acted(held_out, one.clips, side.acting) for side in (one.before, one.after)]
+        coded = [
+            [held_out.reconstructed(i, acting) for i, acting in zip(one.clips, side.acting, strict=True)]
+            for side in (one.before, one.after)
+        ]
         read = [_read(held_out, one.clips, side) for side in videos]
-        bound = _score(one, [_read(held_out, one.clips, side) for side in true])["accuracy"]
+        bound, coded_bound = (
+            _score(one, [_read(held_out, one.clips, side) for side in sides])["accuracy"] for sides in (true, coded)
+        )
         found = _score(one, read)
-        scores[one.name] = found | {"truth": bound, "ratio": found["accuracy"] / bound if bound else math.nan}
+        ratio = found["accuracy"] / bound if bound else math.nan
+        scores[one.name] = found | {"truth": bound, "autoencoder": coded_bound, "ratio": ratio}
         if one.attribute == "gesture" or (one.attribute == "emotion" and held_out.clips.scene.moods):
             scores[one.name] |= _by_combination(one, read, [held_out.truth[i].identity.kind for i in one.clips])
         if one.name == "emotion":

@@ -1,5 +1,6 @@
 """Training on frames of the puppet world, for autoencoders; frames are rendered in the loader."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from avatar.errors import UserError
+from avatar.errors import UserError, require_int
 from avatar.puppet.clip import identity_seed, make_clip
 from avatar.puppet.identity import Identity
 from avatar.puppet.scene import Scene
@@ -19,7 +20,11 @@ CROPS_PER_CLIP = 4  # speech is slower than rendering, so several crops share a 
 
 
 class FrameBatches(Dataset):
-    """Batches of crops, each with another frame of its clip as reference. Batch i depends only on (seed, i)."""
+    """Batches of crops, each with a reference of its puppet. Batch i depends only on (seed, i).
+
+    The reference is a frame of any clip of the batch, with that clip's emotion. If it were a frame of the crop's own
+    clip, a decoder that takes the reference would read the emotion from it.
+    """
 
     def __init__(
         self,
@@ -42,15 +47,18 @@ class FrameBatches(Dataset):
     def __getitem__(self, index: int) -> Frames:
         rng = np.random.default_rng([self.seed, index + self.start])
         videos, references, regions, keys = [], [], [], []
+        numbers = rng.integers(2**31, size=max(2, math.ceil(self.batch / CROPS_PER_CLIP)))
+        clips = [
+            make_clip(int(number), self.split, 4 * self.frames, cache=self.cache, directed=self.scene)
+            for number in numbers
+        ]
         for i in range(self.batch):
-            if i % CROPS_PER_CLIP == 0:
-                number = int(rng.integers(2**31))
-                clip = make_clip(number, self.split, 4 * self.frames, cache=self.cache, directed=self.scene)
             number = identity_seed(int(rng.integers(2**31)), self.split)
-            clip = replace(clip, identity=Identity.from_seed(number))
+            clip = replace(clips[i // CROPS_PER_CLIP], identity=Identity.from_seed(number))
+            posed = replace(clip, states=clips[int(rng.integers(len(clips)))].states)
             start, other = (int(rng.integers(len(clip.states) - n)) for n in (self.frames, 1))
             videos.append(self.world.video(clip, start, start + self.frames))
-            references.append(self.world.video(clip, other, other + 1))
+            references.append(self.world.video(posed, other, other + 1))
             regions.append(self.world.regions(clip, start, start + self.frames))
             keys.append(f"{clip.key}@{start}")
         return Frames(torch.stack(videos), torch.stack(references), torch.stack(regions), keys)
@@ -65,14 +73,11 @@ class PuppetFrames(lightning.LightningDataModule):
         world: renders the clips.
         scene: what they show.
         frames: per crop, 1 + a multiple of the autoencoder's temporal stride.
-        batch: crops per batch, at least 2.
+        batch: crops per batch.
         steps: batches of a run.
         seed: of the training batches.
         workers: processes that render training batches.
         cache: folder of synthesised speech.
-
-    Raises:
-        UserError: a batch below 2.
     """
 
     def __init__(
@@ -87,8 +92,7 @@ class PuppetFrames(lightning.LightningDataModule):
         cache: str,
     ):
         super().__init__()
-        if batch < 2:
-            raise UserError(f"got batch={batch}; expected at least 2, since half of a batch begins with a scene cut")
+        require_int(1, batch=batch)
         self.world, self.scene, self.frames, self.batch, self.steps = world, scene, frames, batch, steps
         self.seed, self.workers, self.cache = seed, workers, Path(cache)
         self.start = 0  # the batch with which a resumed run continues

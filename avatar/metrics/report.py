@@ -125,12 +125,12 @@ def markdown(report: Mapping[str, Any], images: Sequence[str] = ()) -> str:
             [name.replace("_", " "), *(_cell(found.get(key), form) for key, form in _CONTROL.items())]
             for name, found in report["control"].items()
         ]
-        head = ["one control changed, all else equal", "followed", "95 % interval", "÷ truth", "truth", "unchanged"]
+        head = ["one control changed, all else equal", "followed", "95 % interval", "÷ truth", "truth", "autoencoder"]
         note = "Seen, unseen: combinations with a kind of puppet that training clips of this scene have, or never have."
         parts += [
             "## Control",
             note,
-            _table([*head, "intensity, rank r", "pairs", "seen", "unseen", "unseen pairs"], effects),
+            _table([*head, "unchanged", "intensity, rank r", "pairs", "seen", "unseen", "unseen pairs"], effects),
         ]
     if report["response"]:
         rows = [
@@ -245,6 +245,7 @@ _CONTROL = {
     "accuracy_ci": ".2f",
     "ratio": ".2f",
     "truth": ".2f",
+    "autoencoder": ".2f",
     "stayed": ".2f",
     "intensity_rank_correlation": ".2f",
     "pairs": "d",

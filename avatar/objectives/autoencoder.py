@@ -1,8 +1,8 @@
 """Training of a video autoencoder.
 
-Half of the clips are decoded after the latent of *another* frame: a stream's decoder is primed with the reference, and
-the clip does not continue it. Noise is added to the latents, so that the decoder tolerates the errors of a diffusion
-model, neighbouring latents decode to similar images, and the encoder gives more power to what is visible.
+Clips are decoded after the latent of *another* frame of their puppet: a stream's decoder is primed with the reference,
+and the clip does not continue it. Noise is added to the latents, so that the decoder tolerates the errors of a
+diffusion model, neighbouring latents decode to similar images, and the encoder gives more power to what is visible.
 """
 
 import itertools
@@ -54,9 +54,8 @@ class AutoencoderTraining(lightning.LightningModule):
             self.net.start_from(torch.cat([batch.video for batch in batches]).to(self.device))
 
     def training_step(self, batch: Frames, index: int) -> torch.Tensor:
-        latents, cut = with_other_references(self.net, batch), len(batch.video) // 2
-        target = torch.cat([torch.cat([batch.reference[:cut], batch.video[:cut, :, 1:]], 2), batch.video[cut:]])
-        video = self.net.decode(perturbed(latents, self.noise))
+        target = torch.cat([batch.reference, batch.video[:, :, 1:]], dim=2)
+        video = self.net.decode(perturbed(after_references(self.net, batch), self.noise))
         loss = losses.reconstruction(video, target, self.region_weights(batch.regions))
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -71,11 +70,9 @@ class AutoencoderTraining(lightning.LightningModule):
         return with_schedule(self.optimizer(trainable_parameters(self.net)), self.schedule)
 
 
-def with_other_references(net: VideoAutoencoder, batch: Frames) -> Latents:
-    """Latents of clips; in the first half of the batch, the reference's latent replaces the first one."""
-    latents, cut = net.encode(batch.video), len(batch.video) // 2
-    reference = net.encode(batch.reference[:cut])
-    return torch.cat([torch.cat([reference, latents[:cut, :, 1:]], 2), latents[cut:]])
+def after_references(net: VideoAutoencoder, batch: Frames) -> Latents:
+    """Latents of clips, with the reference's latent in place of the first one."""
+    return torch.cat([net.encode(batch.reference), net.encode(batch.video)[:, :, 1:]], dim=2)
 
 
 def perturbed(latents: Latents, noise: float) -> Latents:

@@ -1,7 +1,7 @@
 """Decoder distillation: a small decoder regresses the frames of a large one (as TAEHV, github.com/madebyollin/taehv).
 
-The large autoencoder is frozen; its frames of the same latents are the target. As in `autoencoder`, half of the clips
-are decoded after the latent of another frame, and a little noise is added to the latents of the small decoder.
+The large autoencoder is frozen; its frames of the same latents are the target. As in `autoencoder`, clips are
+decoded after the latent of another frame, and a little noise is added to the latents of the small decoder.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from avatar.errors import UserError
 from avatar.models import bundle
 from avatar.models.autoencoders.distilled import DistilledAutoencoder
 from avatar.objectives import losses
-from avatar.objectives.autoencoder import START_BATCHES, perturbed, psnr, with_other_references
+from avatar.objectives.autoencoder import START_BATCHES, after_references, perturbed, psnr
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.weighting import RegionWeights
 from avatar.types import Frames, Latents, Pixels
@@ -80,5 +80,5 @@ class DecoderDistillation(lightning.LightningModule):
 
     @torch.no_grad()
     def _example(self, batch: Frames) -> tuple[Latents, Pixels]:
-        latents = with_other_references(self.net, batch)
+        latents = after_references(self.net, batch)
         return latents, self.teacher.decode(latents)

@@ -45,6 +45,7 @@ def test_true_clips_follow_every_control(held_out):
     for name, found in scores.items():
         # A calm listener may not nod within the clip; idle eyes may rest on the thing by themselves.
         assert found["truth"] >= (0.7 if name in ("state", "look_text") else 0.9), (name, found)
+        assert found["autoencoder"] == found["truth"]  # states are coded without loss
         assert found["accuracy"] == 0 and found["stayed"] == 1 and found["ratio"] == 0  # it generates the same twice
         assert found["pairs"] == len(made[name].clips)
         assert len(shown[name]) == min(3, found["pairs"])

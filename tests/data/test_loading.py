@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from avatar import files
-from avatar.data import clip_encoding
+from avatar.data import clip_encoding, puppet_frames
 from avatar.data.bucketing import LengthBuckets
 from avatar.data.clip_encoding import ClipSet, encode_clips
 from avatar.data.puppet_frames import FrameBatches, PuppetFrames
@@ -19,6 +19,7 @@ from avatar.models import bundle
 from avatar.models.audio_encoders.log_mel import LogMel
 from avatar.models.text_encoders.bytes import ByteTokenizer
 from avatar.puppet import speech
+from avatar.puppet.clip import make_clip
 from avatar.puppet.motion import CHANNELS
 from avatar.puppet.scene import Scene
 from avatar.puppet.worlds import PixelWorld, StateWorld
@@ -74,10 +75,26 @@ def test_resumed_frames_equal_those_of_an_uninterrupted_run(cache):
     assert not torch.equal(first[0].video, first[1].video)
 
 
-def test_a_batch_of_one_frame_crop_is_rejected(cache):
-    """Half of a batch begins with a scene cut, so one clip is too few."""
-    with pytest.raises(ValueError, match="expected at least 2"):
-        PuppetFrames(StateWorld(), Scene(), frames=5, batch=1, steps=1, seed=1, workers=0, cache=str(cache))
+def test_references_of_frame_crops_are_of_any_clip_of_the_batch(cache, monkeypatch):
+    """Else a decoder that takes the reference learns that its expression is the crop's."""
+
+    def constant(number: int, *args, **settings):
+        clip = make_clip(number, *args, **settings)
+        return replace(clip, states=np.full_like(clip.states, number % 1000))
+
+    monkeypatch.setattr(puppet_frames, "make_clip", constant)
+    batches = FrameBatches(StateWorld(), Scene(), "train", 1, 3, 0, 12, 5, cache / "speech")
+    same = [
+        float(v.mean()) == float(r.mean())
+        for b in map(batches.__getitem__, range(3))
+        for v, r in zip(b.video, b.reference, strict=True)
+    ]
+    assert 0.1 < np.mean(same) < 0.6  # 1/3 expected
+
+
+def test_a_batch_without_crops_is_rejected(cache):
+    with pytest.raises(ValueError, match="batch=0; expected"):
+        PuppetFrames(StateWorld(), Scene(), frames=5, batch=0, steps=1, seed=1, workers=0, cache=str(cache))
 
 
 def test_batches_have_all_lengths_and_a_bounded_size(clips):

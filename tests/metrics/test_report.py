@@ -109,9 +109,10 @@ def test_the_page_has_a_column_for_each_system_and_the_versions(tmp_path, conten
 
 def test_the_effects_of_labels_are_compared_with_the_ground_truth(content):
     found = {"accuracy": 0.25, "accuracy_ci": [0.0, 0.5], "stayed": 0.75, "pairs": 8, "truth": 0.5, "ratio": 0.5}
+    found["autoencoder"] = 0.4
     made = report.assemble({}, None, content["student"], None, {}, 0, control={"emotion": found})
     assert made["control"] == {"emotion": found} and content["control"] is None
-    assert "| emotion | 0.25 | 0.00 … 0.50 | 0.50 | 0.50 | 0.75 | – | 8 |" in report.markdown(made)
+    assert "| emotion | 0.25 | 0.00 … 0.50 | 0.50 | 0.50 | 0.40 | 0.75 | – | 8 |" in report.markdown(made)
     assert "## Control" not in report.markdown(content)
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from avatar.models import bundle
+from avatar.objectives.autoencoder import after_references
+from avatar.types import Frames
 from tests.stages import FILTERS, FRAMES, fitted, random_autoencoder
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
@@ -28,3 +30,11 @@ def test_a_new_autoencoder_starts_from_principal_components(tmp_path):
     net = trained(tmp_path, "model.network.channels=4", "model.network.widths=[4,4]", "latent.channels=4")
     gram = net.linear_in.weight @ net.linear_out.weight
     torch.testing.assert_close(gram, torch.eye(4), atol=1e-3, rtol=0)
+
+
+def test_clips_are_decoded_after_their_references(tmp_path):
+    net = bundle.load(str(random_autoencoder(tmp_path / "first.safetensors")))
+    video, reference = torch.rand(3, 3, 9, 16, 16), torch.rand(3, 3, 1, 16, 16)
+    latents = after_references(net, Frames(video, reference, torch.ones(3, 3, 9, 16, 16), ["a", "b", "c"]))
+    torch.testing.assert_close(latents[:, :, :1], net.encode(reference))
+    torch.testing.assert_close(latents[:, :, 1:], net.encode(video)[:, :, 1:])
