@@ -356,7 +356,7 @@ class Faces(Session):
     def gesture(self, name: str | None, seconds: float = 1.0) -> None:
         pass
 
-    def stream(self, session, speech, other):
+    def stream(self, session, speech, other, control):
         for number in range(self.chunks):
             frames, samples = torch.full((3, 8, 64, 64), number / 9), torch.zeros(8 * SAMPLES_PER_FRAME)
             yield Emitted(frames, samples, 0.1, number + 0.1, 2)

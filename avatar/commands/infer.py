@@ -63,12 +63,10 @@ def infer(cfg: DictConfig) -> None:
     with Mp4Writer(out, cfg.size) as writer, Progress() as progress:
         title = f"streaming {len(samples) / (FRAME_RATE * SAMPLES_PER_FRAME):.1f} s"
         bar = progress.add_task(title, total=len(samples))
-        controls.apply(session)
-        for emitted in stream(session, samples, other=other):
+        for emitted in stream(session, samples, other=other, control=controls.apply):
             records.append(emitted)
             writer.write(to_uint8(emitted.frames), emitted.samples.numpy())
             progress.advance(bar, len(emitted.samples))
-            controls.apply(session)
     if controls.entries:
         print(f"controls: no chunk begins after the time of the last {len(controls.entries)}, which had no effect")
     stats = StreamStats.of(records)

@@ -10,7 +10,7 @@ to encode its reference is not counted.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,7 @@ def stream(
     speech: Float[Tensor, " s"],
     packet: int = SAMPLES_PER_FRAME,
     other: Float[Tensor, " s"] | None = None,
+    control: Callable[[Session], None] = lambda session: None,
 ) -> Iterator[Emitted]:
     """Feed a recording to a fresh session in packets, and yield its chunks as they are generated.
 
@@ -46,6 +47,7 @@ def stream(
         speech: the recording, at 16 kHz in [-1, 1].
         packet: samples per packet.
         other: the voice of the other person, as long as `speech`.
+        control: sets prompts and labels of the next chunk; its time counts.
 
     Raises:
         UserError: an empty recording, packets without samples, or a session with audio.
@@ -68,6 +70,7 @@ def stream(
             if part.stop == len(speech):
                 session.close()
             while True:
+                control(session)
                 first = session.frames
                 frames = session.step()
                 frames = None if frames is None else frames.cpu()  # waits until a GPU is done

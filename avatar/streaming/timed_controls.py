@@ -39,7 +39,7 @@ class TimedControls:
 
         controls = TimedControls.read("controls.json", seconds=5.0, prompt="", gesture="none")
         controls.check_prompts(session.text)
-        controls.apply(session)  # before the first chunk and after each
+        for emitted in stream(session, speech, control=controls.apply): ...  # before each chunk
 
     Args:
         entries: as in the file, checked; those that are not applied yet.

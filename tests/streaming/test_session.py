@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import accumulate, count, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -385,6 +385,20 @@ def test_a_simulated_stream_equals_the_session(opened, plan):
     assert torch.equal(other[: len(speech)], speech) and not other[len(speech) :].any()
     evaluations = len(plan.times) + (plan.context == "clean")
     assert all(record.evaluations == evaluations for record in records)
+
+
+def test_controls_are_set_before_each_chunk_in_measured_time(opened, monkeypatch):
+    clock, frames = [0.0], []
+    monkeypatch.setattr(simulation, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def control(session: Session) -> None:
+        clock[0] += 1.0
+        frames.append(session.frames)
+
+    records = list(stream(opened(), noise_audio(6), control=control))
+    starts = [0, *accumulate(record.frames.shape[1] for record in records)]
+    assert sorted(set(frames)) == starts
+    assert sum(record.seconds for record in records) >= len(frames) - 1  # the last call is after the last chunk
 
 
 @pytest.fixture
