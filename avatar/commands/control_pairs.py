@@ -21,7 +21,6 @@ from avatar.commands.held_out import HeldOutClips
 from avatar.conditioning import audio_timeline
 from avatar.conditioning.prompts import encode_prompt
 from avatar.data.encoded_clips import stack_padded
-from avatar.metrics.state_estimation import StateReader
 from avatar.puppet import captions
 from avatar.puppet.clip import Acting
 from avatar.puppet.gestures import Event
@@ -97,8 +96,7 @@ def controls(held_out: HeldOutClips, count: int) -> list[Control]:
         made.append(_gesture_by_text(held_out, every, [asked[i] for i in every]))
         if pointing := [i for i in bodies if i in with_thing]:
             made.append(_point_at(held_out, pointing))
-    # The gaze is not estimated from pixels.
-    if held_out.clips.scene.looks_hz and with_thing and isinstance(held_out.reader, StateReader):
+    if held_out.clips.scene.looks_hz and with_thing:
         made.append(_look_by_text(held_out, with_thing))
     if held_out.clips.schedule == "mixed":
         made.append(_state(held_out, every))

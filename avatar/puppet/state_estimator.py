@@ -33,6 +33,7 @@ FACE_CHANNELS = (
     "brow_raise",
     "brow_tilt",
     "lid",
+    "gaze_x",
     "head_x",
     "head_y",
     "head_roll",

@@ -45,7 +45,14 @@ def test_clean_frames_are_estimated_exactly(scene):
     assert estimate.valid.all() and estimate.residual.max() < 0.1
     assert agreement(clip, estimate, "mouth_open") > 0.995
     error = np.abs(estimate.states - clip.states) / (HIGH - LOW)
-    for name, bound in (("mouth_open", 0.03), ("head_x", 0.01), ("head_y", 0.01), ("head_roll", 0.01), ("lid", 0.04)):
+    for name, bound in (
+        ("mouth_open", 0.03),
+        ("head_x", 0.01),
+        ("head_y", 0.01),
+        ("head_roll", 0.01),
+        ("lid", 0.04),
+        ("gaze_x", 0.04),
+    ):
         assert error[:, channel(name)].mean() < bound, name
     assert error[:, channel("smile")].mean() < 0.05 and error[:, channel("mouth_wide")].mean() < 0.06
 
@@ -57,6 +64,17 @@ def test_degraded_frames_are_estimated(scene):
         assert estimate.valid.all()
         assert agreement(clip, estimate, "mouth_open") > 0.98
         assert agreement(clip, estimate, "head_x") > 0.95
+
+
+@pytest.mark.parametrize("framing", ["portrait", "half"])
+def test_looks_to_a_side_are_estimated(framing):
+    directed = Scene(framings={framing: 1.0}, backdrops=("room",), looks_hz=0.4, things=1.0)
+    clip = make_clip(3, "test", 100, "speaking", backend="formant", directed=directed)
+    shown = StateEstimator(clip.identity, 64, clip.setting).estimate(degraded(clip.frames(64), blur=0.5))
+    gaze = np.abs(clip.states[:, channel("gaze_x")])
+    aside, clear = gaze > 0.7, (gaze > 0.7) | (gaze < 0.3)
+    assert 0.2 < aside.mean() < 0.9
+    assert np.mean(((np.abs(shown.column("gaze_x")) > 0.5) == aside)[clear]) > 0.85
 
 
 def test_a_missing_mouth_noise_and_another_puppet_are_invalid(scene):
