@@ -307,10 +307,10 @@ def test_a_nonfinite_loss_ends_the_run_before_weights_change(command, tmp_path, 
     assert saved and all(weight.isfinite().all() for state in saved for weight in state["state_dict"].values())
 
 
-def test_batches_of_one_frame_crop_are_rejected(command, tmp_path):
+def test_batches_without_frame_crops_are_rejected(command, tmp_path):
     place = [f"folder='{tmp_path}/a'", f"cache='{tmp_path}/cache'", "threads=1", "steps=1"]
-    code, stderr = command("train", "objective=autoencoder", "data.batch=1", *place)
-    check_user_error(code, stderr, "batch=1")
+    code, stderr = command("train", "objective=autoencoder", "data.batch=0", *place)
+    check_user_error(code, stderr, "batch=0")
 
 
 def test_an_invalid_constructor_argument_is_one_line(command, tmp_path):

@@ -16,7 +16,7 @@ from avatar.nn.embeddings import TextProjection
 from avatar.types import ROLES
 from tests.conftest import make_net
 
-OTHERS = ("causal_conv", "small_decoder", "bundle")
+OTHERS = ("causal_conv", "small_decoder", "bundle", "adapted")
 BACKBONES = [path.stem for path in Path(CONFIGS, "model").glob("*.yaml") if path.stem not in OTHERS]
 # Parameters: of the Wan configs, those of the published networks; of the last config, all.
 BILLIONS = {"wan_1_3b": 1.42, "wan_5b": 5.0, "wan_14b": 14.29, "wan_i2v_14b": 16.4, "dit_20b": 20.4}
