@@ -5,7 +5,8 @@ from avatar import threads
 if __name__ == "__main__":
     threads.shorten_spinning()  # before torch is imported
 
-    from avatar import cli
+    from avatar import cli, process
     from avatar.training.fit import fit
 
     cli.main("train", fit)
+    process.end_process_group()

@@ -1,9 +1,10 @@
-"""Process settings: torch device, CPU threads and glibc's malloc thresholds."""
+"""Process settings: torch device, process group, CPU threads and glibc's malloc thresholds."""
 
 import ctypes
 import sys
 
 import torch
+import torch.distributed as dist
 
 from avatar.errors import UserError, require_int
 
@@ -43,6 +44,17 @@ def set_up_torch(threads: object) -> None:
         require_int(1, threads=threads)
         torch.set_num_threads(threads)  # pyright: ignore[reportArgumentType]
     keep_memory()
+
+
+def end_process_group() -> None:
+    """Destroy torch's default process group, if there is one, when all ranks have reached this call.
+
+    Gloo's threads abort a process that exits before they have ended ("terminate called without an active exception",
+    pytorch#190489), 4 of 30 on a busy machine.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def keep_memory() -> None:

@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from avatar.process import end_process_group
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -60,6 +62,7 @@ def main() -> None:
     for name, arguments in json.loads(sys.argv[1]):
         module, _, function = name.partition(":")
         getattr(importlib.import_module(module), function)(*arguments)
+    end_process_group()
 
 
 if __name__ == "__main__":

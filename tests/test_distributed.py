@@ -1,5 +1,7 @@
 """Losses, gradients and the final bundle don't depend on the number of processes and micro-batches."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from avatar.types import REGIONS, Batch
 from tests import ranks
 from tests.conftest import make_cond
 from tests.objectives.test_modules import make_consistency, make_dmd, make_flow_matching
-from tests.stages import FILTERS, SMALL_NET, fitted, random_bundle
+from tests.stages import FILTERS, SMALL_NET, TINY, fitted, random_bundle
 from tests.test_resume import INTENDED, losses
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in (*FILTERS, *INTENDED)]
@@ -148,3 +150,11 @@ def losses_of_updates(folder: Path, micro_batches: int) -> list[float]:
     rows = list(losses(folder).values())
     values = [float(row[(n // micro_batches) % 3 == 2]) for n, row in enumerate(rows)]
     return [sum(values[i : i + micro_batches]) / micro_batches for i in range(0, len(values), micro_batches)]
+
+
+def test_a_script_ends_its_process_group(tmp_path, monkeypatch):
+    own = (*TINY, *RUN, "trainer=ddp", "trainer.devices=1", f"folder={tmp_path}", f"cache={tmp_path}", "name=test")
+    monkeypatch.setattr(sys, "argv", ["train.py", *own, f"hydra.run.dir={tmp_path}"])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun sets it: with one device, Lightning launches no process
+    runpy.run_path("train.py", run_name="__main__")
+    assert list(tmp_path.glob("*.safetensors")) and not dist.is_initialized()
