@@ -81,11 +81,14 @@ class Denoiser(Protocol):
         cond: Conditioning,
         view: View,
         r: Times | None = None,
-        guidance: Tensor | None = None,
     ) -> Latents: ...
 
     def tokens(self, height: int, width: int) -> int:
         """Tokens per latent of height × width."""
+        ...
+
+    def check_guidance(self, scale: float | None) -> None:
+        """Raise UserError for a guidance scale that the network does not take."""
         ...
 
 

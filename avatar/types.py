@@ -58,6 +58,8 @@ class Conditioning:
     emotion: Int[Tensor, "b l"]  # index into EMOTIONS
     emotion_intensity: Float[Tensor, "b l"]  # in [0, 1]
     gesture: Int[Tensor, "b l"]  # index into GESTURES
+    # For networks with `guidance_embedding` only: the scale of the labels' guidance that they imitate
+    guidance: Float[Tensor, "b l"] | None = None
     # For Wan's image-to-video networks only (see `avatar.conditioning.image_to_video`):
     image: Float[Tensor, "b i g"] | None = None  # the reference as a frozen image encoder's features
     concat_latents: Float[Tensor, "b j l h w"] | None = None  # concatenated to the input: [mask | known latents]
@@ -77,6 +79,7 @@ class Conditioning:
             emotion=self.emotion[:, latents],
             emotion_intensity=self.emotion_intensity[:, latents],
             gesture=self.gesture[:, latents],
+            guidance=None if self.guidance is None else self.guidance[:, latents],
             concat_latents=None if self.concat_latents is None else self.concat_latents[:, :, latents],
         )
 
@@ -111,6 +114,7 @@ class Conditioning:
             emotion=labels,
             emotion_intensity=self.emotion_intensity.new_zeros(b, latents),
             gesture=labels,
+            guidance=None if self.guidance is None else self.guidance[:, :1].expand(-1, latents),
             concat_latents=known,
         )
 
@@ -140,6 +144,7 @@ def join(parts: list[Conditioning], dim: str) -> Conditioning:
         "emotion": 1,
         "emotion_intensity": 1,
         "gesture": 1,
+        "guidance": 1,
         "concat_latents": 2,
     }
     along = {name: axis for name, axis in along.items() if name in first.given}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from avatar.types import Conditioning, Latents, join
 
@@ -22,20 +23,21 @@ class Guidance:
     """Guidance scales of audio, text and labels; 1 is the conditional network.
 
     A branch costs a forward pass unless its coefficient is 0: with text = labels = 1, there is one for audio.
+    The scale of labels may be one per sample, in the shape `b 1 1 1 1`.
     """
 
     audio: float = 1.0
     text: float = 1.0
-    labels: float = 1.0
+    labels: int | float | Tensor = 1.0
 
-    def branches(self) -> list[tuple[float, dict[str, bool]]]:
+    def branches(self) -> list[tuple[float | Tensor, dict[str, bool]]]:
         """The branches with a coefficient other than 0: (coefficient, modality → whether it is dropped)."""
         coefficients = (1 - self.text, self.text - self.labels, self.labels - self.audio, self.audio)
         kept = ((), ("text",), ("text", "labels"), ("text", "labels", "audio"))
         return [
             (coefficient, {name: name not in names for name in ("audio", "text", "labels")})
             for coefficient, names in zip(coefficients, kept, strict=True)
-            if coefficient != 0.0
+            if isinstance(coefficient, Tensor) or coefficient != 0.0
         ]
 
 

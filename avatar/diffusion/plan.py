@@ -1,5 +1,6 @@
 """Rollout plan: chunks, denoising timesteps, update rule and attention window of a causal student."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -39,9 +40,11 @@ class Plan:
         window: latents that a chunk attends to, its own included.
         context: how a finished chunk becomes context: clean, merged or noisy (`avatar.diffusion.rollout`).
         update: from one timestep to the next: renoise (consistency models) or euler (ODE students).
+        guidance: scale of the labels' guidance, for students that take one as an input (guidance distillation).
 
     Raises:
-        UserError: sizes below 1, a window shorter than a chunk, timesteps that do not decrease from 1, unknown names.
+        UserError: sizes below 1, a window shorter than a chunk, timesteps that do not decrease from 1, unknown names,
+            a negative guidance scale.
     """
 
     times: Sequence[float] = (1.0, 0.9375, 0.833, 0.625)
@@ -50,6 +53,7 @@ class Plan:
     window: int = 8
     context: str = "clean"
     update: str = "renoise"
+    guidance: int | float | None = None
 
     def __post_init__(self):
         lengths = {"chunk": self.chunk, "first_chunk": self.first_chunk, "window": self.window}
@@ -78,6 +82,8 @@ class Plan:
             raise UserError(f"got context={self.context!r}; choose one of {', '.join(CONTEXTS)}")
         if not isinstance(self.update, str) or self.update not in UPDATES:
             raise UserError(f"got update={self.update!r}; choose {' or '.join(UPDATES)}")
+        if self.guidance is not None and not (isinstance(self.guidance, int | float) and 0 <= self.guidance < math.inf):
+            raise UserError(f"got guidance={self.guidance!r}; expected a number of at least 0, or null for none")
 
     def check_trainable(self) -> None:
         """Raise UserError for a plan whose context pass has no teacher-forcing mask."""

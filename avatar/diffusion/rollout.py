@@ -82,12 +82,13 @@ class Rollout:
             chunk. `history`: also the context passes of earlier chunks (with a cache that does not detach).
 
     Raises:
-        UserError: an unknown gradient policy.
+        UserError: an unknown gradient policy, or a guidance scale that the network does not take.
     """
 
     def __init__(self, net: Denoiser, plan: Plan, cache: Cache, noise: Noise, gradient: str = "exit_step"):
         if gradient not in ("exit_step", "history"):
             raise UserError(f"got gradient={gradient!r}; choose exit_step or history")
+        net.check_guidance(plan.guidance)
         self.net, self.plan, self.cache, self.noise, self.gradient = net, plan, cache, noise, gradient
         self.position = 0
         self.pending_context: tuple[Latents, Conditioning] | None = None  # a chunk without its context pass yet
@@ -99,13 +100,14 @@ class Rollout:
             self._cache_context()  # the pending chunk was generated with the old reference
         view = self.cache.prime()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "history"):
-            chunk_step(self.net, cond.reference, 0.0, cond.blank(1), view)
+            chunk_step(self.net, cond.reference, 0.0, self._with_guidance(cond).blank(1), view)
         self.cache.advance(view, 1)
         return self
 
     def chunk(self, cond: Conditioning, exit_step: int | None = None) -> Latents:
         """Generate the next chunk, of its conditioning's length, up to `exit_step` (default: the last of the plan)."""
         exit_step = len(self.plan.times) - 1 if exit_step is None else exit_step
+        cond = self._with_guidance(cond)
         if self.pending_context is not None and torch.is_grad_enabled():
             self._cache_context()  # a merged pass would carry gradients into the context half, or lose its history
         start, length = self.position, cond.latents
@@ -126,6 +128,12 @@ class Rollout:
             if self.plan.context == "clean":
                 self._cache_context()
         return x0
+
+    def _with_guidance(self, cond: Conditioning) -> Conditioning:
+        """The conditioning with the plan's guidance scale, unless it has one, as in training."""
+        if self.plan.guidance is None or cond.guidance is not None:
+            return cond
+        return replace(cond, guidance=torch.full_like(cond.emotion_intensity, self.plan.guidance))
 
     def _denoise(self, x: Latents, t: float, cond: Conditioning, positions: range) -> tuple[Latents, View]:
         if self.pending_context is not None:

@@ -1,10 +1,14 @@
 """Networks that start from the weights of a trained network with other inputs or outputs, such as other latents."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from avatar.errors import UserError
 from avatar.models import bundle
+from avatar.models.video_dit import VideoDiT
+from avatar.nn.attention import zero_init_
+from avatar.nn.embeddings import ScalarEmbedding
 
 
 def adapt(network: Any, path: str) -> Any:
@@ -31,3 +35,14 @@ def adapt(network: Any, path: str) -> Any:
     net.load_state_dict({name: w.to(expected[name].dtype) for name, w in same.items()}, strict=False)
     print(f"initialised anew, not from {path}: {', '.join(sorted(expected.keys() - same.keys())) or 'nothing'}")
     return net
+
+
+def add_guidance_embedding(net: VideoDiT) -> None:
+    """Add the embedding of a guidance scale to a network that has none, zero-initialised: its outputs stay the same."""
+    if net.guidance is not None:
+        return
+    net.guidance = ScalarEmbedding(net.dim).to(net.modulation.weight)
+    zero_init_(net.guidance.linear_2)
+    origin = bundle.origin_of(net)
+    network = {**origin.config["network"], "guidance_embedding": True}
+    net.origin = replace(origin, config={**origin.config, "network": network})  # pyright: ignore

@@ -63,7 +63,7 @@ class VideoDiT(nn.Module):
             learned. 1: no layers to mix.
         strides: frames and pixels per latent of the autoencoder that the network is for; None: any autoencoder.
         flow_map: whether it takes a target timestep `r` (flow maps, consistency models with two timesteps).
-        guidance_embedding: whether it takes a guidance scale (guidance distillation, arXiv:2210.03142).
+        guidance_embedding: whether it takes `Conditioning.guidance` (guidance distillation, arXiv:2210.03142).
 
     Raises:
         UserError: a size below 1 or that does not divide another, embedders of another width, no input for the
@@ -205,6 +205,14 @@ class VideoDiT(nn.Module):
                     "another frame size, or a model= with smaller patches"
                 )
 
+    def check_guidance(self, scale: float | None) -> None:
+        """Raise UserError for a guidance scale, if the network takes none."""
+        if scale is not None and self.guidance is None:
+            raise UserError(
+                f"got plan.guidance={scale} for a network that takes no guidance scale; leave it out, or train a "
+                "student with objective.guidance_range"
+            )
+
     def tokens(self, height: int, width: int) -> int:
         """Tokens per latent of height × width."""
         return (height // self.patch) * (width // self.patch)
@@ -216,7 +224,6 @@ class VideoDiT(nn.Module):
         cond: Conditioning,
         view: View,
         r: Times | None = None,
-        guidance: Float[Tensor, "b l"] | None = None,
     ) -> Latents:
         """The velocity of the latents.
 
@@ -226,7 +233,6 @@ class VideoDiT(nn.Module):
             cond: the conditioning of the same latents.
             view: what they may attend to: a mask or a KV cache.
             r: target timesteps, for networks with `flow_map`.
-            guidance: guidance scales, for networks with `guidance_embedding`.
         """
         height, width = x.shape[-2:]
         rows, columns = height // self.patch, width // self.patch
@@ -238,10 +244,11 @@ class VideoDiT(nn.Module):
         if not self.reference_sink:
             x = x * (view.positions > SINK)[:, None, None]
         time = self.time(t) + self.labels(cond)
-        for name, value, embedding in (("r", r, self.target_time), ("guidance", guidance, self.guidance)):
-            if value is not None:
-                assert embedding is not None, f"{name} for a network without its embedding; see VideoDiT's arguments"
-                time = time + embedding(value)
+        if r is not None:
+            assert self.target_time is not None, "r for a network without flow_map"
+            time = time + self.target_time(r)
+        if self.guidance is not None and cond.guidance is not None:
+            time = time + self.guidance(cond.guidance)
         modulation = self.modulation(nn.functional.silu(time)).unflatten(-1, (6, self.dim))
 
         tokens = self.patches(self._with_concat_latents(x, cond), cond.reference)

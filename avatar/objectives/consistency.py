@@ -8,7 +8,7 @@ At k = 1 the target's timestep is r = 0, where f is the identity, so the chain i
 initialisation.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import lightning
 import torch
@@ -19,9 +19,11 @@ from avatar.diffusion import path
 from avatar.diffusion.guidance import Guidance
 from avatar.diffusion.packing import TeacherForced, guided_velocity
 from avatar.diffusion.timesteps import shifted
+from avatar.models.adapted import add_guidance_embedding
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.objectives.distributed import noise_like, sample_globally
+from avatar.objectives.guidance_distillation import GuidanceRange
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
@@ -36,6 +38,7 @@ class Consistency(lightning.LightningModule):
         teacher: a frozen causal network with the same attention pattern.
         pattern: teacher forcing with the student's rollout plan.
         guidance: scales of the teacher's classifier-free guidance.
+        guidance_range: of the labels' scale, which the student then takes as an input; None: that of `guidance`.
         discretisation: N, the number of steps of the teacher's trajectory.
         shift: of the timesteps towards noise; 1: evenly spaced.
         optimizer: parameters → optimiser.
@@ -56,8 +59,12 @@ class Consistency(lightning.LightningModule):
         region_weights: RegionWeights,
         weighting: Weighting,
         schedule: Schedule,
+        guidance_range: Sequence[float] | None = None,
     ):
         super().__init__()
+        self.guidance_range = None if guidance_range is None else GuidanceRange.of(guidance_range, pattern.plan)
+        if self.guidance_range is not None:
+            add_guidance_embedding(model)
         self.net, self.teacher = model, teacher.requires_grad_(False).eval()
         self.pattern, self.guidance, self.discretisation, self.shift = pattern, guidance, discretisation, shift
         self.optimizer, self.region_weights, self.weighting, self.schedule = (
@@ -68,11 +75,14 @@ class Consistency(lightning.LightningModule):
         )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        guidance = self.guidance
+        if self.guidance_range is not None:
+            batch, guidance = self.guidance_range.draw(batch, guidance)
         x0, cond = batch.latents, batch.conditioning
         t, r = self.draw_times(x0, batch.shard)
         x_t = path.noised(x0, noise_like(x0, batch.shard), t)
         with torch.no_grad():
-            v = guided_velocity(self.teacher, self.pattern, x_t, t, cond, x0, self.guidance)
+            v = guided_velocity(self.teacher, self.pattern, x_t, t, cond, x0, guidance)
             x_r = path.step(x_t, v, t, r)
             target = self._endpoint(x_r, r, cond, x0)
         weight = self.region_weights(batch.regions, self.weighting.of_clean(r))

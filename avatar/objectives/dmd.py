@@ -7,7 +7,7 @@ arXiv:2506.08009).
 The rollout is the same as in streaming. Teacher and critic are bidirectional over full clips.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import lightning
@@ -22,10 +22,12 @@ from avatar.diffusion.packing import Bidirectional, TimestepSampler, guided_velo
 from avatar.diffusion.plan import Plan
 from avatar.diffusion.rollout import Noise, generate, replay
 from avatar.errors import UserError
+from avatar.models.adapted import add_guidance_embedding
 from avatar.models.video_dit import VideoDiT
 from avatar.objectives import losses
 from avatar.objectives.alternating import Alternation
 from avatar.objectives.distributed import noise_like, sample_globally
+from avatar.objectives.guidance_distillation import GuidanceRange
 from avatar.objectives.optim import Schedule, trainable_parameters, with_schedule
 from avatar.objectives.sharding import shard_networks
 from avatar.objectives.weighting import RegionWeights, Weighting
@@ -43,6 +45,7 @@ class DistributionMatching(lightning.LightningModule):
         teacher: frozen, bidirectional.
         plan: the student's rollout.
         guidance: scales of the teacher's classifier-free guidance.
+        guidance_range: of the labels' scale, which student and critic then take as an input; None: that of `guidance`.
         timesteps: distribution of t, for the scores and for the critic's training.
         critic_steps: critic updates per student update.
         accumulate: micro-batches per update of either network.
@@ -74,9 +77,14 @@ class DistributionMatching(lightning.LightningModule):
         region_weights: RegionWeights,
         critic_weighting: Weighting,
         schedule: Schedule,
+        guidance_range: Sequence[float] | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
+        self.guidance_range = None if guidance_range is None else GuidanceRange.of(guidance_range, plan)
+        if self.guidance_range is not None:
+            for net in (model, critic):
+                add_guidance_embedding(net)
         if gradient not in ("exit_step", "replayed", "history"):
             raise UserError(f"got gradient={gradient!r}; choose exit_step, replayed or history")
         plan.check_trainable()
@@ -104,13 +112,14 @@ class DistributionMatching(lightning.LightningModule):
 
     def student_loss(self, batch: Batch) -> Tensor:
         """The distribution matching loss of a fresh rollout."""
+        batch, guidance = self._with_guidance(batch)
         cond = batch.conditioning
         exit_step = int(torch.randint(len(self.plan.times), ()))
         x = self._rollout(batch, exit_step)
         t = self._draw_times(x, batch.shard)
         with torch.no_grad():
             x_t = path.noised(x, noise_like(x, batch.shard), t)
-            v = guided_velocity(self.teacher, BIDIRECTIONAL, x_t, t, cond, x_t, self.guidance)
+            v = guided_velocity(self.teacher, BIDIRECTIONAL, x_t, t, cond, x_t, guidance)
             real = path.clean(x_t, v, t)
             fake = path.clean(x_t, BIDIRECTIONAL.velocity(self.critic, x_t, t, cond, x_t), t)
         loss = losses.distribution_matching(x, real, fake, self.region_weights(batch.regions))
@@ -120,6 +129,7 @@ class DistributionMatching(lightning.LightningModule):
 
     def critic_loss(self, batch: Batch) -> Tensor:
         """Flow matching of the critic on a rollout without gradients."""
+        batch, _ = self._with_guidance(batch)
         cond = batch.conditioning
         exit_step = int(torch.randint(len(self.plan.times), ()))
         with torch.no_grad():
@@ -146,6 +156,9 @@ class DistributionMatching(lightning.LightningModule):
         x = generated.latents.requires_grad_()
         x.register_hook(rerun)
         return x
+
+    def _with_guidance(self, batch: Batch) -> tuple[Batch, Guidance]:
+        return (batch, self.guidance) if self.guidance_range is None else self.guidance_range.draw(batch, self.guidance)
 
     def _draw_times(self, x: Latents, shard: slice) -> Times:
         return BIDIRECTIONAL.times(sample_globally(self.timesteps, shard), x)

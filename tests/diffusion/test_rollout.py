@@ -166,7 +166,8 @@ class GradientOfInputs(torch.nn.Module):
 
     def __init__(self, net):
         super().__init__()
-        self.net, self.tokens, self.gradients = net, net.tokens, []
+        self.net, self.gradients = net, []
+        self.tokens, self.check_guidance = net.tokens, net.check_guidance
 
     def forward(self, x, *args):
         index = len(self.gradients)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,7 +189,7 @@ def test_layers_that_wan_lacks_are_zero_initialised_and_get_gradients(tmp_path):
     assert all(not p.is_meta for p in net.parameters())
     cond = conditioning("t2v", 1, 3, 4, 4)
     x, t, view = torch.randn(1, 4, 3, 4, 4), torch.rand(1, 3), FullView(torch.arange(3))
-    output = net(x, t, cond, view, r=t / 2, guidance=torch.full_like(t, 2.0))
+    output = net(x, t, replace(cond, guidance=torch.full_like(t, 2.0)), view, r=t / 2)
     other = cond.without(*(torch.tensor([flag]) for flag in (True, False, True)))
     torch.testing.assert_close(net(x, t, other, view), output)
     output.square().sum().backward()

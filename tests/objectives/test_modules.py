@@ -14,6 +14,9 @@ from avatar.diffusion.guidance import Guidance
 from avatar.diffusion.packing import Bidirectional, TeacherForced, guided_velocity
 from avatar.diffusion.plan import Plan
 from avatar.diffusion.timesteps import LogitNormal, ShiftedUniform
+from avatar.errors import UserError
+from avatar.models import bundle
+from avatar.models.video_dit import VideoDiT
 from avatar.objectives.consistency import Consistency
 from avatar.objectives.dmd import DistributionMatching
 from avatar.objectives.flow_matching import FlowMatching
@@ -23,6 +26,7 @@ from avatar.types import REGIONS, Batch
 from tests.conftest import make_cond, make_net
 
 PLAN = Plan((1.0, 0.5), window=6)
+SCALED = replace(PLAN, guidance=2.0)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 REGION_WEIGHTS = RegionWeights(face=0.5, lips=4.0)
 
@@ -36,6 +40,13 @@ def without_logging(module):
     """A module without logging, since these tests have no trainer."""
     module.log = module.log_dict = lambda *_, **__: None
     return module
+
+
+def loaded_net() -> VideoDiT:
+    """A network with an origin, as if it were loaded from a bundle."""
+    net = make_net()
+    net.origin = bundle.Origin({"network": {}}, "causal_teacher")  # pyright: ignore[reportAttributeAccessIssue]
+    return net
 
 
 def make_dmd(**changes) -> DistributionMatching:
@@ -53,7 +64,7 @@ def make_dmd(**changes) -> DistributionMatching:
         "region_weights": REGION_WEIGHTS,
         "critic_weighting": Uniform(),
     }
-    return without_logging(DistributionMatching(make_net(), make_net(), make_net(), **arguments | changes))
+    return without_logging(DistributionMatching(loaded_net(), loaded_net(), loaded_net(), **arguments | changes))
 
 
 def touched(net) -> bool:
@@ -137,11 +148,11 @@ def test_noisy_context_is_rejected_for_training():
         TeacherForced(Plan((1.0, 0.5), context=context))
 
 
-def make_consistency(n: int = 4, **changes) -> Consistency:
+def make_consistency(n: int = 4, plan: Plan = PLAN, **changes) -> Consistency:
     arguments = {"region_weights": REGION_WEIGHTS, "weighting": Uniform(), "schedule": WarmupDecay(10)}
     return without_logging(
         Consistency(
-            make_net(), make_net(), TeacherForced(PLAN), Guidance(audio=2.0), n, 3.0, ADAM, **arguments | changes
+            loaded_net(), loaded_net(), TeacherForced(plan), Guidance(audio=2.0), n, 3.0, ADAM, **arguments | changes
         )
     )
 
@@ -160,6 +171,51 @@ def test_consistency_changes_only_the_student():
     module = make_consistency()
     module.training_step(make_batch(), 0).backward()
     assert touched(module.net) and not touched(module.teacher)
+
+
+def test_a_student_is_trained_at_the_scale_of_its_teacher(monkeypatch):
+    """Each sample's teacher is guided by the scale that the student gets for the sample."""
+    module, batch = make_consistency(plan=SCALED, guidance_range=[1.0, 4.0]), make_batch()
+    scales = {}
+
+    def spy(net, pattern, x_t, t, cond, x0, guidance):
+        scales["teacher"] = guidance.labels.flatten()
+        scales["student"] = cond.guidance
+        return guided_velocity(net, pattern, x_t, t, cond, x0, guidance)
+
+    monkeypatch.setattr("avatar.objectives.consistency.guided_velocity", spy)
+    module.training_step(batch, 0).backward()
+    assert scales["student"].shape == (2, 5) and torch.equal(scales["student"][:, 0], scales["teacher"])
+    assert len(scales["teacher"].unique()) == 2 and scales["teacher"].min() >= 1 and scales["teacher"].max() <= 4
+    assert module.net.guidance.linear_2.weight.grad.abs().sum() > 0
+
+
+def test_scales_per_sample_guide_as_the_same_scales_alone():
+    net, batch = make_net(), make_batch()
+    t = torch.full((2, 5), 0.7)
+
+    def guided_by(labels) -> torch.Tensor:
+        guidance = Guidance(audio=2.0, text=1.5, labels=labels)
+        return guided_velocity(net, Bidirectional(), batch.latents, t, batch.conditioning, batch.latents, guidance)
+
+    each = guided_by(torch.tensor([1.5, 3.0])[:, None, None, None, None])
+    for i, scale in enumerate((1.5, 3.0)):
+        torch.testing.assert_close(each[i], guided_by(scale)[i])
+    assert not torch.allclose(guided_by(1.5), guided_by(3.0))
+
+
+def test_student_and_critic_of_dmd_take_the_scale():
+    module, batch = make_dmd(plan=SCALED, guidance_range=[1.0, 4.0]), make_batch()
+    module.student_loss(batch).backward()
+    assert module.net.guidance.linear_2.weight.grad.abs().sum() > 0
+    module.critic_loss(batch).backward()
+    assert module.critic.guidance.linear_2.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bounds, scale", [([1.0, 4.0], None), ([1.0, 4.0], 5.0), ([4.0, 1.0], 2.0), ([1.0], 1.0)])
+def test_a_range_without_a_default_scale_in_it_is_rejected(bounds, scale):
+    with pytest.raises(UserError, match=r"plan\.guidance|guidance_range"):
+        make_dmd(plan=replace(PLAN, guidance=scale), guidance_range=bounds)
 
 
 def test_consistency_is_weighted_at_the_earlier_timestep():
