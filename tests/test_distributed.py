@@ -13,7 +13,7 @@ from avatar.objectives.distributed import average_gradients, sample_globally
 from avatar.types import REGIONS, Batch
 from tests import ranks
 from tests.conftest import make_cond
-from tests.objectives.test_modules import make_consistency, make_dmd, make_flow_matching
+from tests.objectives.test_modules import SCALED, make_consistency, make_dmd, make_flow_matching
 from tests.stages import FILTERS, SMALL_NET, TINY, fitted, random_bundle
 from tests.test_resume import INTENDED, losses
 
@@ -30,6 +30,7 @@ def objectives() -> dict:
     """Objective name → the trained network and the function from a batch to its loss."""
     torch.manual_seed(1)
     teacher, student, jumps = make_flow_matching(), make_dmd(gradient="replayed"), make_consistency()
+    scaled = make_consistency(plan=SCALED, guidance_range=[1.0, 4.0])
     return {
         "flow_matching": (
             teacher.net,
@@ -38,6 +39,7 @@ def objectives() -> dict:
             ),
         ),
         "consistency": (jumps.net, lambda batch: jumps.training_step(batch, 0)),
+        "guidance_range": (scaled.net, lambda batch: scaled.training_step(batch, 0)),
         "student": (student.net, student.student_loss),
         "critic": (student.critic, student.critic_loss),
     }

@@ -106,9 +106,14 @@ def plan_of(trained: Mapping[str, Any] | None, changes: Mapping[str, Any]) -> Pl
     """The plan that a student was trained for, as recorded in its bundle (untrusted), with some fields changed.
 
     Raises:
-        UserError: an unknown field, or an invalid value.
+        UserError: an unknown field, an invalid value, or no guidance scale for a student that was trained with one.
     """
     known, given = [f.name for f in fields(Plan)], {**(trained or {}), **changes}
     if unknown := sorted(given.keys() - set(known)):
         raise UserError(f"got plan.{', plan.'.join(unknown)}; expected one of {', '.join(known)}")
-    return Plan(**given)
+    plan = Plan(**given)
+    if plan.guidance is None and (trained or {}).get("guidance") is not None:
+        raise UserError(
+            "got plan.guidance=null for a student that takes a guidance scale; give a number or leave it out"
+        )
+    return plan

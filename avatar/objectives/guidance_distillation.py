@@ -4,6 +4,7 @@ The teacher of each sample has a scale of its own, which the student gets as `Co
 chooses the scale, by `plan.guidance`, and pays one forward pass at any.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,11 +29,12 @@ class GuidanceRange:
         """The range between two bounds.
 
         Raises:
-            UserError: other than two bounds, a range without numbers or below 0, or a plan without a scale in this
-                range, with which the student streams by default.
+            UserError: other than two finite numbers, 0 ≤ low < high, or a plan without a scale in this range, with
+                which the student streams by default.
         """
-        if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
-            raise UserError(f"got guidance_range={list(bounds)}; expected 0 ≤ low < high, such as [1.0, 4.0]")
+        numbers = isinstance(bounds, Sequence) and all(isinstance(bound, int | float) for bound in bounds)
+        if not numbers or len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] < math.inf:
+            raise UserError(f"got guidance_range={bounds}; expected two numbers, 0 ≤ low < high, such as [1.0, 4.0]")
         self = cls(*bounds)
         if plan.guidance is None or not self.low <= plan.guidance <= self.high:
             raise UserError(

@@ -26,7 +26,10 @@ def test_a_student_takes_a_guidance_scale_from_stage_to_stage(tmp_path):
     critics = (f"init='{jumps}'", f"teacher='{teacher}'", "objective.critic_steps=1")
     student = bundle.load(str(fitted("distill", tmp_path / "student", "objective=dmd", *RANGE, *SHORT, *critics)))
     assert bundle.load(str(jumps)).guidance is not None and student.guidance is not None
-    assert plan_of(bundle.origin_of(student).plan, {}).guidance == 3.0
+    plan = bundle.origin_of(student).plan
+    assert [plan_of(plan, changes).guidance for changes in ({}, {"guidance": 2})] == [3.0, 2]
+    with pytest.raises(UserError, match=r"plan\.guidance=null for a student that takes"):
+        plan_of(plan, {"guidance": None})
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from dataclasses import replace
 from unittest import mock
 
@@ -173,19 +174,23 @@ def test_consistency_changes_only_the_student():
     assert touched(module.net) and not touched(module.teacher)
 
 
-def test_a_student_is_trained_at_the_scale_of_its_teacher(monkeypatch):
+@pytest.mark.parametrize("objective", ["consistency", "dmd"])
+def test_a_student_is_trained_at_the_scale_of_its_teacher(objective, monkeypatch):
     """Each sample's teacher is guided by the scale that the student gets for the sample."""
-    module, batch = make_consistency(plan=SCALED, guidance_range=[1.0, 4.0]), make_batch()
-    scales = {}
+    make = {"consistency": make_consistency, "dmd": make_dmd}[objective]
+    module, batch, scales = make(plan=SCALED, guidance_range=[1.0, 4.0]), make_batch(), {}
 
     def spy(net, pattern, x_t, t, cond, x0, guidance):
         scales["teacher"] = guidance.labels.flatten()
-        scales["student"] = cond.guidance
         return guided_velocity(net, pattern, x_t, t, cond, x0, guidance)
 
-    monkeypatch.setattr("avatar.objectives.consistency.guided_velocity", spy)
-    module.training_step(batch, 0).backward()
-    assert scales["student"].shape == (2, 5) and torch.equal(scales["student"][:, 0], scales["teacher"])
+    def record(embedding, inputs) -> None:
+        scales["student"] = inputs[0]
+
+    monkeypatch.setattr(f"avatar.objectives.{objective}.guided_velocity", spy)
+    module.net.guidance.register_forward_pre_hook(record)
+    (module.student_loss(batch) if objective == "dmd" else module.training_step(batch, 0)).backward()
+    assert torch.equal(scales["student"], scales["teacher"][:, None].expand_as(scales["student"]))
     assert len(scales["teacher"].unique()) == 2 and scales["teacher"].min() >= 1 and scales["teacher"].max() <= 4
     assert module.net.guidance.linear_2.weight.grad.abs().sum() > 0
 
@@ -204,15 +209,15 @@ def test_scales_per_sample_guide_as_the_same_scales_alone():
     assert not torch.allclose(guided_by(1.5), guided_by(3.0))
 
 
-def test_student_and_critic_of_dmd_take_the_scale():
-    module, batch = make_dmd(plan=SCALED, guidance_range=[1.0, 4.0]), make_batch()
-    module.student_loss(batch).backward()
-    assert module.net.guidance.linear_2.weight.grad.abs().sum() > 0
-    module.critic_loss(batch).backward()
+def test_the_critic_of_dmd_takes_the_scale():
+    module = make_dmd(plan=SCALED, guidance_range=[1.0, 4.0])
+    module.critic_loss(make_batch()).backward()
     assert module.critic.guidance.linear_2.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("bounds, scale", [([1.0, 4.0], None), ([1.0, 4.0], 5.0), ([4.0, 1.0], 2.0), ([1.0], 1.0)])
+@pytest.mark.parametrize(
+    "bounds, scale", [([1.0, 4.0], None), ([1.0, 4.0], 5.0), ([4.0, 1.0], 2.0), ([1.0], 1.0), ([1.0, math.inf], 2.0)]
+)
 def test_a_range_without_a_default_scale_in_it_is_rejected(bounds, scale):
     with pytest.raises(UserError, match=r"plan\.guidance|guidance_range"):
         make_dmd(plan=replace(PLAN, guidance=scale), guidance_range=bounds)
