@@ -29,6 +29,7 @@ from avatar.models.transforms.compile import Compiled
 from avatar.models.transforms.lora import LoRA
 from avatar.models.video_dit import VideoDiT
 from avatar.nn.embeddings import ByteTextEncoder, ImageProjection, TextProjection
+from avatar.process import bf16_cost
 from avatar.puppet.worlds import PixelWorld
 from avatar.training import checks, fit, run_checkpoint
 from tests.conftest import CHANNELS, make_net
@@ -97,6 +98,13 @@ def test_an_evaluation_with_another_autoencoder_is_rejected(monkeypatch, capsys,
     arguments = ["autoencoder=states", f"student='{student}'", "teacher=null", "clips=2", "latents=2", "workers=0"]
     message = error_line(monkeypatch, capsys, tmp_path, "evaluate", evaluate.evaluate, *arguments)
     assert "a network for latents of 4 channels with an autoencoder of 84" in message
+
+
+def test_slow_bf16_is_reported():
+    assert checks.precision_note("bf16-mixed", 0.6) is None
+    message = checks.precision_note("bf16-mixed", 24.0)
+    assert message is not None and message.startswith("trainer.precision=bf16-mixed, but this CPU takes about 24 times")
+    assert 0.01 < bf16_cost(64, 2) < 10_000
 
 
 def test_a_window_longer_than_the_clips_is_reported():

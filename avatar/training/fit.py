@@ -15,7 +15,7 @@ from avatar.files import create_folder, write_text, writing
 from avatar.models import bundle, registry
 from avatar.models.transforms.apply import apply_transforms
 from avatar.models.video_dit import VideoDiT
-from avatar.process import choose_device, set_up_torch
+from avatar.process import bf16_cost, choose_device, set_up_torch
 from avatar.protocols import LatentData, TrainingData
 from avatar.provenance import git_revision
 from avatar.training import checks, run_checkpoint
@@ -90,6 +90,9 @@ def fit(cfg: DictConfig) -> None:
         print(data.describe_batch(trainer.world_size))
         streamed = data if isinstance(data, LatentData) and cfg.kind in ("causal_teacher", "student") else None
         if streamed is not None and (note := checks.window_note(cfg.plan.window, streamed.buckets.lengths)):
+            print(note)
+        slow = trainer.strategy.root_device.type == "cpu" and "bf16" in str(cfg.trainer.precision)
+        if slow and (note := checks.precision_note(cfg.trainer.precision, bf16_cost())):
             print(note)
     try:
         trainer.fit(objective, data, ckpt_path=resume, weights_only=True)
