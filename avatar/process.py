@@ -48,7 +48,7 @@ def set_up_torch(threads: object) -> None:
 
 
 def bf16_cost(size: int = 256, repeats: int = 9) -> float:
-    """Time of a matrix product in bf16 ÷ that in fp32 on this CPU; 25 to 100 without instructions for bf16.
+    """Time of a matrix product in bf16 ÷ that in fp32 on this CPU; tens without instructions for bf16.
 
     Args:
         size: of the square matrices.

@@ -36,7 +36,7 @@ from tests.conftest import CHANNELS, make_net
 from tests.data.shard_sets import sample, write_set
 from tests.data.test_shard_clips import data as shard_clips
 from tests.models import speech_networks
-from tests.stages import ANY_DATA, FILTERS, SMALL_NET, TINY, composed, random_bundle
+from tests.stages import ANY_DATA, FILTERS, SMALL_NET, TINY, composed, fitted, random_bundle
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in FILTERS]
 LIPS = "objective.region_weights.lips=0.0"
@@ -105,6 +105,13 @@ def test_slow_bf16_is_reported():
     message = checks.precision_note("bf16-mixed", 24.0)
     assert message is not None and message.startswith("trainer.precision=bf16-mixed, but this CPU takes about 24 times")
     assert 0.01 < bf16_cost(64, 2) < 10_000
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_only_runs_in_bf16_report_it(precision, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fit, "bf16_cost", lambda: 24.0)
+    fitted("train", tmp_path / "run", f"trainer.precision={precision}", "steps=1")
+    assert ("trainer.precision=32-true is faster" in capsys.readouterr().out) == (precision == "bf16-mixed")
 
 
 def test_a_window_longer_than_the_clips_is_reported():

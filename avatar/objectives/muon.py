@@ -56,7 +56,7 @@ class MuonAdamW(Optimizer):
         rates: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self.parts: list[Optimizer] = []
         if hidden:
-            self.parts.append(Muon(hidden, momentum=momentum, adjust_lr_fn="match_rms_adamw", **rates))
+            self.parts.append(Muon(hidden, momentum=momentum, **rates))
         if others:
             self.parts.append(torch.optim.AdamW(others, betas=(betas[0], betas[1]), **rates))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -83,11 +83,20 @@ class MuonAdamW(Optimizer):
 class Muon(torch.optim.Muon):
     """torch's Muon, whose ranks orthogonalise a share of the matrices each, on the CPU in fp32.
 
-    torch's own orthogonalises all of them on every rank and in bf16, which takes CPUs without instructions for
-    it 25 to 100 times as long as fp32.
+    torch's own orthogonalises all of them on every rank and in bf16, which takes CPUs without instructions for it tens
+    of times as long as fp32.
 
-    Args: those of `torch.optim.Muon`, with adjust_lr_fn "match_rms_adamw".
+    Args:
+        parameters: matrices, the same on all ranks.
+        lr: learning rate, of updates with the root mean square of AdamW's.
+        momentum: of the moving average of gradients, with Nesterov's correction.
+        weight_decay: per update, times the learning rate.
     """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, momentum: float, weight_decay: float):
+        super().__init__(
+            parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -91,8 +91,8 @@ def fit(cfg: DictConfig) -> None:
         streamed = data if isinstance(data, LatentData) and cfg.kind in ("causal_teacher", "student") else None
         if streamed is not None and (note := checks.window_note(cfg.plan.window, streamed.buckets.lengths)):
             print(note)
-        slow = trainer.strategy.root_device.type == "cpu" and "bf16" in str(cfg.trainer.precision)
-        if slow and (note := checks.precision_note(cfg.trainer.precision, bf16_cost())):
+        bf16_on_cpu = trainer.strategy.root_device.type == "cpu" and "bf16" in str(cfg.trainer.precision)
+        if bf16_on_cpu and (note := checks.precision_note(cfg.trainer.precision, bf16_cost())):
             print(note)
     try:
         trainer.fit(objective, data, ckpt_path=resume, weights_only=True)
